@@ -1,0 +1,9 @@
+"""Sources of pairs: each module turns one kind of storage into a visit table and reads its visits.
+
+Nothing is imported here, so that naming one source does not load the libraries of the others:
+``from lssl.datamodules.visits import VisitsDataModule``.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []

@@ -1,0 +1,40 @@
+"""lssl: self-supervised pretraining on longitudinal 3D neuroimages, with interchangeable strategies.
+
+Names are imported on first use, so that ``import lssl`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = [
+    "Backbone",
+    "InputError",
+    "PairBatch",
+    "Projector",
+    "Strategy",
+    "View",
+    "ViewSampler",
+    "Visit",
+    "__version__",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Backbone": "lssl.backbone",
+    "InputError": "lssl.errors",
+    "PairBatch": "lssl.batch",
+    "Projector": "lssl.heads",
+    "Strategy": "lssl.strategy",
+    "View": "lssl.views",
+    "ViewSampler": "lssl.views",
+    "Visit": "lssl.batch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lssl' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

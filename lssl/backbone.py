@@ -1,0 +1,128 @@
+"""Backbone: any image-to-image network, with named taps whose channels, stride and centre offset are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lssl.errors import InputError
+from lssl.receptive_field import Enough, Tap, measure, tapped
+
+__all__ = ["Backbone", "Tap", "unet", "unet_taps"]
+
+
+def unet(
+    in_channels: int = 1,
+    out_channels: int = 32,
+    features: Sequence[int] = (16, 32, 64, 128, 256, 16),
+    norm: str = "batch",
+) -> nn.Module:
+    """MONAI's BasicUNet with the widths of Ren et al. (2022): the default network.
+
+    Five double-convolution levels of width 16 to 256, max-pooling, skip connections by concatenation, as in the paper.
+    It differs where MONAI's block does: upsampling is a 2×2×2 transposed convolution that halves the channels (the
+    paper: nearest neighbour, none), and level 0 has two convolutions (the paper: three).
+
+    Args:
+        in_channels: image channels.
+        out_channels: channels of the output map, from which reconstructions and segmentations are read.
+        features: widths of levels 0 to 4, then of the last decoder level.
+        norm: ``batch`` (needs few crops, 2 or more; as published), ``instance`` or ``group``.
+    """
+    from monai.networks.nets import BasicUNet
+
+    kind = ("group", {"num_groups": 8}) if norm == "group" else (norm, {"affine": True})
+    return BasicUNet(3, in_channels, out_channels, tuple(features), act="relu", norm=kind, bias=norm != "batch")
+
+
+def unet_taps() -> dict[str, str]:
+    """Taps of :func:`unet`: first convolutions of each level, before norm and activation, as in Ren et al. (2022)."""
+    taps = {"encoder.0": "conv_0.conv_1.conv"}
+    taps |= {f"encoder.{level}": f"down_{level}.convs.conv_0.conv" for level in (1, 2, 3)}
+    taps |= {"skip.3": "down_3.convs.conv_1.conv", "bottleneck": "down_4.convs.conv_0.conv"}
+    taps |= {f"decoder.{level}": f"upcat_{level + 1}.convs.conv_0.conv" for level in (3, 2, 1, 0)}
+    return taps
+
+
+class Backbone(nn.Module):
+    """A network and the names of its features.
+
+    Args:
+        network: maps ``(B, C, D, H, W)`` to ``(B, C', D, H, W)``; given by ``class_path`` in a config. ``None`` takes
+            :func:`unet`.
+        taps: name → path of a submodule (``network.get_submodule``). ``None`` takes :func:`unet_taps`.
+        in_channels: image channels.
+        padding: padding of the network's convolutions: ``zeros``, or ``reflect`` as published.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | None = None,
+        taps: dict[str, str] | None = None,
+        in_channels: int = 1,
+        padding: Literal["zeros", "reflect"] = "zeros",
+    ) -> None:
+        super().__init__()
+        if network is not None and taps is None:
+            raise InputError(
+                f"backbone: name the taps of {type(network).__name__} (taps: {{name: submodule path}}), for instance "
+                f"one of {_some_modules(network)}."
+            )
+        self.network = unet(in_channels) if network is None else network
+        self.in_channels, self.padding = in_channels, padding
+        self._paths = dict(taps or unet_taps())
+        modules = dict(self.network.named_modules())
+        for name, path in self._paths.items():
+            if path not in modules:
+                raise InputError(
+                    f"backbone: tap '{name}' names no submodule '{path}'; there are {_some_modules(self.network)}."
+                )
+        _set_padding(self.network, padding)
+        measured = measure(self.network, self._paths, in_channels)
+        self.taps: dict[str, Tap] = measured.taps
+        self.out_channels: int = measured.out_channels
+
+    def forward(self, image: Tensor, taps: Sequence[str] = (), output: bool = False) -> dict[str, Tensor]:
+        """Features at the named taps, and ``"output"`` if asked.
+
+        Without ``output`` the pass stops at the last tap it needs, so an encoder-only method pays for no decoder.
+        """
+        self.check_taps(taps)
+        with tapped(self.network, {name: self._paths[name] for name in taps}, stop=not output) as features:
+            try:
+                result = self.network(image)
+                if output:
+                    features["output"] = result
+            except Enough:
+                pass
+        return features
+
+    def check_taps(self, names: Sequence[str]) -> None:
+        """Refuses names that are no taps."""
+        unknown = [name for name in names if name not in self.taps]
+        if unknown:
+            raise InputError(f"There is no tap '{unknown[0]}'; the backbone has {', '.join(self.taps)}.")
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """Refuses views whose sides the network's strides do not divide."""
+        for name, tap in self.taps.items():
+            for side, stride in zip(size, tap.stride, strict=True):
+                if side % stride:
+                    low = side // stride * stride
+                    raise InputError(
+                        f"views: a side of {side} voxels is not divisible by {stride}, the stride of tap '{name}'; "
+                        f"use {f'{low} or ' if low else ''}{low + stride}."
+                    )
+
+
+def _some_modules(network: nn.Module, most: int = 40) -> str:
+    paths = [name for name, module in network.named_modules() if name and not isinstance(module, nn.Identity)]
+    return ", ".join(paths[:most]) + (", …" if len(paths) > most else "")
+
+
+def _set_padding(network: nn.Module, padding: Literal["zeros", "reflect"]) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and any(module._reversed_padding_repeated_twice):
+            module.padding_mode = padding

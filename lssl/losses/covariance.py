@@ -1,0 +1,34 @@
+"""Covariance penalty of VICReg."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Covariance"]
+
+
+class Covariance(nn.Module):
+    """``Σ_views (1/D) Σ_{i≠j} Cov_ij²``: no two dimensions may say the same.
+
+    VICReg (Bardes et al., ICLR 2022, eq. 3-4), covariance over all rows of one view with 1/(N - 1). On decoder taps
+    in Ren et al. (NeurIPS 2022). With fewer rows than dimensions it cannot reach 0: for standardised rows its floor is
+    ``D/(N - 1) - 1`` per view.
+
+    Example:
+        >>> import torch
+        >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> Covariance()(z, z).item()
+        0.0
+    """
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Loss of un-normalised projections ``(N, D)`` of each view."""
+        with torch.autocast(z1.device.type, enabled=False):
+            return self._one(z1.float()) + self._one(z2.float())
+
+    @staticmethod
+    def _one(z: Tensor) -> Tensor:
+        z = z - z.mean(0)
+        covariance = z.T @ z / (len(z) - 1)
+        return (covariance.square().sum() - covariance.diagonal().square().sum()) / z.shape[1]

@@ -1,0 +1,57 @@
+"""Voxel-wise InfoNCE between two views of known correspondence."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["DenseInfoNCE"]
+
+
+class DenseInfoNCE(nn.Module):
+    """Each point must find itself in the other view among points farther than ``exclusion`` mm away.
+
+    ``L₁ = -log e^{q_i·k_i/τ} / (e^{q_i·k_i/τ} + Σ_{j: |x_i - x_j| > r} e^{q_i·k_j/τ})`` with q the L2-normalised
+    projections of view 1, k those of view 2, x their places in the frame; the loss is ``½ (L₁ + L₂)``, views swapped.
+    Nearer points are neither positive nor negative: their logit is -∞. (van den Oord et al., 2018; per voxel as in
+    Chaitanya et al., NeurIPS 2020.)
+
+    Args:
+        temperature: τ.
+        exclusion: r in mm.
+
+    Example:
+        >>> import torch
+        >>> places = torch.tensor([[[0.0, 0, 0], [50.0, 0, 0]]])
+        >>> z = torch.eye(2)[None]
+        >>> DenseInfoNCE(temperature=0.1)(z, z, places).item() < 1e-4
+        True
+    """
+
+    def __init__(self, temperature: float = 0.1, exclusion: float = 8.0) -> None:
+        super().__init__()
+        self.temperature, self.exclusion = temperature, exclusion
+
+    def forward(self, z1: Tensor, z2: Tensor, places: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Loss of projections ``(B, K, D)`` at K corresponding points.
+
+        Args:
+            z1: projections of view 1.
+            z2: projections of view 2.
+            places: ``(B, K, 3)`` frame coordinates in mm.
+            weight: ``(B,)`` share of each sample in the mean; a sample without corresponding points has 0.
+        """
+        with torch.autocast(z1.device.type, enabled=False):
+            z1, z2 = F.normalize(z1.float(), dim=-1), F.normalize(z2.float(), dim=-1)
+            logits = z1 @ z2.transpose(1, 2) / self.temperature
+            distance = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
+            self_pair = torch.eye(distance.shape[1], dtype=torch.bool, device=distance.device)
+            logits = logits.masked_fill((distance <= self.exclusion) & ~self_pair, float("-inf"))
+            target = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape[:2])
+            both = F.cross_entropy(logits, target, reduction="none")
+            both = both + F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+            per_sample = 0.5 * both.mean(1)
+            if weight is None:
+                return per_sample.mean()
+            return (weight * per_sample).sum() / weight.sum().clamp_min(1e-6)

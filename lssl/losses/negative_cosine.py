@@ -1,0 +1,41 @@
+"""Negative cosine similarity with stop-gradient."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["NegativeCosine"]
+
+
+class NegativeCosine(nn.Module):
+    """``½ mean[-cos(p₁, sg z₂)] + ½ mean[-cos(p₂, sg z₁)]``; in [-1, 1], lower is better.
+
+    The mean runs over samples and points; ``sg`` stops the gradient. SimSiam (Chen & He, CVPR 2021), used per voxel and
+    tap by Ren et al. (NeurIPS 2022).
+
+    Example:
+        >>> import torch
+        >>> z = torch.randn(2, 5, 8)
+        >>> round(NegativeCosine()(z, z, z, z).item(), 4)
+        -1.0
+    """
+
+    def forward(self, p1: Tensor, z1: Tensor, p2: Tensor, z2: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Loss of predictions and projections ``(B, K, D)`` at K corresponding points.
+
+        Args:
+            p1: predictions of view 1.
+            z1: projections of view 1.
+            p2: predictions of view 2.
+            z2: projections of view 2.
+            weight: ``(B,)`` share of each sample in the mean; a sample without corresponding points has 0.
+        """
+        with torch.autocast(p1.device.type, enabled=False):
+            cosine = F.cosine_similarity(p1.float(), z2.detach().float(), dim=-1)
+            cosine = cosine + F.cosine_similarity(p2.float(), z1.detach().float(), dim=-1)
+            per_sample = -0.5 * cosine.mean(1)
+            if weight is None:
+                return per_sample.mean()
+            return (weight * per_sample).sum() / weight.sum().clamp_min(1e-6)

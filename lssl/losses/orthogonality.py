@@ -1,0 +1,27 @@
+"""Orthogonality of skip-connected encoder features and the decoder's."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Orthogonality"]
+
+
+class Orthogonality(nn.Module):
+    """``mean cos(e, d)²``: 0 if the decoder says something new at a voxel, 1 if it passes the skip connection on.
+
+    Ren et al. (NeurIPS 2022), encoder against decoder at the first concatenation after the bottleneck. Gradients flow
+    to both sides.
+
+    Example:
+        >>> import torch
+        >>> Orthogonality()(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])).item()
+        0.0
+    """
+
+    def forward(self, encoder: Tensor, decoder: Tensor) -> Tensor:
+        """Loss of vectors ``(..., D)`` at the same voxels."""
+        with torch.autocast(encoder.device.type, enabled=False):
+            return F.cosine_similarity(encoder.float(), decoder.float(), dim=-1).square().mean()

@@ -1,0 +1,167 @@
+"""Strategy: the LightningModule that every method subclasses."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lssl.backbone import Backbone
+from lssl.batch import PairBatch
+from lssl.errors import InputError
+from lssl.schedules import WarmupCosine
+from lssl.views import View, ViewSampler
+
+__all__ = ["Strategy"]
+
+OptimizerFactory = Callable[[Any], Optimizer]
+ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
+
+
+def _adamw(parameters: Any) -> Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
+
+
+class Strategy(L.LightningModule, ABC):
+    """A self-supervised method: heads for the taps it needs, and a few named loss terms.
+
+    Subclasses implement :meth:`terms`; this class samples the views, weights, sums and logs the terms, and configures
+    the optimizer. Views and :attr:`generator` depend on the seed, the rank, the stage and the step alone: a resumed
+    run draws what an uninterrupted one would have drawn, and validation always sees the same views.
+
+    Args:
+        backbone: network and taps.
+        views: how the two views of a pair are drawn.
+        weights: term name → weight; a term that is not named here has weight 1, a term of weight 0 is switched off.
+        optimizer: from parameter groups (weights; and, without weight decay, biases and norms).
+        schedule: from the optimizer and the total number of steps; ``None`` keeps the rate constant.
+    """
+
+    #: Terms that the strategy can give. Empty: any name is accepted until the first step has shown them.
+    TERMS: Sequence[str] = ()
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        views: ViewSampler | None = None,
+        weights: dict[str, float] | None = None,
+        optimizer: OptimizerFactory = _adamw,
+        schedule: ScheduleFactory | None = WarmupCosine,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.views = views or ViewSampler()
+        self.weights = dict(weights or {})
+        self.optimizer, self.schedule = optimizer, schedule
+        self.generator = torch.Generator()
+        if self.TERMS:
+            self._check_weights(self.TERMS)
+        backbone.check_size(self.views.size)
+
+    @abstractmethod
+    def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
+        """Unweighted scalar terms of the loss; draw whatever is random from :attr:`generator` (on the CPU)."""
+
+    def uses(self, term: str) -> bool:
+        """Whether a term has any weight, hence needs computing."""
+        return self.weights.get(term, 1.0) != 0
+
+    # --- Lightning ----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Checks what can be checked before any long work starts."""
+        check = getattr(getattr(self.trainer, "datamodule", None), "check_crop", None)
+        if check:
+            check(self.views.size)
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        """One step: views, terms, weighted sum."""
+        self.seed("fit", self.global_step)
+        loss, terms = self._loss(batch)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            values = {f"train/{name}": value.detach() for name, value in {"loss": loss, **terms}.items()}
+            values["learning_rate"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
+            self.log_dict(values, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """The same terms on held-out pairs."""
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """The same terms on test pairs."""
+        self._evaluate(batch, batch_idx, "test")
+
+    def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Embeddings of each visit's central view: per tap, the mean of its features over the foreground."""
+        first, _ = self.views.centred(batch)
+        embeddings = self.embed(first)
+        return {"subject": batch.subject, "session": batch.session[:, 0], **embeddings}
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer over all parameters, one rate, stepped every step."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in trained if parameter.ndim > 1]},
+            {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = self.optimizer([group for group in groups if group["params"]])
+        if self.schedule is None:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise InputError("trainer: the schedule needs an end; set trainer.max_epochs or trainer.max_steps.")
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.schedule(optimizer, int(steps)), "interval": "step"},
+        }
+
+    # --- for subclasses, callbacks and evaluation ---------------------------------------------------------------------
+
+    def seed(self, stage: str, step: int) -> None:
+        """Restarts :attr:`generator` for one step of one stage on this rank."""
+        key = [torch.initial_seed() % 2**63, self.global_rank, ("fit", "val", "test").index(stage), step]
+        state = np.random.SeedSequence(key).generate_state(2, np.uint32)
+        self.generator.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+    def embed(self, view: View, taps: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Per tap ``(B, C)``: features averaged over the foreground; needs no gradient."""
+        features = self.backbone(view.image, taps or list(self.backbone.taps))
+        pooled = {}
+        for name, value in features.items():
+            weight = torch.nn.functional.adaptive_avg_pool3d(view.foreground, value.shape[2:]) + 1e-6
+            pooled[name] = ((value.float() * weight).sum((2, 3, 4)) / weight.sum((2, 3, 4))).detach()
+        return pooled
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        first, second = self.views(batch, self.generator)
+        terms = self.terms(first, second, batch)
+        self._check_weights(list(terms) or self.TERMS)
+        if not terms:
+            raise InputError("weights: every term has weight 0, so there is nothing to learn.")
+        loss = torch.stack([self.weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
+        return loss, terms
+
+    def _evaluate(self, batch: PairBatch, batch_idx: int, stage: str) -> None:
+        self.seed(stage, batch_idx)
+        loss, terms = self._loss(batch)
+        values = {f"{stage}/{name}": value for name, value in {"loss": loss, **terms}.items()}
+        self.log_dict(values, prog_bar=stage == "val", batch_size=len(batch), sync_dist=True)
+
+    def _check_weights(self, names: Sequence[str]) -> None:
+        known = set(names) | set(self.TERMS)
+        unknown = [name for name in self.weights if name not in known]
+        if unknown:
+            raise InputError(
+                f"weights: {type(self).__name__} has no term '{unknown[0]}'; it has {', '.join(sorted(known))}."
+            )

@@ -1,0 +1,82 @@
+"""LightningCLI over strategies, data, backbone and views; imported only when a command trains or evaluates."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lssl.backbone import Backbone
+from lssl.run import RunFolder, checkpoint_path, claim, run_checkpoints
+from lssl.strategy import Strategy
+from lssl.views import ViewSampler
+
+__all__ = ["TrainingCLI"]
+
+
+class TrainingCLI(LightningCLI):
+    """Groups ``data``, ``views``, ``backbone``, ``model``, ``trainer``; views and backbone are handed to the model."""
+
+    @classmethod
+    def run(cls, args: list[str]) -> TrainingCLI:
+        """Parses and runs one command."""
+        return cls(
+            Strategy,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunFolder,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+            parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the two groups that are ours, and the run folder's logger."""
+        parser.add_class_arguments(Backbone, "backbone")
+        parser.link_arguments("backbone", "model.init_args.backbone", apply_on="instantiate")
+        parser.add_class_arguments(ViewSampler, "views")
+        parser.link_arguments("views", "model.init_args.views", apply_on="instantiate")
+        parser.set_defaults(
+            {
+                "trainer.default_root_dir": "runs/run",
+                "trainer.logger": {
+                    "class_path": "lightning.pytorch.loggers.CSVLogger",
+                    "init_args": {"save_dir": "runs/run", "name": "", "version": ""},
+                },
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Settles the run folder and the checkpoint to start from, before anything is built."""
+        config = self.config[self.subcommand]
+        folder = Path(config.trainer.default_root_dir)
+        path = checkpoint_path(config.get("ckpt_path"), folder)
+        if "ckpt_path" in config:
+            config.ckpt_path = path
+        if self.subcommand == "fit":
+            folder = claim(folder, resuming=path is not None)
+        elif path is None:
+            rank_zero_warn(
+                f"lssl {self.subcommand} without --ckpt_path: these are the weights of an untrained network."
+            )
+        config.trainer.default_root_dir = str(folder)
+        loggers = config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            arguments = getattr(logger, "init_args", None)
+            if arguments is not None and "save_dir" in arguments:
+                arguments.save_dir = str(folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Adds the progress bar and the checkpoints of the run folder to whatever callbacks are configured."""
+        folder = Path(self.config[self.subcommand].trainer.default_root_dir)
+        bar: Callback = RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=20)
+        self.trainer_defaults["callbacks"] = [bar, run_checkpoints(folder)]
+        return super().instantiate_trainer(**kwargs)
