@@ -1,7 +1,7 @@
 """The command line: the only room that knows all the others.
 
-``lssl fit --config FILE …`` is LightningCLI with five groups: ``data``, ``views``, ``backbone``, ``model``, ``trainer``.
-Heavy imports wait until a command needs them, so that ``lssl --help`` answers at once.
+``lssl fit --config FILE …`` is LightningCLI with the groups ``data``, ``views``, ``backbone``, ``model`` and
+``trainer``. Heavy imports wait until a command needs them, so that ``lssl --help`` answers at once.
 """
 
 from __future__ import annotations

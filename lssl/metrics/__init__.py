@@ -1,1 +1,7 @@
-"""Metrics, one idea per file."""
+"""Metrics, one idea per file, as torchmetrics."""
+
+from lssl.metrics.effective_rank import EffectiveRank
+from lssl.metrics.position import PositionR2
+from lssl.metrics.retrieval import CrossVisitRetrieval
+
+__all__ = ["CrossVisitRetrieval", "EffectiveRank", "PositionR2"]

@@ -1,0 +1,387 @@
+"""PairDataModule: from a table of visits to loaders of PairBatch."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, distributed
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from lssl.batch import Visit, collate
+from lssl.errors import InputError
+
+from .pairs import SPLITS, build_pairs, count, given_split, order_visits, split_subjects, visit_name
+
+__all__ = ["PairDataModule", "PairDataset", "PairSampler"]
+
+
+class PairDataset(Dataset[tuple[Visit, Visit]]):
+    """Reads the two visits of a pair and crops the same source box from both.
+
+    It is indexed by the number of a pair, which gives the box centred on the foreground, or by ``(row, row, seed)``,
+    which gives a random box. Only flat arrays live here, so workers share them without copying.
+
+    Args:
+        read: reads the whole visit of a row.
+        pairs: ``(pairs, 2)`` rows of the visit table.
+        subject: ``(visits,)`` number of each row's subject.
+        age: ``(visits,)`` years, NaN where unknown.
+        size: voxels of the source box; ``None`` takes the whole visit.
+        transform: applied to each visit's source.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Visit],
+        pairs: np.ndarray,
+        subject: np.ndarray,
+        age: np.ndarray,
+        size: tuple[int, int, int] | None = None,
+        transform: Callable[[Visit], Visit] | None = None,
+    ) -> None:
+        self.read, self.pairs, self.subject, self.age = read, pairs, subject, age
+        self.size, self.transform = size, transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int | tuple[int, int, int]) -> tuple[Visit, Visit]:
+        drawn = isinstance(index, tuple)
+        row, later, seed = index if isinstance(index, tuple) else (*self.pairs[index].tolist(), index)
+        first = self._visit(row)
+        second = first if later == row else self._visit(later)
+        if self.size is not None:
+            if first.image.shape[1:] != second.image.shape[1:]:
+                shapes = [tuple(visit.image.shape[1:]) for visit in (first, second)]
+                raise InputError(
+                    f"The visits in rows {row} and {later} have the shapes {shapes[0]} and {shapes[1]}, so no box can "
+                    f"be cut from both; bring the visits of a subject onto one grid, or set source_size to null."
+                )
+            start, size = source_box(first, second, self.size, seed if drawn else None)
+            first, second = crop(first, start, size), crop(second, start, size)
+        if self.transform is not None:
+            second = copy.deepcopy(second) if later == row else second
+            with torch.random.fork_rng(devices=[]):  # the draws of a transform must not depend on the worker
+                torch.manual_seed(seed)
+                first, second = self.transform(first), self.transform(second)
+        return first, second
+
+    def _visit(self, row: int) -> Visit:
+        visit = self.read(row)
+        age = float(self.age[row]) if math.isnan(visit.age) else visit.age
+        return dataclasses.replace(visit, subject=int(self.subject[row]), session=row, age=age)
+
+
+def crop(visit: Visit, start: Sequence[int], size: Sequence[int]) -> Visit:
+    """The box of a visit that begins at voxel ``start``; its affine still maps into the same frame."""
+    window = tuple(slice(begin, begin + length) for begin, length in zip(start, size, strict=True))
+    affine = visit.affine.clone()
+    affine[:3, 3] += affine[:3, :3] @ torch.tensor(start, dtype=affine.dtype)
+    return dataclasses.replace(
+        visit,
+        image=visit.image[(slice(None), *window)],
+        affine=affine,
+        foreground=visit.foreground[window],
+        label=None if visit.label is None else visit.label[window],
+    )
+
+
+def source_box(
+    first: Visit, second: Visit, wanted: Sequence[int], seed: int | None = None
+) -> tuple[list[int], list[int]]:
+    """Start and size of the box to cut from both visits, clipped to the volume.
+
+    Args:
+        first: earlier visit.
+        second: later visit, on the same grid.
+        wanted: voxels of the box; where the volume is smaller, the whole axis is taken.
+        seed: draws a foreground voxel as the centre; ``None`` takes the centre of the foreground's bounding box.
+    """
+    shape = first.foreground.shape
+    size = [min(length, have) for length, have in zip(wanted, shape, strict=True)]
+    centre = _foreground_centre(first, second) if seed is None else _foreground_voxel(first, second, seed)
+    start = [
+        min(max(middle - length // 2, 0), have - length)
+        for middle, length, have in zip(centre, size, shape, strict=True)
+    ]
+    return start, size
+
+
+def _foreground_voxel(first: Visit, second: Visit, seed: int) -> list[int]:
+    """A random voxel that is foreground in either visit; any voxel if there is none."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = first.foreground.shape
+    # Listing all foreground voxels costs more than reading a cached box, so guess first: 64 guesses nearly always hit.
+    guesses = torch.stack([torch.randint(length, (64,), generator=generator) for length in shape], 1)
+    i, j, k = guesses.unbind(1)
+    hits = (first.foreground[i, j, k] | second.foreground[i, j, k]).nonzero()
+    if len(hits):
+        return guesses[hits[0, 0]].tolist()
+    voxels = (first.foreground | second.foreground).nonzero()
+    if not len(voxels):
+        return guesses[0].tolist()
+    return voxels[torch.randint(len(voxels), (1,), generator=generator)][0].tolist()
+
+
+def _foreground_centre(first: Visit, second: Visit) -> list[int]:
+    """Middle of the bounding box of both foregrounds; of the volume if there is none."""
+    union: Tensor = first.foreground | second.foreground
+    if not union.any():
+        return [length // 2 for length in union.shape]
+    profiles = (union.any(2).any(1), union.any(2).any(0), union.any(1).any(0))
+    extents = [profile.nonzero()[:, 0] for profile in profiles]
+    return [(int(extent[0]) + int(extent[-1]) + 1) // 2 for extent in extents]
+
+
+class PairSampler(DistributedSampler):
+    """Yields ``(row, later row, seed)``: the training order of one epoch, the same however many workers read it.
+
+    Every draw of an epoch comes from one generator seeded by (seed, epoch), then the ranks take turns, so that all
+    ranks agree on the order; a list that does not divide evenly is continued from its beginning.
+
+    Args:
+        dataset: the training pairs, sorted by subject.
+        every_pair: all pairs in each epoch, instead of one per subject drawn at random.
+        seed: of the whole order.
+    """
+
+    def __init__(self, dataset: PairDataset, every_pair: bool, seed: int) -> None:
+        world, rank = 1, 0
+        if distributed.is_available() and distributed.is_initialized():
+            world, rank = distributed.get_world_size(), distributed.get_rank()
+        super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed)
+        self.pairs = dataset.pairs
+        subject = dataset.subject[self.pairs[:, 0]]
+        start = np.arange(len(subject)) if every_pair else np.flatnonzero(np.diff(subject, prepend=-1))
+        self.start = torch.from_numpy(start)
+        self.number = torch.from_numpy(np.diff(start, append=len(subject)))
+        self.num_samples = math.ceil(len(start) / world)
+        self.total_size = self.num_samples * world
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+        draw = torch.rand(len(self.start), dtype=torch.float64, generator=generator)
+        chosen = self.start + (draw * self.number).long()
+        order = chosen[torch.randperm(len(chosen), generator=generator)]
+        order = order.repeat(math.ceil(self.total_size / len(order)))[: self.total_size]
+        seeds = torch.randint(2**62, (self.total_size,), generator=generator)
+        mine = slice(self.rank, None, self.num_replicas)
+        rows = self.pairs[order[mine].numpy()]
+        return zip(rows[:, 0].tolist(), rows[:, 1].tolist(), seeds[mine].tolist(), strict=True)
+
+
+def one_thread(_: int) -> None:
+    """One torch thread per worker: workers are the parallelism, more threads only compete."""
+    torch.set_num_threads(1)
+
+
+class PairDataModule(L.LightningDataModule):
+    """Visit table → pairs → loaders of PairBatch.
+
+    A subclass says which visits exist (:meth:`visit_table`) and how one is read (:meth:`read`); pairs, splits, order
+    and source boxes are made here.
+
+    Training draws a random box around foreground; validation and test take every pair in fixed order with the box
+    centred on the foreground; prediction takes every visit of every split once, whole, as a same-visit pair in a batch
+    of its own.
+
+    Args:
+        batch_size: pairs per batch and device.
+        num_workers: processes that read visits; 0 reads in the main process.
+        source_size: voxels of the box that is cut from both visits and sent to the device; ``None`` sends whole visits.
+            Where a visit is smaller, its whole axis is taken.
+        pairs: which two visits of a subject may form a pair: ``any`` two, ``consecutive`` ones, or the ``baseline``
+            with each later one. ``all`` is ``any`` with ``pairs_per_subject: all``.
+        min_interval: shortest interval of a pair in years.
+        max_interval: longest interval of a pair in years.
+        pairs_per_subject: ``one``: each epoch draws one pair of every subject, so that subjects with many visits do
+            not dominate; ``all``: each epoch takes all of them. Validation and test always take all.
+        single_visits: a subject seen once gives a pair of the ``same`` visit twice, or is left out (``drop``).
+        split: shares of subjects in train, val and test, where the visit table has no column ``split``.
+        seed: of the split, the order and the boxes.
+        transform: applied to the source of each visit on the CPU; random ones must draw from torch's global generator.
+
+    Attributes:
+        table: after ``setup``: one row per visit, sorted by subject and time, with its split.
+        subjects: after ``setup``: names of the subjects; ``Visit.subject`` counts in it.
+        train_pairs: after ``setup``: ``(pairs, 2)`` int32 rows of the table in time order.
+        val_pairs: the same for validation.
+        test_pairs: the same for test.
+        summary: after ``setup``: what was found, used and excluded, in words.
+        excluded: phrases with counts that :meth:`visit_table` may add to: which visits it left out, and why.
+        remarks: phrases that :meth:`visit_table` and :meth:`inspect` may add to the summary.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 2,
+        num_workers: int = 0,
+        source_size: int | tuple[int, int, int] | None = None,
+        pairs: Literal["any", "consecutive", "baseline", "all"] = "any",
+        min_interval: float = 0.0,
+        max_interval: float | None = None,
+        pairs_per_subject: Literal["one", "all"] = "one",
+        single_visits: Literal["same", "drop"] = "same",
+        split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        seed: int = 0,
+        transform: Callable[[Visit], Visit] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6:
+            raise InputError(f"split is {list(split)}; give three shares (train, val, test) that add up to 1.")
+        if max_interval is not None and max_interval < min_interval:
+            raise InputError(f"max_interval ({max_interval:g}) is below min_interval ({min_interval:g}); no pair fits.")
+        self.batch_size, self.num_workers, self.transform = batch_size, num_workers, transform
+        self.source_size = (source_size,) * 3 if isinstance(source_size, int) else source_size
+        if self.source_size is not None and min(self.source_size) < 1:
+            raise InputError(f"source_size is {list(self.source_size)}; give at least one voxel per axis, or null.")
+        self.policy, self.min_interval, self.max_interval = pairs, min_interval, max_interval
+        self.every_pair = pairs_per_subject == "all" or pairs == "all"
+        self.single_visits, self.split, self.seed = single_visits, tuple(split), seed
+        self.table: pd.DataFrame = pd.DataFrame()
+        self.subjects: list[str] = []
+        self.excluded: list[str] = []
+        self.remarks: list[str] = []
+        self.summary = ""
+
+    def visit_table(self) -> pd.DataFrame:
+        """One row per visit, in any order.
+
+        Columns: ``subject`` and ``session`` (str), ``age`` (years or NaN), ``time`` (years since the subject's first
+        visit or NaN), and optionally ``split`` (train, val or test) and whatever :meth:`read` needs.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say which visits there are, in visit_table().")
+
+    def read(self, row: int) -> Visit:
+        """The whole visit in a row of ``self.table``; its subject, session and age are filled in from the table."""
+        raise NotImplementedError(f"{type(self).__name__} must say how a visit is read, in read(row).")
+
+    def inspect(self, table: pd.DataFrame) -> None:
+        """Called once with the sorted table, before pairs are made: check files, keep what :meth:`read` needs."""
+
+    def shapes(self) -> np.ndarray:
+        """``(visits, 3)`` voxels per axis; here as if all were like the first visit. Override where headers tell."""
+        first = self.read(0).foreground.shape
+        return np.tile(np.array(first), (len(self.table), 1))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Builds the table and the pairs, once."""
+        if len(self.table):
+            return
+        self.excluded, self.remarks = [], []
+        table = order_visits(self.visit_table())
+        self.inspect(table)
+        index = build_pairs(table, self.policy, self.min_interval, self.max_interval)
+        self._subject = index.subject
+        self.subjects = table["subject"].iloc[np.flatnonzero(np.diff(index.subject, prepend=-1))].tolist()
+        part = self._parts(table, index.subject, index.pairs)
+        self.table = table.assign(split=pd.Categorical(np.array(SPLITS)[part[index.subject]], categories=SPLITS))
+        self._age = table["age"].to_numpy(np.float32)
+        singles = index.singles[:0] if self.single_visits == "drop" else index.singles
+        used = np.concatenate([index.pairs, np.stack([singles, singles], 1)])
+        used = used[np.lexsort(used.T[::-1])]
+        part_of_pair = part[index.subject[used[:, 0]]]
+        self.train_pairs, self.val_pairs, self.test_pairs = (used[part_of_pair == value] for value in range(3))
+        if self.single_visits == "drop" and len(index.singles):
+            self.excluded.append(f"{count(len(index.singles), 'single visit')} (single_visits: drop)")
+        self.excluded += index.excluded
+        self.summary = self._summarise(index.pairs, singles)
+        rank_zero_info(self.summary)
+
+    def _parts(self, table: pd.DataFrame, subject: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        """Split of each subject, as a number."""
+        if "split" in table:
+            return given_split(table, subject)
+        visits = np.bincount(subject)
+        paired = np.bincount(subject[pairs[:, 0]], minlength=len(visits)) > 0
+        group = np.where(paired, 0, np.where(visits == 1, 1, 2))
+        return split_subjects(self.subjects, group, self.split, self.seed)
+
+    def _summarise(self, pairs: np.ndarray, singles: np.ndarray) -> str:
+        def by_split(rows: np.ndarray) -> str:
+            number = self.table["split"].iloc[rows].value_counts()
+            return ", ".join(f"{name} {number[name]}" for name in SPLITS)
+
+        paired = len(np.unique(self._subject[pairs[:, 0]]))
+        parts = [
+            f"{count(len(self.subjects), 'subject')}, {count(len(self.table), 'visit')}: "
+            f"{count(len(pairs), 'pair')} from {count(paired, 'subject')} ({by_split(pairs[:, 0])})"
+        ]
+        if len(singles):
+            words = "used as same-visit pairs" if len(singles) > 1 else "used as a same-visit pair"
+            parts.append(f"{count(len(singles), 'single visit')} {words} ({by_split(singles)})")
+        parts.append("excluded: " + (", ".join(self.excluded) or "nothing"))
+        parts += self.remarks
+        return "; ".join(parts) + "."
+
+    def check_crop(self, size: Sequence[int]) -> None:
+        """Raises InputError if a view of this size does not fit into the source of every visit.
+
+        Args:
+            size: voxels of the view per axis.
+        """
+        self.setup()
+        shapes, needed = self.shapes(), np.array(size)
+        small = np.flatnonzero((shapes < needed).any(1))
+        wanted = "×".join(str(length) for length in size)
+        if len(small):
+            row = int(small[np.argmin(shapes[small].prod(1))])
+            raise InputError(
+                f"Views of {wanted} voxels do not fit into {count(len(small), 'visit')}, the smallest being "
+                f"{visit_name(self.table, row)} with {'×'.join(map(str, shapes[row]))}; "
+                f"choose smaller views or leave these visits out."
+            )
+        if self.source_size is not None and (np.array(self.source_size) < needed).any():
+            box = "×".join(map(str, self.source_size))
+            raise InputError(f"Views of {wanted} voxels do not fit into source_size {box}; raise source_size.")
+
+    def train_dataloader(self) -> DataLoader:
+        """Pairs with random boxes, in the order of :class:`PairSampler`."""
+        if not len(self.train_pairs):
+            raise InputError(f"There are no pairs of visits to train on, because of this: {self.summary}")
+        dataset = self._dataset(self.train_pairs, self.source_size)
+        sampler = PairSampler(dataset, self.every_pair, self.seed)
+        return self._loader(dataset, self.batch_size, sampler=sampler, drop_last=len(sampler) > self.batch_size)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Every validation pair with its centred box, in fixed order; an empty list if there is none."""
+        return self._fixed(self.val_pairs)
+
+    def test_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Every test pair with its centred box, in fixed order; an empty list if there is none."""
+        return self._fixed(self.test_pairs)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Every visit once, whole, as a same-visit pair; one per batch, so that none is padded."""
+        rows = np.arange(len(self.table), dtype=np.int32)
+        return self._loader(self._dataset(np.stack([rows, rows], 1), None), 1)
+
+    def _fixed(self, pairs: np.ndarray) -> DataLoader | list[DataLoader]:
+        return self._loader(self._dataset(pairs, self.source_size), self.batch_size) if len(pairs) else []
+
+    def _dataset(self, pairs: np.ndarray, size: tuple[int, int, int] | None) -> PairDataset:
+        reader = copy.copy(self)  # without the trainer, which spawned workers could not receive
+        reader.trainer = None
+        return PairDataset(reader.read, pairs, self._subject, self._age, size, self.transform)
+
+    def _loader(self, dataset: PairDataset, batch_size: int, **options: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            worker_init_fn=one_thread,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )

@@ -1,0 +1,197 @@
+"""Reading NIfTI as visits: canonical axes, checked values, foreground and robust scaling.
+
+Header functions never touch voxels, so a whole cohort is checked before training starts.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import inv_ornt_aff, io_orientation
+from torch import Tensor
+
+from lssl.errors import InputError
+
+__all__ = ["Grid", "automatic_foreground", "read_grid", "read_grids", "read_image", "read_label", "read_mask", "scale"]
+
+GRID_TOLERANCE = 1e-3  # mm: rounding of affines in float32 headers stays far below, a shifted scan far above
+READ_ERRORS = (OSError, EOFError, ValueError, TypeError, zlib.error, ImageFileError)
+
+
+class Grid(NamedTuple):
+    """Where the voxels of a file lie, after reorientation to the closest canonical axes.
+
+    Attributes:
+        shape: ``(3,)`` voxels per axis.
+        affine: ``(4, 4)`` float64, index → mm.
+    """
+
+    shape: np.ndarray
+    affine: np.ndarray
+
+    def same(self, other: Grid) -> bool:
+        """Whether both grids have the same voxels at the same places."""
+        return np.array_equal(self.shape, other.shape) and self.distance(other) <= GRID_TOLERANCE
+
+    def distance(self, other: Grid) -> float:
+        """Largest difference between the two affines."""
+        return float(np.abs(self.affine - other.affine).max())
+
+
+def read_grid(path: str) -> Grid:
+    """The grid of a file from its header alone."""
+    image = _open(path)
+    shape = image.shape
+    if len(shape) < 3 or any(length != 1 for length in shape[3:]) or min(shape) < 1:
+        raise InputError(
+            f"{path} has the shape {'×'.join(map(str, shape))}, but a visit is one 3D volume; split it or choose one."
+        )
+    affine = image.affine
+    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path} has no valid affine, so its voxels have no place in space; repair its header.")
+    orientation = io_orientation(affine)
+    canonical = np.empty(3, dtype=np.int64)
+    canonical[orientation[:, 0].astype(int)] = shape[:3]
+    return Grid(canonical, affine @ inv_ornt_aff(orientation, shape[:3]))
+
+
+def read_grids(paths: Sequence[str]) -> list[Grid]:
+    """Grids of many files; threads hide the waiting for network storage."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(read_grid, paths))
+
+
+def read_image(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """``(D, H, W)`` float32 voxels in canonical axes, and the affine; refuses NaN and constant images."""
+    voxels, affine = _read(path)
+    if not np.isfinite(voxels).all():
+        number = int((~np.isfinite(voxels)).sum())
+        raise InputError(
+            f"{path} holds {number} voxels that are NaN or infinite; replace them (0 for background) or leave it out."
+        )
+    if voxels.min() == voxels.max():
+        raise InputError(f"{path} is constant: every voxel is {voxels.flat[0]:g}; restore the file or leave it out.")
+    return voxels, affine
+
+
+def read_mask(path: str) -> np.ndarray:
+    """``(D, H, W)`` bool, voxels above 0.5; refuses an empty mask."""
+    voxels, _ = _read(path)
+    mask = voxels > 0.5
+    if not mask.any():
+        raise InputError(f"The mask {path} is empty; restore it, or remove it to have the foreground found.")
+    return mask
+
+
+def read_label(path: str) -> np.ndarray:
+    """``(D, H, W)`` int16; refuses values that are not whole numbers."""
+    voxels, _ = _read(path)
+    label = np.nan_to_num(voxels, nan=0.5).round()
+    if not np.array_equal(label, voxels) or np.abs(label).max() > np.iinfo(np.int16).max:
+        raise InputError(
+            f"The label map {path} holds values that are not whole numbers of 16 bits; "
+            f"a label map must be resampled with nearest neighbours and hold classes, not probabilities."
+        )
+    return label.astype(np.int16)
+
+
+def scale(voxels: np.ndarray, foreground: np.ndarray) -> np.ndarray:
+    """Maps the background to 0 and the 99.9th percentile of the foreground to 1.
+
+    An image without negative values keeps its zero, which for MR magnitude is the natural one. Otherwise (z-scored or
+    offset images) the 0.1st percentile of the foreground becomes 0, and so do zeros outside the foreground. Values are
+    cut off below 0, but not above 1: beyond a brain mask, skull and fat may be brighter than any brain.
+
+    Args:
+        voxels: ``(D, H, W)`` float32.
+        foreground: ``(D, H, W)`` bool.
+    """
+    inside = voxels[foreground] if foreground.any() else voxels
+    signed = voxels.min() < 0
+    low, high = np.percentile(inside, (0.1, 99.9)) if signed else (0.0, np.percentile(inside, 99.9))
+    if high <= low:
+        low, high = float(voxels.min()), float(voxels.max())
+    scaled = np.clip((voxels - np.float32(low)) / np.float32(high - low), 0, None)
+    if signed:
+        scaled[(voxels == 0) & ~foreground] = 0
+    return scaled
+
+
+def automatic_foreground(voxels: np.ndarray) -> np.ndarray:
+    """The head, or the brain of a skull-stripped image: half of Otsu's threshold, cleaned and filled.
+
+    It works at half resolution, where noise is averaged away: threshold, removal of specks, then filling of whatever
+    lies between foreground along all three axes (dark fluid, bone, air in the sinuses).
+
+    Args:
+        voxels: ``(D, H, W)`` float32, finite.
+
+    Returns:
+        ``(D, H, W)`` bool.
+    """
+    # A signed image with many exact zeros was normalised inside a mask: there the zeros are the background.
+    signal = voxels - min(voxels.min(), 0)
+    if voxels.min() < 0 and (voxels == 0).mean() > 0.25:
+        signal = (voxels != 0).astype(np.float32)
+    coarse = F.avg_pool3d(torch.from_numpy(signal)[None, None], 2, ceil_mode=True, count_include_pad=False)
+    mask = (coarse > _otsu(coarse) / 2).float()
+    dense = (mask * (F.avg_pool3d(mask, 3, 1, 1) > 0.3))[0, 0] > 0
+    mask = dense if dense.any() else mask[0, 0] > 0
+    for _ in range(2):
+        mask |= _between(mask, 0) & _between(mask, 1) & _between(mask, 2)
+    fine = mask.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    return fine[tuple(slice(length) for length in voxels.shape)].numpy()
+
+
+def _between(mask: Tensor, axis: int) -> Tensor:
+    """Voxels with foreground on both sides along one axis."""
+    counts = mask.to(torch.int16)
+    before, after = counts.cumsum(axis), counts.flip(axis).cumsum(axis).flip(axis)
+    return (before > 0) & (after > 0)
+
+
+def _otsu(values: Tensor) -> float:
+    """The threshold between two classes that leaves the least variance within them."""
+    top = float(torch.quantile(values.flatten()[:: max(1, values.numel() // 100_000)], 0.999)) or float(values.max())
+    histogram = torch.histc(values.clamp(max=top), 256, 0, top).double()
+    middle = (torch.arange(256).double() + 0.5) * top / 256
+    below = histogram.cumsum(0)
+    above = histogram.sum() - below
+    mass = (histogram * middle).cumsum(0)
+    contrast = (mass / below.clamp(min=1) - (mass[-1] - mass) / above.clamp(min=1)) ** 2 * below * above
+    return float(middle[contrast.argmax()])
+
+
+def _open(path: str) -> Any:
+    if not os.path.exists(path):
+        raise InputError(f"{path} does not exist; correct its path or remove its visit.")
+    try:
+        return nib.load(path)
+    except READ_ERRORS as error:
+        raise InputError(_damaged(path, error)) from error
+
+
+def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels and affine in closest canonical axes."""
+    image = _open(path)
+    try:
+        image = nib.as_closest_canonical(image)
+        voxels = np.asarray(image.dataobj, dtype=np.float32)
+    except READ_ERRORS as error:
+        raise InputError(_damaged(path, error)) from error
+    voxels = voxels.reshape(voxels.shape[:3])
+    return np.ascontiguousarray(voxels), np.asarray(image.affine, dtype=np.float64)
+
+
+def _damaged(path: str, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{path} cannot be read and seems damaged or cut off ({reason}); restore the file or leave the visit out."

@@ -1,0 +1,138 @@
+"""VisitsDataModule: pairs from NIfTI files, found in a BIDS folder or listed in a CSV."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lssl.batch import Visit
+from lssl.errors import InputError
+
+from .base import PairDataModule
+from .nifti import Grid, automatic_foreground, read_grids, read_image, read_label, read_mask, scale
+from .pairs import count, visit_name
+from .tables import bids_table, csv_table, match_files
+
+__all__ = ["VisitsDataModule"]
+
+
+class VisitsDataModule(PairDataModule):
+    """Pairs of visits from NIfTI files.
+
+    Visits come from a BIDS folder, ``sub-*/[ses-*]/anat/*_<suffix>.nii[.gz]``, or from a CSV with the columns subject,
+    session, image, and optionally age, days or date, mask, label, site, split. In a BIDS folder, times are read from
+    ``sub-*_sessions.tsv`` (days_since_baseline, acq_time or age), else from session labels that carry them
+    (``ses-d0129`` in days, ``ses-M024`` in months); ``participants.tsv`` gives ages at baseline.
+
+    All visits of a subject must lie on one grid in one space, as ``lssl prepare`` writes them. Headers of all files are
+    checked before training. Voxels are turned to the closest canonical axes and scaled per visit: background 0, 99.9th
+    percentile of the foreground 1.
+
+    Args:
+        root: the BIDS folder; with ``table``, the folder that its relative paths start from (default: the table's own).
+        suffix: end of the image names in the BIDS folder, which may carry entities: ``T1w``, ``run-1_T1w``,
+            ``ce-gad_T1w``. Images with contrast agent are left out unless it names them.
+        masks: pattern of brain or head masks below ``root``, such as
+            ``derivatives/masks/{subject}/**/{subject}_{session}_desc-brain_mask.nii.gz``; without ``{session}``, one
+            mask serves all visits of a subject. Visits without a mask get an automatic foreground.
+        labels: pattern of label maps, likewise.
+        table: CSV of visits, instead of the BIDS layout. Its columns mask and label go before the patterns.
+        **options: those of :class:`PairDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        suffix: str = "T1w",
+        masks: str | None = None,
+        labels: str | None = None,
+        table: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if root is None and table is None:
+            raise InputError("There is no data: give root (a BIDS folder) or table (a CSV of visits).")
+        self.root, self.suffix, self.masks, self.labels, self.csv = root, suffix, masks, labels, table
+
+    def visit_table(self) -> pd.DataFrame:
+        """One row per visit, with the paths of its image, mask and label map."""
+        if self.csv is None:
+            table, left_out = bids_table(str(self.root), self.suffix, self.masks, self.labels)
+            self.excluded += left_out
+            return table
+        table = csv_table(self.csv, self.root)
+        folder = Path(self.csv).parent if self.root is None else self.root
+        for column, pattern in (("mask", self.masks), ("label", self.labels)):
+            if pattern and not table[column].any():
+                table[column] = match_files(folder, pattern, table, f"{column}s")
+        return table
+
+    def inspect(self, table: pd.DataFrame) -> None:
+        """Checks all headers; keeps paths as flat bytes, which workers share without copying."""
+        grids = read_grids(table["image"].tolist())
+        self._shapes = np.stack([grid.shape for grid in grids])
+        _refuse_moving_subjects(table, grids)
+        for column in ("mask", "label"):
+            _refuse_other_grid(table, grids, column)
+            missing = int((table[column] == "").sum())
+            if missing < len(table) and missing:
+                instead = "; their foreground is found automatically" if column == "mask" else ""
+                self.remarks.append(f"{count(missing, 'visit')} without a {column}{instead}")
+        self._paths = {
+            name: np.array([os.fsencode(path) for path in table[name]]) for name in ("image", "mask", "label")
+        }
+
+    def shapes(self) -> np.ndarray:
+        """``(visits, 3)`` voxels per axis, from the headers."""
+        return self._shapes
+
+    def read(self, row: int) -> Visit:
+        """Reads and scales the whole visit in a row of the table."""
+        image, mask, label = (os.fsdecode(self._paths[name][row]) for name in ("image", "mask", "label"))
+        voxels, affine = read_image(image)
+        foreground = read_mask(mask) if mask else automatic_foreground(voxels)
+        return Visit(
+            image=torch.from_numpy(scale(voxels, foreground))[None],
+            affine=torch.from_numpy(affine),
+            foreground=torch.from_numpy(foreground),
+            label=torch.from_numpy(read_label(label)) if label else None,
+        )
+
+
+def _refuse_moving_subjects(table: pd.DataFrame, grids: list[Grid]) -> None:
+    """Visits of a subject must lie on one grid in one space; the table is sorted by subject."""
+    subject = pd.factorize(table["subject"])[0]
+    for row in (np.flatnonzero(np.diff(subject) == 0) + 1).tolist():
+        before, here = grids[row - 1], grids[row]
+        if not here.same(before):
+            shapes = ["×".join(map(str, grid.shape)) for grid in (before, here)]
+            how = (
+                f"on different grids ({shapes[0]} and {shapes[1]} voxels)"
+                if shapes[0] != shapes[1]
+                else f"in different spaces (their affines differ by up to {here.distance(before):.3g} mm)"
+            )
+            sessions = f"{table['session'].iat[row - 1]} and {table['session'].iat[row]}"
+            raise InputError(
+                f"The visits {sessions} of {table['subject'].iat[row]} lie {how}; "
+                f"co-register the visits of each subject with `lssl prepare` first."
+            )
+
+
+def _refuse_other_grid(table: pd.DataFrame, grids: list[Grid], column: str) -> None:
+    """A mask or label map must lie on the grid of its image."""
+    rows = np.flatnonzero(table[column] != "").tolist()
+    paths = table[column].iloc[rows].tolist()
+    unique = list(dict.fromkeys(paths))
+    found = dict(zip(unique, read_grids(unique), strict=True))
+    for row, path in zip(rows, paths, strict=True):
+        if not found[path].same(grids[row]):
+            raise InputError(
+                f"The {column} {path} does not lie on the grid of the image of {visit_name(table, row)} "
+                f"({'×'.join(map(str, found[path].shape))} and {'×'.join(map(str, grids[row].shape))} voxels); "
+                f"resample it to the image with nearest neighbours."
+            )

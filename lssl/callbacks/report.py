@@ -1,0 +1,102 @@
+"""Report: what training changed, on held-out subjects, in one table and one picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+
+from lssl.evaluation import evaluate
+from lssl.strategy import Strategy
+
+__all__ = ["Report"]
+
+
+class Report(L.Callback):
+    """Evaluates the untrained and the trained network on the validation pairs and shows both at the end of ``fit``.
+
+    The table is printed and written to ``report.json``; ``report.png`` shows two visits, two views, and the similarity
+    of one marked voxel to the other visit, before and after.
+
+    Args:
+        batches: most validation batches to use; ``None`` takes all.
+        tap: tap of the picture; ``None`` takes the last one of the backbone.
+        pair: number of the validation batch that is drawn.
+    """
+
+    def __init__(self, batches: int | None = None, tap: str | None = None, pair: int = 0) -> None:
+        self.batches, self.tap, self.pair = batches, tap, pair
+        self.before: dict[str, float] = {}
+        self.maps: dict[str, dict] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measures the network as it starts."""
+        if trainer.is_global_zero and trainer.global_step == 0:
+            self.before = self._measure(trainer, pl_module, "untrained")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measures again, prints, writes."""
+        if not trainer.is_global_zero or not self.before:  # a resumed run has no untrained network to compare with
+            return
+        after = self._measure(trainer, pl_module, "trained")
+        folder = Path(trainer.default_root_dir)
+        console = Console()
+        console.print(_table(self.before, after))
+        (folder / "report.json").write_text(json.dumps({"untrained": self.before, "trained": after}, indent=1))
+        from lssl.pictures import draw_similarity
+
+        tap = self._tap(pl_module)
+        draw_similarity(self._batch(trainer), self.maps, folder / "report.png", tap)
+        for text, name in (
+            ("config", "config.yaml"),
+            ("metrics", "metrics.csv"),
+            ("last checkpoint", "checkpoints/last.ckpt"),
+            ("best checkpoint", "checkpoints/best.ckpt"),
+            ("picture", "report.png"),
+        ):
+            if (folder / name).exists():
+                console.print(f"{text:>16}  {folder / name}", highlight=False, soft_wrap=True)
+
+    def _measure(self, trainer: L.Trainer, module: L.LightningModule, title: str) -> dict[str, float]:
+        from lssl.pictures import similarity_map
+
+        if not isinstance(module, Strategy):
+            return {}
+        batch = self._batch(trainer)
+        if batch is None:
+            return {}
+        self.maps[title] = similarity_map(module, batch, self._tap(module))
+        return evaluate(module, trainer.datamodule.val_dataloader(), self.batches)
+
+    def _batch(self, trainer: L.Trainer):  # noqa: ANN202
+        for number, batch in enumerate(trainer.datamodule.val_dataloader()):
+            if number == self.pair:
+                return batch
+        return None
+
+    def _tap(self, module: L.LightningModule) -> str:
+        return self.tap or list(module.backbone.taps)[-1]
+
+
+def _table(before: dict[str, float], after: dict[str, float]) -> Table:
+    table = Table(title="Held-out subjects, untrained → trained")
+    taps = [name.removeprefix("rank/") for name in after if name.startswith("rank/")]
+    table.add_column("")
+    for _ in taps:
+        table.add_column(justify="right")
+    terms = [name for name in after if name.startswith("term/")]
+    rows = [
+        ("same-subject retrieval@1, other visit  ↑", "retrieval"),
+        ("effective rank of voxel features  ↑", "rank"),
+        ("coordinate R², noise image (shortcut)  ↓", "shortcut"),
+        ("coordinate R², image", "position"),
+    ]
+    table.add_row("tap", *taps, style="bold")
+    for title, kind in rows:
+        table.add_row(title, *(f"{before[f'{kind}/{tap}']:.2f} → {after[f'{kind}/{tap}']:.2f}" for tap in taps))
+    for name in terms:
+        table.add_row(f"term {name.removeprefix('term/')}  ↓", f"{before[name]:.3g} → {after[name]:.3g}")
+    return table
