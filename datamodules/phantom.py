@@ -1,0 +1,150 @@
+"""PhantomDataModule: procedural longitudinal head phantoms, the default data that needs no download."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import pandas as pd
+
+from lssl.batch import Visit
+from lssl.errors import InputError
+
+from .base import PairDataModule
+from .phantom_ageing import LONGEST, volumes
+from .phantom_image import Scan, scan, subject, visit_time
+
+__all__ = ["PhantomDataModule"]
+
+
+class PhantomDataModule(PairDataModule):
+    """Heads that age: T1-weighted images of a procedural brain, with labels, volumes and correspondences known.
+
+    A subject has its own size, shape, folds, ventricles and brightness. Between its visits a smooth known deformation
+    makes the ventricles grow and cortex and hippocampi shrink at the subject's own yearly rates; contrast, bias field,
+    noise and a rigid misregistration of at most half a voxel and half a degree differ by visit. A visit depends on the
+    seed, the subject and the visit alone, to the bit, whatever was read before.
+
+    Labels are FreeSurfer's (`phantom_anatomy.STRUCTURES`), the foreground is the head.
+
+    Args:
+        subjects: number of subjects.
+        visits: visits of each subject.
+        size: voxels along each axis, or along all three.
+        spacing: mm between voxels. 64 voxels of 3 mm hold a whole head.
+        interval: years between visits, which vary by up to a quarter of it.
+        single_visit_fraction: share of subjects that are seen once only.
+        cache: keeps visits in memory once they are made, about 2 MB each at 64³.
+        batch_size: pairs per batch and device.
+        num_workers: processes that make visits; 0 makes them in the main process.
+        source_size: voxels of the box that is cut from both visits; ``None`` sends whole visits.
+        pairs: which two visits of a subject may form a pair: ``any`` two, ``consecutive`` ones, or the ``baseline``
+            with each later one. ``all`` is ``any`` with ``pairs_per_subject: all``.
+        min_interval: shortest interval of a pair in years.
+        max_interval: longest interval of a pair in years.
+        pairs_per_subject: ``one`` random pair of every subject in each epoch, or ``all`` pairs.
+        single_visits: a subject seen once gives a pair of the ``same`` visit twice, or is left out (``drop``).
+        split: shares of subjects in train, val and test.
+        seed: of the population, the split, the order and the boxes.
+        transform: applied to the source of each visit on the CPU; random ones must draw from torch's global generator.
+    """
+
+    def __init__(
+        self,
+        subjects: int = 24,
+        visits: int = 3,
+        size: int | tuple[int, int, int] = 64,
+        spacing: float = 3.0,
+        interval: float = 2.0,
+        single_visit_fraction: float = 0.0,
+        cache: bool = True,
+        batch_size: int = 2,
+        num_workers: int = 0,
+        source_size: int | tuple[int, int, int] | None = None,
+        pairs: Literal["any", "consecutive", "baseline", "all"] = "any",
+        min_interval: float = 0.0,
+        max_interval: float | None = None,
+        pairs_per_subject: Literal["one", "all"] = "one",
+        single_visits: Literal["same", "drop"] = "same",
+        split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        seed: int = 0,
+        transform: Callable[[Visit], Visit] | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            source_size=source_size,
+            pairs=pairs,
+            min_interval=min_interval,
+            max_interval=max_interval,
+            pairs_per_subject=pairs_per_subject,
+            single_visits=single_visits,
+            split=split,
+            seed=seed,
+            transform=transform,
+        )
+        if subjects < 1 or visits < 1:
+            raise InputError(f"There are {subjects} phantom subjects with {visits} visits; give at least one of each.")
+        if spacing <= 0 or interval <= 0:
+            raise InputError(f"spacing is {spacing:g} mm and interval is {interval:g} years; both must be positive.")
+        if (visits - 0.75) * interval > LONGEST:
+            raise InputError(
+                f"{visits} visits every {interval:g} years are too many; phantoms age for {LONGEST:g} years at most."
+            )
+        if not 0 <= single_visit_fraction <= 1:
+            raise InputError(f"single_visit_fraction is {single_visit_fraction:g}; give a share between 0 and 1.")
+        self.count, self.visits, self.spacing, self.interval = subjects, visits, spacing, interval
+        self.size: tuple[int, int, int] = (size, size, size) if isinstance(size, int) else (size[0], size[1], size[2])
+        if min(self.size) < 8:
+            raise InputError(f"size is {list(self.size)}; a phantom needs at least 8 voxels along each axis.")
+        self.single_visit_fraction = single_visit_fraction
+        self.cache: dict[int, Visit] | None = {} if cache else None
+
+    def visit_table(self) -> pd.DataFrame:
+        """One row per visit; ``index`` and ``visit`` are the numbers that :meth:`scan` takes."""
+        rows = []
+        for index in range(self.count):
+            baseline = subject(self.seed, index).age
+            for visit in range(1 if self._single(index) else self.visits):
+                time = self.time(index, visit)
+                rows.append((f"phantom-{index:04d}", f"visit-{visit:02d}", baseline + time, time, index, visit))
+        return pd.DataFrame(rows, columns=["subject", "session", "age", "time", "index", "visit"])
+
+    def read(self, row: int) -> Visit:
+        """Makes the visit in a row of the table, or takes it from the cache."""
+        if self.cache is None or row not in self.cache:
+            index, visit = (int(self.table[name].iloc[row]) for name in ("index", "visit"))
+            made = self.scan(index, visit)
+            result = Visit(made.image[None], made.affine, made.head, float(self.table["age"].iloc[row]), made.label)
+            if self.cache is None:
+                return result
+            self.cache[row] = result
+        kept = self.cache[row]
+        # A copy, as a transform may write into its visit.
+        return dataclasses.replace(kept, image=kept.image.clone(), affine=kept.affine.clone())
+
+    def time(self, index: int, visit: int) -> float:
+        """Years between the first visit of subject ``index`` and its visit ``visit``."""
+        return visit_time(self.seed, index, visit, self.interval)
+
+    def scan(self, index: int, visit: int) -> Scan:
+        """Image, labels, head mask, affine and true misregistration of a visit."""
+        return scan(self.seed, index, visit, self.time(index, visit), self.size, self.spacing)
+
+    def volumes(self, index: int, visit: int) -> dict[int, float]:
+        """True volume of each label in mm³, free of voxel effects; see :func:`phantom_ageing.volumes`.
+
+        Voxels of a label map count differently: a sulcus that fills less than half of a voxel leaves it to the cortex.
+        """
+        return volumes(subject(self.seed, index), self.time(index, visit))
+
+    def rates(self, index: int) -> dict[str, float]:
+        """True change of the logarithm of the volumes of "ventricles", "hippocampus" and "cortex" per year."""
+        return dict(subject(self.seed, index).rates)
+
+    def _single(self, index: int) -> bool:
+        """Spreads the single visits evenly, so that the first subjects stay the same when more are asked for."""
+        share = self.single_visit_fraction
+        return math.floor((index + 1) * share + 1e-9) > math.floor(index * share + 1e-9)
