@@ -146,15 +146,17 @@ class PairSampler(DistributedSampler):
     """Yields ``(row, later row, seed)``: the training order of one epoch, the same however many workers read it.
 
     Every draw of an epoch comes from one generator seeded by (seed, epoch), then the ranks take turns, so that all
-    ranks agree on the order; a list that does not divide evenly is continued from its beginning.
+    ranks agree on the order; a list that does not divide evenly is continued from its beginning. The sampler counts
+    epochs itself, and the datamodule keeps the count in the checkpoint: Lightning's own count skips one on resuming.
 
     Args:
         dataset: the training pairs, sorted by subject.
         every_pair: all pairs in each epoch, instead of one per subject drawn at random.
         seed: of the whole order.
+        epoch: the first one.
     """
 
-    def __init__(self, dataset: PairDataset, every_pair: bool, seed: int) -> None:
+    def __init__(self, dataset: PairDataset, every_pair: bool, seed: int, epoch: int = 0) -> None:
         world, rank = 1, 0
         if distributed.is_available() and distributed.is_initialized():
             world, rank = distributed.get_world_size(), distributed.get_rank()
@@ -166,9 +168,14 @@ class PairSampler(DistributedSampler):
         self.number = torch.from_numpy(np.diff(start, append=len(subject)))
         self.num_samples = math.ceil(len(start) / world)
         self.total_size = self.num_samples * world
+        self.epoch = epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Ignored; see the class."""
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
         draw = torch.rand(len(self.start), dtype=torch.float64, generator=generator)
         chosen = self.start + (draw * self.number).long()
@@ -248,6 +255,8 @@ class PairDataModule(L.LightningDataModule):
         self.policy, self.min_interval, self.max_interval = pairs, min_interval, max_interval
         self.every_pair = pairs_per_subject == "all" or pairs == "all"
         self.single_visits, self.split, self.seed = single_visits, tuple(split), seed
+        self._sampler: PairSampler | None = None
+        self._epoch = 0
         self.table: pd.DataFrame = pd.DataFrame()
         self.subjects: list[str] = []
         self.excluded: list[str] = []
@@ -324,6 +333,16 @@ class PairDataModule(L.LightningDataModule):
         parts += self.remarks
         return "; ".join(parts) + "."
 
+    def state_dict(self) -> dict[str, int]:
+        """For the checkpoint: how many epochs have been drawn."""
+        return {"epoch": self._sampler.epoch if self._sampler else self._epoch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continues the order where the checkpoint was written."""
+        self._epoch = state_dict["epoch"]
+        if self._sampler:
+            self._sampler.epoch = self._epoch
+
     def check_crop(self, size: Sequence[int]) -> None:
         """Raises InputError if a view of this size does not fit into the source of every visit.
 
@@ -350,7 +369,7 @@ class PairDataModule(L.LightningDataModule):
         if not len(self.train_pairs):
             raise InputError(f"There are no pairs of visits to train on, because of this: {self.summary}")
         dataset = self._dataset(self.train_pairs, self.source_size)
-        sampler = PairSampler(dataset, self.every_pair, self.seed)
+        sampler = self._sampler = PairSampler(dataset, self.every_pair, self.seed, self._epoch)
         return self._loader(dataset, self.batch_size, sampler=sampler, drop_last=len(sampler) > self.batch_size)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
@@ -358,7 +377,9 @@ class PairDataModule(L.LightningDataModule):
         return self._fixed(self.val_pairs)
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Every test pair with its centred box, in fixed order; an empty list if there is none."""
+        """Every test pair with its centred box, in fixed order."""
+        if not len(self.test_pairs):
+            raise InputError(f"There are no pairs of visits to test on, because of this: {self.summary}")
         return self._fixed(self.test_pairs)
 
     def predict_dataloader(self) -> DataLoader:
@@ -371,7 +392,7 @@ class PairDataModule(L.LightningDataModule):
 
     def _dataset(self, pairs: np.ndarray, size: tuple[int, int, int] | None) -> PairDataset:
         reader = copy.copy(self)  # without the trainer, which spawned workers could not receive
-        reader.trainer = None
+        reader.trainer = reader._sampler = None
         return PairDataset(reader.read, pairs, self._subject, self._age, size, self.transform)
 
     def _loader(self, dataset: PairDataset, batch_size: int, **options: Any) -> DataLoader:

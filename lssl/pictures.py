@@ -6,6 +6,7 @@ anterior is up. All arrays are in canonical orientation (first axis to the right
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import matplotlib as mpl
@@ -35,30 +36,33 @@ def _spot(volume: Tensor, point: Tensor) -> tuple[float, float]:
     return volume.shape[0] - 1 - float(point[0]), volume.shape[1] - 1 - float(point[1])
 
 
-def _show(axes: Axes, volume: Tensor, point: Tensor, title: str, mark: str | None = "#ffcc00") -> None:
+def _show(
+    axes: Axes, volume: Tensor, point: Tensor, title: str, mark: str | None = "#ffcc00", sides: bool = True
+) -> None:
     index = int(point[2].round().clamp(0, volume.shape[2] - 1))
     axes.imshow(_slice(volume, index), cmap="gray", vmin=0, vmax=1.1, interpolation="nearest")
     if mark:
         axes.plot(*_spot(volume, point), "+", color=mark, markersize=14, markeredgewidth=2)
-    _finish(axes, title)
+    _finish(axes, title, sides)
 
 
-def _finish(axes: Axes, title: str) -> None:
+def _finish(axes: Axes, title: str, sides: bool) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([])
-    for x, text in ((0.02, "R"), (0.94, "L")):
+    for x, text in ((0.02, "R"), (0.94, "L")) if sides else ():  # a view may be mirrored or turned
         axes.text(x, 0.5, text, transform=axes.transAxes, color="#ffcc00", fontsize=9, va="center")
 
 
 def _outline(axes: Axes, volume: Tensor, source_affine: Tensor, view: View, point: Tensor, colour: str) -> None:
-    """The view's cut with this slice: where the slice's voxels fall inside the view."""
+    """The view's cut with this slice: the zero line of the signed distance to the view's nearest face."""
     size = volume.shape
     plane = geo.lattice((size[0], size[1], 1), source_affine.device)
     plane[:, 2] = point[2].round()
-    inside = geo.contains(geo.transform(geo.inverse(view.affine[:1]) @ source_affine, plane[None]), view.size, -0.5)
-    mask = inside.view(size[0], size[1], 1)
-    axes.contour(_slice(mask.float(), 0), [0.5], colors=[colour], linewidths=1.5)
+    index = geo.transform(geo.inverse(view.affine) @ source_affine, plane[None])[0]
+    half = torch.tensor(view.size, dtype=index.dtype, device=index.device) / 2
+    depth = (half - (index + 0.5 - half).abs()).amin(-1).view(size[0], size[1], 1)
+    axes.contour(_slice(depth, 0), [0.0], colors=[colour], linewidths=1.5)
 
 
 @torch.no_grad()
@@ -73,7 +77,9 @@ def similarity_map(strategy: Strategy, batch: PairBatch, tap: str, number: int =
     batch = batch.to(strategy.device)
     where = strategy.backbone.taps[tap]
     strategy.seed("val", number)
-    first, second = strategy.views(batch, strategy.generator)
+    views = copy.copy(strategy.views)
+    views.flip = (0.0, 0.0, 0.0)  # a mirrored voxel's match is the mirrored place: right, but confusing to look at
+    first, second = views(batch, strategy.generator)
     _, whole = strategy.views.centred(batch)
     features = strategy.backbone(first.image, [tap])[tap]
     others = strategy.backbone(whole.image, [tap])[tap].float()
@@ -93,7 +99,7 @@ def _landmark(first: View, whole: View) -> Tensor:
     image = whole.image[:, :1].float()
     gradient = sum(torch.gradient(F.avg_pool3d(image, 3, 1, 1), dim=axis)[0].abs() for axis in (2, 3, 4))
     away = (geo.lattice(whole.size, whole.affine.device) - (torch.tensor(whole.size) - 1) / 2).abs()
-    central = (away < torch.tensor(whole.size) * 0.3).all(-1)
+    central = (away < torch.tensor(whole.size) * torch.tensor([0.25, 0.25, 0.15])).all(-1)
     index = geo.transform(geo.inverse(first.affine), points)
     score = torch.as_tensor(gradient).flatten(1) * central
     score = score * geo.contains(index, first.size, 3.0) * (whole.foreground.flatten(1) > 0.5)
@@ -128,9 +134,8 @@ def draw_similarity(batch: PairBatch, maps: dict[str, dict], path: Path, tap: st
             _show(axes[visit, 0], volume, point, title)
             one = _only(shown[view], sample)
             _outline(axes[visit, 0], volume, affine[sample : sample + 1], one, point, colour)
-            _show(
-                axes[visit, 1], one.image[0, 0], index(shown[view].affine), f"view {visit + 1}, as the network sees it"
-            )
+            title = f"view {visit + 1}, as the network sees it"
+            _show(axes[visit, 1], one.image[0, 0], index(shown[view].affine), title, sides=False)
         for axis, (title, result) in zip(axes[:, 2:].T.flatten(), maps.items(), strict=False):
             _draw_map(axis, result, index(result["whole"].affine), title, tap, sample)
         figure.suptitle("Similarity of one voxel of view 1 (+) to every voxel of visit 2")

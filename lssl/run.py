@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -54,38 +54,30 @@ def checkpoint_path(given: str | None, folder: Path) -> str | None:
     return str(path)
 
 
-def run_checkpoints(folder: Path) -> ModelCheckpoint:
-    """Best (lowest validation loss) and last checkpoint."""
-    return ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="best",
-        monitor="val/loss",
-        save_last=True,
-        enable_version_counter=False,
-    )
+def run_checkpoints(folder: Path) -> list[Callback]:
+    """Best (lowest validation loss) and last (end of the latest epoch, from which training continues exactly)."""
+    common: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor="val/loss", **common)
+    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
+    return [best, last]
 
 
 class RunFolder(SaveConfigCallback):
-    """Writes the resolved config into the run folder and into every checkpoint, and the last checkpoint at the end."""
+    """Writes the resolved config into the run folder and into every checkpoint."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Only training makes a run; testing one leaves its config alone."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Nothing yet: a mistake that the first checks find leaves no folder behind."""
 
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """On rank zero, before training."""
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(self._text())
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Only training makes a run; testing one leaves its config alone."""
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CONFIG).write_text(self._text())
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint explains itself: the config it was trained with and the version that did it."""
         checkpoint["lssl"] = {"version": lssl.__version__, "config": self._text()}
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validation may not fall on the last step; the last checkpoint does."""
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
 
     def _text(self) -> str:
         return self.parser.dump(self.config, skip_none=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning as L
@@ -22,12 +22,8 @@ from lssl.views import View, ViewSampler
 
 __all__ = ["Strategy"]
 
-OptimizerFactory = Callable[[Any], Optimizer]
+OptimizerFactory = Callable[[Iterable], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
-
-
-def _adamw(parameters: Any) -> Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
 
 
 class Strategy(L.LightningModule, ABC):
@@ -53,7 +49,7 @@ class Strategy(L.LightningModule, ABC):
         backbone: Backbone,
         views: ViewSampler | None = None,
         weights: dict[str, float] | None = None,
-        optimizer: OptimizerFactory = _adamw,
+        optimizer: OptimizerFactory = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01),
         schedule: ScheduleFactory | None = WarmupCosine,
     ) -> None:
         super().__init__()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lssl.backbone import Backbone
+from lssl.callbacks import EmbeddingWriter
+from lssl.messages import explain
 from lssl.run import RunFolder, checkpoint_path, claim, run_checkpoints
 from lssl.strategy import Strategy
 from lssl.views import ViewSampler
@@ -23,16 +27,29 @@ class TrainingCLI(LightningCLI):
     """Groups ``data``, ``views``, ``backbone``, ``model``, ``trainer``; views and backbone are handed to the model."""
 
     @classmethod
-    def run(cls, args: list[str]) -> TrainingCLI:
-        """Parses and runs one command."""
+    def run(cls, args: list[str], classes: Sequence[type] = ()) -> TrainingCLI:
+        """Parses and runs one command.
+
+        Args:
+            args: the command and its options.
+            classes: registered strategies and datamodules, to name when a name is wrong.
+        """
+        try:
+            return cls._run(args)
+        except ArgumentError as error:
+            groups = {"trainer": L.Trainer, "views": ViewSampler, "backbone": Backbone}
+            raise explain(error, groups, classes) from None
+
+    @classmethod
+    def _run(cls, args: list[str]) -> TrainingCLI:
         return cls(
             Strategy,
             L.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=RunFolder,
-            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
-            parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False},
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             args=args,
@@ -46,6 +63,7 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("views", "model.init_args.views", apply_on="instantiate")
         parser.set_defaults(
             {
+                "data": {"class_path": "PhantomDataModule"},
                 "trainer.default_root_dir": "runs/run",
                 "trainer.logger": {
                     "class_path": "lightning.pytorch.loggers.CSVLogger",
@@ -76,7 +94,12 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the progress bar and the checkpoints of the run folder to whatever callbacks are configured."""
-        folder = Path(self.config[self.subcommand].trainer.default_root_dir)
-        bar: Callback = RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=20)
-        self.trainer_defaults["callbacks"] = [bar, run_checkpoints(folder)]
+        config = self.config[self.subcommand].trainer
+        folder = Path(config.default_root_dir)
+        callbacks: list[Callback] = [EmbeddingWriter(folder)]
+        if config.enable_checkpointing is not False:
+            callbacks += run_checkpoints(folder)
+        if config.enable_progress_bar is not False:
+            callbacks.append(RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=20))
+        self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)

@@ -233,11 +233,12 @@ class ViewSampler:
     def _cut(self, batch: PairBatch, maps: Tensor, generator: torch.Generator | None) -> tuple[View, View]:
         """Resamples both sources once, through ``maps (B, 2, 4, 4)``, then augments intensities."""
         volumes = torch.cat([batch.images, batch.foreground.unsqueeze(2).to(batch.images.dtype)], 2)
-        clean = self._resample(volumes, maps, "bilinear")
+        one_map = self.geometry == "shared" and generator is not None  # centred views have a map for each visit
+        clean = self._resample(volumes, maps, "bilinear", one_map)
         clean, foreground = clean[:, :, :-1], clean[:, :, -1:]
         label = None
         if batch.labels is not None:  # shifted by 1, so that the zeros beyond the source become -1
-            label = self._resample(batch.labels.unsqueeze(2).float() + 1, maps, "nearest").to(torch.int16) - 1
+            label = self._resample(batch.labels.unsqueeze(2).float() + 1, maps, "nearest", one_map).to(torch.int16) - 1
         affines = batch.affines @ maps
         image = clean if generator is None else self._augment(clean, geo.spacing(affines), generator)
         views = [
@@ -254,9 +255,9 @@ class ViewSampler:
         ]
         return views[0], views[1]
 
-    def _resample(self, volumes: Tensor, maps: Tensor, mode: str) -> Tensor:
+    def _resample(self, volumes: Tensor, maps: Tensor, mode: str, one_map: bool) -> Tensor:
         """One call for ``(B, 2, C, ...)``; two visits on one map are channels of one sampling: half the work."""
-        if self.geometry == "shared":
+        if one_map:
             out = geo.resample(volumes.flatten(1, 2), maps[:, 0], self.size, mode)
             return out.unflatten(1, volumes.shape[1:3])
         return geo.resample(volumes.flatten(0, 1), maps.flatten(0, 1), self.size, mode).unflatten(0, maps.shape[:2])

@@ -1,5 +1,6 @@
-"""Callbacks: what a run shows of itself."""
+"""Callbacks: what a run shows of itself, and what it leaves behind."""
 
+from lssl.callbacks.embeddings import EmbeddingWriter
 from lssl.callbacks.report import Report
 
-__all__ = ["Report"]
+__all__ = ["EmbeddingWriter", "Report"]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import lightning as L
 from rich.console import Console
 from rich.table import Table
 
+from lssl.batch import PairBatch
 from lssl.evaluation import evaluate
 from lssl.strategy import Strategy
 
@@ -43,13 +47,10 @@ class Report(L.Callback):
             return
         after = self._measure(trainer, pl_module, "trained")
         folder = Path(trainer.default_root_dir)
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else 140)
         console.print(_table(self.before, after))
         (folder / "report.json").write_text(json.dumps({"untrained": self.before, "trained": after}, indent=1))
-        from lssl.pictures import draw_similarity
-
-        tap = self._tap(pl_module)
-        draw_similarity(self._batch(trainer), self.maps, folder / "report.png", tap)
+        self._draw(trainer, pl_module, folder / "report.png")
         for text, name in (
             ("config", "config.yaml"),
             ("metrics", "metrics.csv"),
@@ -60,43 +61,47 @@ class Report(L.Callback):
             if (folder / name).exists():
                 console.print(f"{text:>16}  {folder / name}", highlight=False, soft_wrap=True)
 
+    def _draw(self, trainer: L.Trainer, module: L.LightningModule, path: Path) -> None:
+        from lssl.pictures import draw_similarity
+
+        batch = self._batch(trainer)
+        if isinstance(module, Strategy) and batch is not None:
+            draw_similarity(batch, self.maps, path, self._tap(module))
+
     def _measure(self, trainer: L.Trainer, module: L.LightningModule, title: str) -> dict[str, float]:
         from lssl.pictures import similarity_map
 
-        if not isinstance(module, Strategy):
-            return {}
         batch = self._batch(trainer)
-        if batch is None:
+        if not isinstance(module, Strategy) or batch is None:
             return {}
         self.maps[title] = similarity_map(module, batch, self._tap(module))
-        return evaluate(module, trainer.datamodule.val_dataloader(), self.batches)
+        return evaluate(module, self._held_out(trainer), self.batches)
 
-    def _batch(self, trainer: L.Trainer):  # noqa: ANN202
-        for number, batch in enumerate(trainer.datamodule.val_dataloader()):
-            if number == self.pair:
-                return batch
-        return None
+    def _batch(self, trainer: L.Trainer) -> PairBatch | None:
+        return next(islice(self._held_out(trainer), self.pair, None), None)
 
-    def _tap(self, module: L.LightningModule) -> str:
+    def _tap(self, module: Strategy) -> str:
         return self.tap or list(module.backbone.taps)[-1]
+
+    @staticmethod
+    def _held_out(trainer: L.Trainer) -> Iterable[PairBatch]:
+        return trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
 
 
 def _table(before: dict[str, float], after: dict[str, float]) -> Table:
-    table = Table(title="Held-out subjects, untrained → trained")
     taps = [name.removeprefix("rank/") for name in after if name.startswith("rank/")]
-    table.add_column("")
-    for _ in taps:
-        table.add_column(justify="right")
+    table = Table("Held-out subjects, untrained → trained", title="What training changed", title_justify="left")
+    for tap in taps:
+        table.add_column(tap, justify="right", no_wrap=True)
     terms = [name for name in after if name.startswith("term/")]
     rows = [
-        ("same-subject retrieval@1, other visit  ↑", "retrieval"),
-        ("effective rank of voxel features  ↑", "rank"),
-        ("coordinate R², noise image (shortcut)  ↓", "shortcut"),
-        ("coordinate R², image", "position"),
+        ("↑ subject found again at another visit (retrieval@1)", "retrieval"),
+        ("↑ effective rank of voxel features", "rank"),
+        ("↓ shortcut: coordinate R² on noise", "shortcut"),
+        ("  coordinate R² on images", "position"),
     ]
-    table.add_row("tap", *taps, style="bold")
     for title, kind in rows:
         table.add_row(title, *(f"{before[f'{kind}/{tap}']:.2f} → {after[f'{kind}/{tap}']:.2f}" for tap in taps))
     for name in terms:
-        table.add_row(f"term {name.removeprefix('term/')}  ↓", f"{before[name]:.3g} → {after[name]:.3g}")
+        table.add_row(f"↓ term {name.removeprefix('term/')}", f"{before[name]:.3g} → {after[name]:.3g}")
     return table

@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test slow lint clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(BIN)/lssl ## virtual environment in .venv, with the tested versions
+
+$(BIN)/lssl: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch --constraint constraints.txt
+	$(BIN)/pip install --quiet --editable ".[dev]" --constraint constraints.txt
+	@touch $@
+
+demo: setup ## pretrain on procedural heads and show what was learned: minutes on two cores
+	$(BIN)/lssl fit --config configs/demo.yaml
+
+test: lint ## lint, types, and all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: setup ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean: ## removes caches and build products, not runs
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -not -path "./.venv/*" -prune -exec rm -rf {} +

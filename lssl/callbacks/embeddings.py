@@ -1,0 +1,48 @@
+"""EmbeddingWriter: ``lssl predict`` with a strategy leaves one array of embeddings per tap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+__all__ = ["EmbeddingWriter"]
+
+
+class EmbeddingWriter(BasePredictionWriter):
+    """Writes ``embeddings.npz``: ``subject`` and ``session`` (names), ``age``, and ``(visits, channels)`` per tap.
+
+    With several processes each writes the visits it saw, ``embeddings.1.npz`` and so on.
+
+    Args:
+        folder: where to write.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        super().__init__("epoch")
+        self.folder = Path(folder)
+
+    def write_on_epoch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+    ) -> None:
+        """Joins the batches, finds the visits' names in the table, writes once and whole."""
+        if not predictions or not isinstance(predictions[0], dict) or "session" not in predictions[0]:
+            return
+        joined = {name: torch.cat([p[name] for p in predictions]).float().cpu().numpy() for name in predictions[0]}
+        rows = joined.pop("session").astype(int)
+        joined.pop("subject")
+        visits = trainer.datamodule.table.iloc[rows]  # type: ignore[attr-defined]
+        arrays: dict[str, Any] = {name: visits[name].to_numpy(str) for name in ("subject", "session")}
+        arrays |= {"age": visits["age"].to_numpy(float), **joined}
+        path = self.folder / ("embeddings.npz" if trainer.global_rank == 0 else f"embeddings.{trainer.global_rank}.npz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npz")
+        np.savez_compressed(part, **arrays)
+        part.replace(path)
+        rank_zero_info(f"Embeddings of {len(rows)} visits: {path}")

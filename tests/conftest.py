@@ -1,0 +1,93 @@
+"""Small shared fixtures: batches whose images may be their own coordinates, so that geometry can be read off them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from lssl import geometry as geo
+from lssl.batch import PairBatch
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def oblique(pairs: int, seed: int = 0) -> torch.Tensor:
+    """Affines ``(pairs, 2, 4, 4)``: anisotropic voxels, rotated axes, and a second visit displaced by some mm."""
+    draw = torch.Generator().manual_seed(seed)
+    angles = 0.15 * torch.randn(pairs, 2, 3, generator=draw, dtype=torch.float64)
+    shift = torch.tensor([-40.0, 12.0, 7.0]) + 1.5 * torch.randn(pairs, 2, 3, generator=draw, dtype=torch.float64)
+    size = torch.tensor([1.1, 0.9, 1.3], dtype=torch.float64).expand(pairs, 2, 3)
+    return geo.translation(shift) @ geo.rotation(angles) @ geo.scaling(size)
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., PairBatch]:
+    """Builds a `PairBatch`.
+
+    ``image``: ``"noise"`` (one channel, another for each visit) or ``"frame"`` (three channels: the place of each voxel
+    in mm). ``affine``: ``"oblique"``, ``"same"`` (oblique, one for both visits) or ``"unit"``.
+    """
+
+    def make(
+        pairs: int = 2,
+        size: tuple[int, int, int] = (28, 24, 20),
+        image: str = "noise",
+        affine: str = "oblique",
+        identical: bool = False,
+        labels: bool = False,
+        seed: int = 0,
+    ) -> PairBatch:
+        draw = torch.Generator().manual_seed(seed)
+        affines = oblique(pairs, seed)
+        if affine != "oblique":
+            affines = affines[:, :1].repeat(1, 2, 1, 1)
+        if affine == "unit":
+            affines = torch.eye(4, dtype=torch.float64).repeat(pairs, 2, 1, 1)
+        if image == "frame":
+            places = geo.transform(affines, geo.lattice(size).expand(pairs, 2, -1, -1))
+            images = places.transpose(-1, -2).unflatten(-1, size).float()
+        else:
+            images = torch.rand(pairs, 2, 1, *size, generator=draw)
+        if identical:
+            images = images[:, :1].repeat(1, 2, 1, 1, 1, 1)
+        return PairBatch(
+            images=images,
+            affines=affines,
+            extent=torch.tensor(size).repeat(pairs, 2, 1),
+            foreground=torch.ones(pairs, 2, *size, dtype=torch.bool),
+            ages=torch.tensor([[40.0, 42.0]]).repeat(pairs, 1),
+            labels=torch.randint(0, 9, (pairs, 2, *size), generator=draw).short() if labels else None,
+            subject=torch.arange(pairs),
+            session=torch.arange(2 * pairs).view(pairs, 2),
+        )
+
+    return make
+
+
+@pytest.fixture
+def bids(tmp_path: Path) -> Path:
+    """Five subjects of two visits each as a BIDS folder: noisy balls in a field of air, one grid."""
+    draw = np.random.default_rng(0)
+    place = np.stack(np.meshgrid(*[np.arange(40) - 19.5] * 3, indexing="ij"))
+    ball = np.linalg.norm(place, axis=0) < 15
+    for subject in range(1, 6):
+        for session in ("M000", "M012"):
+            name = f"sub-{subject:02}_ses-{session}_T1w.nii.gz"
+            folder = tmp_path / "bids" / f"sub-{subject:02}" / f"ses-{session}" / "anat"
+            folder.mkdir(parents=True)
+            image = ball * (100 + 10 * draw.standard_normal(ball.shape))
+            nib.save(nib.Nifti1Image(image.astype(np.int16), np.diag([4.0, 4.0, 4.0, 1.0])), folder / name)
+    return tmp_path / "bids"

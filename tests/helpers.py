@@ -1,0 +1,56 @@
+"""Runs the command line on something tiny."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lssl.cli import main
+
+ROOT = Path(__file__).parents[1]
+TINY_NET = {
+    "network": {
+        "class_path": "monai.networks.nets.BasicUNet",
+        "init_args": {"spatial_dims": 3, "in_channels": 1, "out_channels": 4, "features": [4, 4, 4, 4, 4, 4]},
+    }
+}
+
+
+def tiny(tmp_path, **groups):
+    """A config that makes any other one small; later than all of them on the command line."""
+    config = {
+        "views": {"size": 32},
+        "data": {
+            "class_path": "PhantomDataModule",
+            "init_args": {"subjects": 4, "visits": 2, "size": 40, "spacing": 5.0},
+        },
+        "trainer": {
+            "max_steps": 2,
+            "check_val_every_n_epoch": 1,
+            "log_every_n_steps": 1,
+            "default_root_dir": str(tmp_path / "run"),
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "accelerator": "cpu",
+        },
+    }
+    config["data"]["init_args"]["split"] = [0.5, 0.25, 0.25]
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config | groups))
+    return ["--config", str(path)]
+
+
+def fit(tmp_path, *configs, options=(), **groups):
+    args = ["fit"]
+    for config in configs:
+        args += ["--config", str(ROOT / "configs" / config)]
+    main([*args, *tiny(tmp_path, **groups), *options])
+    return tmp_path / "run"
+
+
+def resolved(capsys, *args):
+    """What a command's config resolves to, as text."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *args, "--print_config"])
+    assert not stop.value.code
+    return capsys.readouterr().out

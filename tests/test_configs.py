@@ -1,0 +1,94 @@
+"""Every shipped YAML runs, through the same door a user takes, with a tiny override."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import ROOT, TINY_NET, fit, resolved, tiny
+
+from lssl.cli import main
+
+
+@pytest.mark.parametrize("config", ["demo.yaml", "longitudinal_local.yaml", "paper/longitudinal_local.yaml"])
+def test_methods(config, tmp_path):
+    heads = ["--model.init_args.hidden=16", "--model.init_args.projection=16", "--model.init_args.bottleneck=8"]
+    run = fit(tmp_path, config, options=[*heads, "--model.init_args.samples=16"], backbone=TINY_NET)
+    assert (run / "config.yaml").is_file()
+    assert (run / "metrics.csv").read_text().count("\n") >= 2
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "smaller"),
+    [
+        ("segresnet.yaml", 32, {"init_filters": 8}),
+        ("dynunet.yaml", 32, {"filters": [4, 4, 8, 8, 8]}),
+        ("swin_unetr.yaml", 64, {"feature_size": 12}),
+    ],
+)
+def test_backbones(backbone, size, smaller, tmp_path):
+    options = [f"--backbone.network.init_args.{name}={value}" for name, value in smaller.items()]
+    options += [f"--views.size={size}", f"--data.init_args.size={size}", "--trainer.max_steps=1"]
+    run = fit(tmp_path, "longitudinal_local.yaml", f"backbone/{backbone}", options=options)
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
+def test_loggers(logger, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = fit(tmp_path, "demo.yaml", f"logger/{logger}.yaml", options=["--trainer.callbacks=null"], backbone=TINY_NET)
+    written = {"csv": "metrics.csv", "tensorboard": "events.out.tfevents.*", "wandb": "wandb/offline-run-*/*.wandb"}
+    assert len(list(run.glob(written[logger]))) == 1
+
+
+def test_logger_by_one_line(tmp_path):
+    run = fit(tmp_path, "demo.yaml", options=["--trainer.callbacks=null", "--trainer.logger=TensorBoardLogger"])
+    assert list(run.glob("events.out.tfevents.*"))
+
+
+def test_data_phantom(tmp_path):
+    options = ["--data.init_args.subjects=4", "--data.init_args.size=40", "--data.init_args.spacing=5"]
+    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
+    main([*args, "--config", str(ROOT / "configs/data/phantom.yaml"), *options, "--trainer.callbacks=null"])
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_data_visits(tmp_path, bids):
+    options = [f"--data.init_args.root={bids}", "--data.init_args.num_workers=0", "--trainer.callbacks=null"]
+    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
+    main([*args, "--config", str(ROOT / "configs/data/visits.yaml"), *options])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_every_config_is_run():
+    """A new YAML must be named in a test above."""
+    text = Path(__file__).read_text()
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        stem = path.stem if path.parent.name in ("logger",) else path.name
+        assert stem in text, f"configs/{path.relative_to(ROOT / 'configs')} is run by no test"
+
+
+def test_paper_preset_is_the_published_recipe(capsys):
+    config = yaml.safe_load(resolved(capsys, "--config", str(ROOT / "configs/paper/longitudinal_local.yaml")))
+    assert config["views"]["geometry"] == config["views"]["intensity"] == "shared"
+    assert config["backbone"]["padding"] == "reflect"
+    model = config["model"]["init_args"]
+    assert (model["hidden"], model["projection"], model["bottleneck"], model["samples"]) == (2048, 2048, 512, 128)
+    assert model["weights"] == {
+        "similarity": 1.0, "variance": 1e-3, "covariance": 1e-3, "orthogonality": 100.0, "reconstruction": 10.0,
+    }  # fmt: skip
+    assert model["optimizer"]["class_path"] == "torch.optim.Adam"
+    assert model["optimizer"]["init_args"]["betas"] == [0.5, 0.999]
+
+
+def test_two_runs_with_one_seed_agree_to_the_bit(tmp_path):
+    losses = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        run = fit(tmp_path / name, "demo.yaml", options=["--trainer.callbacks=null"], backbone=TINY_NET)
+        losses.append((run / "metrics.csv").read_text())
+        weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+        losses.append({key: value.clone() for key, value in weights.items()})
+    assert losses[0] == losses[2]
+    assert all(torch.equal(value, losses[3][key]) for key, value in losses[1].items())
