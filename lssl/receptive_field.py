@@ -179,7 +179,7 @@ def _linearised(network: nn.Module) -> nn.Module:
 
 
 class _Linear(TorchFunctionMode):
-    """While active, norms, activations and dropout do nothing, maxima are means, attention and gates are constant."""
+    """While active, norms, activations and dropout do nothing, maxima and sums of maps are means, attention is zero."""
 
     PASS = re.compile(
         r"(batch|layer|group|instance|rms)_norm|normalize|(relu|relu6|leaky_relu|rrelu|prelu|elu|celu|selu|gelu|silu|mish"
@@ -193,6 +193,8 @@ class _Linear(TorchFunctionMode):
             return args[0] if args else kwargs["input"]
         if name in self.GATES:
             return torch.ones_like(args[0])
+        if name in ("add", "add_") and all(isinstance(a, Tensor) for a in args[:2]) and args[0].shape == args[1].shape:
+            return torch.lerp(args[0], args[1], 0.5)  # paths that meet count alike, however many blocks doubled one
         if name in ("softmax", "scaled_dot_product_attention"):
             return torch.zeros_like(args[0])
         if name == "max_pool3d":

@@ -77,10 +77,11 @@ class Strategy(L.LightningModule, ABC):
         check = getattr(getattr(self.trainer, "datamodule", None), "check_crop", None)
         if check:
             check(self.views.size)
+        self._check_precision()
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """One step: views, terms, weighted sum."""
-        self.seed("fit", self.global_step)
+        self.seed("fit", self.global_step, batch_idx)
         loss, terms = self._loss(batch)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             values = {f"train/{name}": value.detach() for name, value in {"loss": loss, **terms}.items()}
@@ -122,9 +123,9 @@ class Strategy(L.LightningModule, ABC):
 
     # --- for subclasses, callbacks and evaluation ---------------------------------------------------------------------
 
-    def seed(self, stage: str, step: int) -> None:
-        """Restarts :attr:`generator` for one step of one stage on this rank."""
-        key = [torch.initial_seed() % 2**63, self.global_rank, ("fit", "val", "test").index(stage), step]
+    def seed(self, stage: str, *step: int) -> None:
+        """Restarts :attr:`generator` for one step (and one batch of an accumulated step) of one stage on this rank."""
+        key = [torch.initial_seed() % 2**63, self.global_rank, ("fit", "val", "test").index(stage), *step]
         state = np.random.SeedSequence(key).generate_state(2, np.uint32)
         self.generator.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
@@ -153,6 +154,20 @@ class Strategy(L.LightningModule, ABC):
         loss, terms = self._loss(batch)
         values = {f"{stage}/{name}": value for name, value in {"loss": loss, **terms}.items()}
         self.log_dict(values, prog_bar=stage == "val", batch_size=len(batch), sync_dist=True)
+
+    def _check_precision(self) -> None:
+        """oneDNN's bfloat16 gradient of a 3D kernel reads uninitialised memory on CPU maps of 1 or 2 voxels a side.
+
+        Seen with torch 2.13: NaN or another value at every call. Larger maps are exact to the bit.
+        """
+        if self.device.type != "cpu" or "bf16" not in str(self.trainer.precision):
+            return
+        for name, tap in self.backbone.taps.items():
+            if any(side // stride <= 2 for side, stride in zip(self.views.size, tap.stride, strict=True)):
+                raise InputError(
+                    f"trainer.precision: bfloat16 gradients are wrong on CPUs where a map has 2 voxels a side, as tap "
+                    f"'{name}' has here; use larger views or trainer.precision 32."
+                )
 
     def _check_weights(self, names: Sequence[str]) -> None:
         known = set(names) | set(self.TERMS)

@@ -54,7 +54,7 @@ class View:
         """Which points ``(B, N, 3)`` of the frame the view shows from real data (if asked, from the foreground)."""
         seen = geo.contains(geo.transform(geo.inverse(self.affine), points), self.size, -0.5)
         in_source = geo.transform(geo.inverse(self.source_affine), points)
-        seen &= geo.contains(in_source, self.source_extent[:, None], -0.5)
+        seen &= geo.contains(in_source, self.source_extent[:, None])  # beyond its last voxels the source fades to 0
         if foreground:
             seen &= geo.sample(self.foreground, self.affine, points)[..., 0] > 0.5
         return seen

@@ -26,6 +26,7 @@ def tiny(tmp_path, **groups):
         },
         "trainer": {
             "max_steps": 2,
+            "precision": "32-true",
             "check_val_every_n_epoch": 1,
             "log_every_n_steps": 1,
             "default_root_dir": str(tmp_path / "run"),

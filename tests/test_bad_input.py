@@ -44,6 +44,10 @@ def sentence(capsys, *args):
         (["--model.init_args.weights.similarty=1"], "no term 'similarty'; it has covariance"),
         (["--ckpt_path=nowhere.ckpt"], "There is no checkpoint nowhere.ckpt"),
         (["--views.overlap=0"], "overlap is a share"),
+        (
+            ["--trainer.precision=bf16-mixed", "--views.size=32", "--trainer.accelerator=cpu"],
+            "bfloat16 gradients are wrong on CPUs",
+        ),
         (["--data.class_path=VisitsDataModule", "--data.init_args.root=/nowhere"], "/nowhere"),
     ],
 )

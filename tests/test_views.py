@@ -98,9 +98,12 @@ def test_shows_is_point_in_both_boxes(make_batch, extent: tuple | None):
     seen, inv = view.shows(points), torch.linalg.inv
     for b, k in itertools.product(range(2), range(300)):
         inside = True
-        for matrix, size in ((view.affine[b], (16, 16, 16)), (batch.affines[b, 0], extent or (20, 20, 20))):
+        for matrix, size, edge in (
+            (view.affine[b], (16, 16, 16), 0.5),
+            (batch.affines[b, 0], extent or (20, 20, 20), 0),
+        ):
             index = (inv(matrix) @ torch.cat([points[b, k], torch.ones(1, dtype=torch.float64)]))[:3].tolist()
-            inside &= all(-0.5 <= x <= n - 0.5 for x, n in zip(index, size, strict=True))
+            inside &= all(-edge <= x <= n - 1 + edge for x, n in zip(index, size, strict=True))
         assert seen[b, k] == inside
     assert 0 < seen.sum() < seen.numel()
 
@@ -248,8 +251,8 @@ def test_overlap_is_estimated_without_bias(make_batch):
     sampler, generator = views(zoom=(0.7, 1.4), overlap=0.2, flip=(0, 0, 0))
     first, second = sampler(make_batch(64, BIG, affine="same"), generator)
     estimate, counted = sampler._shared_part(index_map(second), index_map(first)), shared_part(first, second)
-    assert (estimate - counted).abs().max() < 0.1
-    assert (estimate - counted).abs().mean() < 0.03
+    assert (estimate - counted).abs().max() < 0.06
+    assert (estimate - counted).abs().mean() < 0.02
 
 
 def test_impossible_overlap_falls_back_to_the_same_box(make_batch):

@@ -285,6 +285,16 @@ def test_independent_views_of_moved_visits_give_finite_terms(make, make_batch, d
     assert inside.all() == foreground
 
 
+def test_terms_are_float32_under_autocast_and_near_those_without(make, batch):
+    strategy = make().eval()
+    exact = terms(strategy, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = terms(strategy, batch)
+    for name in TERMS:
+        assert found[name].dtype == torch.float32
+        assert found[name].item() == pytest.approx(exact[name].item(), rel=0.1, abs=0.02), name
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
