@@ -67,10 +67,10 @@ def _outline(axes: Axes, volume: Tensor, source_affine: Tensor, view: View, poin
 
 @torch.no_grad()
 def similarity_map(strategy: Strategy, batch: PairBatch, tap: str, number: int = 0) -> dict[str, Tensor | View]:
-    """One marked voxel of an augmented view of the first visit, compared with the whole central view of the second.
+    """One marked voxel of an augmented view of the first visit, compared with all of the second visit.
 
-    The features are the tap's, centred on their mean over the second view, so that what all voxels share does not
-    count. Everything depends on ``number`` and the batch alone, so that two networks can be shown the same.
+    The features are the tap's, centred on their mean over the second visit's foreground, so that what all voxels share
+    does not count. Everything depends on ``number`` and the batch alone, so that two networks can be shown the same.
     """
     training = strategy.training
     strategy.eval()
@@ -80,17 +80,31 @@ def similarity_map(strategy: Strategy, batch: PairBatch, tap: str, number: int =
     views = copy.copy(strategy.views)
     views.flip = (0.0, 0.0, 0.0)  # a mirrored voxel's match is the mirrored place: right, but confusing to look at
     first, second = views(batch, strategy.generator)
-    _, whole = strategy.views.centred(batch)
     features = strategy.backbone(first.image, [tap])[tap]
-    others = strategy.backbone(whole.image, [tap])[tap].float()
+    whole, others = _whole(strategy, batch, tap)
     strategy.train(training)
     place = _landmark(first, whole)
-    mean = others.mean((2, 3, 4), keepdim=True)
+    inside = F.adaptive_avg_pool3d(whole.foreground, others.shape[2:]) + 1e-6
+    mean = (others * inside).sum((2, 3, 4), keepdim=True) / inside.sum((2, 3, 4), keepdim=True)
     query = at_points(features, first, where, place[:, None])[:, 0] - mean[..., 0, 0, 0]
     similarity = F.cosine_similarity(others - mean, query[:, :, None, None, None], dim=1)
     grid = geo.inverse(geo.feature_affine(whole.affine, where.stride, where.offset)) @ whole.affine
     similarity = geo.resample(similarity.unsqueeze(1), grid, whole.size, padding="border")[:, 0]
     return {"similarity": similarity, "place": place, "first": first, "second": second, "whole": whole}
+
+
+def _whole(strategy: Strategy, batch: PairBatch, tap: str) -> tuple[View, Tensor]:
+    """As much of the second visit as the strides allow, with features; a view if the network takes no other size."""
+    strides = torch.tensor([t.stride for t in strategy.backbone.taps.values()]).amax(0)
+    views = copy.copy(strategy.views)
+    most = torch.tensor(batch.images.shape[-3:]) // strides * strides
+    views.size = (int(most[0]), int(most[1]), int(most[2]))
+    try:
+        _, whole = views.centred(batch)
+        return whole, strategy.backbone(whole.image, [tap])[tap].float()
+    except (RuntimeError, ValueError, AssertionError):
+        _, whole = strategy.views.centred(batch)
+        return whole, strategy.backbone(whole.image, [tap])[tap].float()
 
 
 def _landmark(first: View, whole: View) -> Tensor:

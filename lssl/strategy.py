@@ -156,7 +156,7 @@ class Strategy(L.LightningModule, ABC):
         self.log_dict(values, prog_bar=stage == "val", batch_size=len(batch), sync_dist=True)
 
     def _check_precision(self) -> None:
-        """oneDNN's bfloat16 gradient of a 3D kernel reads uninitialised memory on CPU maps of 1 or 2 voxels a side.
+        """OneDNN's bfloat16 gradient of a 3D kernel reads uninitialised memory on CPU maps of 1 or 2 voxels a side.
 
         Seen with torch 2.13: NaN or another value at every call. Larger maps are exact to the bit.
         """

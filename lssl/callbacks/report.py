@@ -101,7 +101,10 @@ def _table(before: dict[str, float], after: dict[str, float]) -> Table:
         ("  coordinate R² on images", "position"),
     ]
     for title, kind in rows:
-        table.add_row(title, *(f"{before[f'{kind}/{tap}']:.2f} → {after[f'{kind}/{tap}']:.2f}" for tap in taps))
+        # an R² below 0 says no more than 0: the fit does not carry over
+        table.add_row(
+            title, *(" → ".join(f"{max(0, run[f'{kind}/{tap}']):.2f}" for run in (before, after)) for tap in taps)
+        )
     for name in terms:
         table.add_row(f"↓ term {name.removeprefix('term/')}", f"{before[name]:.3g} → {after[name]:.3g}")
     return table
