@@ -84,7 +84,7 @@ def similarity_map(strategy: Strategy, batch: PairBatch, tap: str, number: int =
     whole, others = _whole(strategy, batch, tap)
     strategy.train(training)
     place = _landmark(first, whole)
-    inside = F.adaptive_avg_pool3d(whole.foreground, others.shape[2:]) + 1e-6
+    inside = F.interpolate(whole.foreground, others.shape[2:], mode="area") + 1e-6
     mean = (others * inside).sum((2, 3, 4), keepdim=True) / inside.sum((2, 3, 4), keepdim=True)
     query = at_points(features, first, where, place[:, None])[:, 0] - mean[..., 0, 0, 0]
     similarity = F.cosine_similarity(others - mean, query[:, :, None, None, None], dim=1)

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 import lssl
 from lssl.errors import InputError
 
-__all__ = ["CONFIG", "RunFolder", "checkpoint_path", "claim", "run_checkpoints"]
+__all__ = ["CONFIG", "RunFolder", "checkpoint_path", "claim", "keep", "run_checkpoints"]
 
 CONFIG = "config.yaml"
 
@@ -25,7 +25,7 @@ def claim(folder: Path, resuming: bool) -> Path:
     """
     if resuming or any(folder.glob("hpc_ckpt_*.ckpt")):  # the latter: requeued by SLURM, Lightning resumes by itself
         for name in (CONFIG, "metrics.csv"):
-            _keep(folder / name)
+            keep(folder / name)
         return folder
     number, free = 1, folder
     while (free / CONFIG).exists():
@@ -36,7 +36,8 @@ def claim(folder: Path, resuming: bool) -> Path:
     return free
 
 
-def _keep(path: Path) -> None:
+def keep(path: Path) -> None:
+    """Moves a file that is about to be overwritten to a numbered name."""
     if path.exists():
         number = 1
         while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():

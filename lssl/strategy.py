@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -98,7 +99,7 @@ class Strategy(L.LightningModule, ABC):
         self._evaluate(batch, batch_idx, "test")
 
     def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Embeddings of each visit's central view: per tap, the mean of its features over the foreground."""
+        """Embeddings of each visit's central view; see :meth:`embed`."""
         first, _ = self.views.centred(batch)
         embeddings = self.embed(first)
         return {"subject": batch.subject, "session": batch.session[:, 0], **embeddings}
@@ -130,12 +131,18 @@ class Strategy(L.LightningModule, ABC):
         self.generator.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
     def embed(self, view: View, taps: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Per tap ``(B, C)``: features averaged over the foreground; needs no gradient."""
-        features = self.backbone(view.image, taps or list(self.backbone.taps))
+        """Per tap ``(B, 2 C)``: mean and maximum of each channel over the foreground; no gradient.
+
+        The mean alone says nothing after an instance norm, which makes it 0 for every image.
+        """
         pooled = {}
-        for name, value in features.items():
-            weight = torch.nn.functional.adaptive_avg_pool3d(view.foreground, value.shape[2:]) + 1e-6
-            pooled[name] = ((value.float() * weight).sum((2, 3, 4)) / weight.sum((2, 3, 4))).detach()
+        for name, value in self.backbone(view.image, taps or list(self.backbone.taps)).items():
+            value = value.detach().float().flatten(2)
+            size = [n // s for n, s in zip(view.size, self.backbone.taps[name].stride, strict=True)]
+            weight = F.adaptive_avg_pool3d(view.foreground, (size[0], size[1], size[2])).flatten(2) + 1e-6
+            mean = (value * weight).sum(2) / weight.sum(2)
+            outside = weight < 0.5 * weight.amax(2, keepdim=True)
+            pooled[name] = torch.cat([mean, value.masked_fill(outside, float("-inf")).amax(2)], 1)
         return pooled
 
     # --- inside -------------------------------------------------------------------------------------------------------

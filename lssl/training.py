@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lssl.backbone import Backbone
 from lssl.callbacks import EmbeddingWriter
 from lssl.messages import explain
-from lssl.run import RunFolder, checkpoint_path, claim, run_checkpoints
+from lssl.run import RunFolder, checkpoint_path, claim, keep, run_checkpoints
 from lssl.strategy import Strategy
 from lssl.views import ViewSampler
 
@@ -79,18 +79,20 @@ class TrainingCLI(LightningCLI):
         path = checkpoint_path(config.get("ckpt_path"), folder)
         if "ckpt_path" in config:
             config.ckpt_path = path
+        logs = folder
         if self.subcommand == "fit":
-            folder = claim(folder, resuming=path is not None)
-        elif path is None:
-            rank_zero_warn(
-                f"lssl {self.subcommand} without --ckpt_path: these are the weights of an untrained network."
-            )
+            logs = folder = claim(folder, resuming=path is not None)
+        else:  # evaluation leaves the run's own metrics alone
+            logs = folder / str(self.subcommand)
+            keep(logs / "metrics.csv")
+            if path is None:
+                rank_zero_warn(f"lssl {self.subcommand} without --ckpt_path: the network's weights are untrained.")
         config.trainer.default_root_dir = str(folder)
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             arguments = getattr(logger, "init_args", None)
             if arguments is not None and "save_dir" in arguments:
-                arguments.save_dir = str(folder)
+                arguments.save_dir = str(logs)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the progress bar and the checkpoints of the run folder to whatever callbacks are configured."""

@@ -11,7 +11,13 @@ ROOT = Path(__file__).parents[1]
 TINY_NET = {
     "network": {
         "class_path": "monai.networks.nets.BasicUNet",
-        "init_args": {"spatial_dims": 3, "in_channels": 1, "out_channels": 4, "features": [4, 4, 4, 4, 4, 4]},
+        "init_args": {
+            "spatial_dims": 3,
+            "in_channels": 1,
+            "out_channels": 4,
+            "features": [4, 4, 4, 4, 4, 4],
+            "norm": "batch",
+        },
     }
 }
 

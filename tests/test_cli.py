@@ -107,17 +107,20 @@ def test_a_resumed_run_continues_exactly_and_loses_nothing(tmp_path):
         torch.testing.assert_close(weights["halves"][key], value, rtol=0, atol=0, msg=key)
 
 
-def test_validate_test_and_predict(run, capsys):
+def test_validate_test_and_predict(run):
     config = ["--config", str(run / "config.yaml"), "--ckpt_path", "best"]
+    before = (run / "metrics.csv").read_text()
     main(["validate", *config])
     main(["test", *config])
-    assert "test/similarity" in capsys.readouterr().out
+    assert "test/similarity" in (run / "test" / "metrics.csv").read_text()
+    assert "val/similarity" in (run / "validate" / "metrics.csv").read_text()
+    assert (run / "metrics.csv").read_text() == before
     main(["predict", *config])
     embeddings = np.load(run / "embeddings.npz")
     assert len(embeddings["subject"]) == 8
     assert embeddings["bottleneck"].shape[0] == 8
     assert np.isfinite(embeddings["bottleneck"]).all()
-    assert np.abs(embeddings["bottleneck"] - embeddings["bottleneck"][0]).max() > 1e-4
+    assert np.abs(embeddings["decoder.0"] - embeddings["decoder.0"][0]).max() > 1e-4
 
 
 VISIT_ORDER = '''
