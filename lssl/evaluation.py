@@ -56,10 +56,11 @@ class _TapMeters(torch.nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.retrieval = CrossVisitRetrieval()
-        self.rank = EffectiveRank(channels)
-        self.position = PositionR2(channels)
-        self.shortcut = PositionR2(channels)
+        alone = {"sync_on_compute": False}  # one process evaluates; asking the others would wait forever
+        self.retrieval = CrossVisitRetrieval(**alone)
+        self.rank = EffectiveRank(channels, **alone)
+        self.position = PositionR2(channels, **alone)
+        self.shortcut = PositionR2(channels, **alone)
 
 
 def _add_voxels(strategy: Strategy, meters: dict[str, _TapMeters], view: View, most: int = 512) -> None:

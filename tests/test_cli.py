@@ -153,3 +153,14 @@ def test_a_users_own_method_is_one_file(tmp_path):
     result = lssl("fit", "--config", "my.yaml", *tiny(tmp_path), *small, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "train/order" in (tmp_path / "run" / "metrics.csv").read_text()
+
+
+def test_two_processes_train_together(tmp_path):
+    """The report runs on rank zero alone: nothing may wait for the other process there."""
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.subjects=8"]
+    args = ["fit", "--config", DEMO, *tiny(tmp_path, backbone=TINY_NET), *options]
+    result = subprocess.run(
+        [sys.executable, "-m", "lssl", *args], capture_output=True, text=True, check=False, timeout=240
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "report.json").is_file()
