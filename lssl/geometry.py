@@ -29,6 +29,7 @@ __all__ = [
     "homogeneous",
     "inverse",
     "lattice",
+    "lookup",
     "resample",
     "rotation",
     "sample",
@@ -176,6 +177,19 @@ def sample(volume: Tensor, affine: Tensor, points: Tensor, mode: str = "bilinear
     """
     grid = transform(_normalise(volume.shape[-3:], affine) @ inverse(affine), points.to(affine.dtype))
     return _interpolate(volume, grid[:, :, None, None], mode, padding).flatten(2).transpose(1, 2)
+
+
+def lookup(volume: Tensor, affine: Tensor, points: Tensor, outside: float) -> Tensor:
+    """Values ``(B, N)`` of masks or labels ``(B, D, H, W)`` of any type at the voxels nearest to points of the frame.
+
+    Nothing but the points is touched, so a large source costs no more than a small one.
+    """
+    index = transform(inverse(affine), points.to(affine.dtype)).round().long()
+    size = torch.tensor(volume.shape[-3:], device=index.device)
+    inside = ((index >= 0) & (index < size)).all(-1)
+    i, j, k = index.clamp_min(0).minimum(size - 1).unbind(-1)
+    values = volume.flatten(1).gather(1, (i * size[1] + j) * size[2] + k)
+    return values.masked_fill(~inside, outside)
 
 
 def align(

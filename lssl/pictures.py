@@ -7,7 +7,9 @@ anterior is up. All arrays are in canonical orientation (first axis to the right
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -167,12 +169,6 @@ def _draw_map(axis: Axes, result: dict, point: Tensor, title: str, tap: str, sam
 
 def _only(view: View, sample: int) -> View:
     """One sample of a view."""
-    keep = slice(sample, sample + 1)
-    return View(
-        view.image[keep],
-        view.clean[keep],
-        view.affine[keep],
-        view.foreground[keep],
-        view.source_affine[keep],
-        view.source_extent[keep],
-    )
+    fields: dict[str, Any] = {field.name: getattr(view, field.name) for field in dataclasses.fields(view)}
+    kept: dict[str, Any] = {name: None if v is None else v[sample : sample + 1] for name, v in fields.items()}
+    return View(**kept)

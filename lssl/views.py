@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -30,19 +31,33 @@ class View:
         image: ``(B, C, D, H, W)`` float32, what the network sees.
         clean: the same crop before intensity augmentation (the target of denoising).
         affine: ``(B, 4, 4)`` float64, index → frame in mm.
-        foreground: ``(B, 1, D, H, W)`` float32 in [0, 1], interpolated with the image.
         source_affine: ``(B, 4, 4)``, of the source it was cut from.
         source_extent: ``(B, 3)``, voxels of the source that are data.
-        label: ``(B, 1, D, H, W)`` int16, nearest neighbour, -1 outside the source or where a visit has none.
+        source_foreground: ``(B, …)`` bool, on the source's own grid.
+        source_label: ``(B, …)`` int16, on the source's own grid; ``None`` if no visit has any.
     """
 
     image: Tensor
     clean: Tensor
     affine: Tensor
-    foreground: Tensor
     source_affine: Tensor
     source_extent: Tensor
-    label: Tensor | None = None
+    source_foreground: Tensor
+    source_label: Tensor | None = None
+
+    @cached_property
+    def foreground(self) -> Tensor:
+        """``(B, 1, D, H, W)`` float32, 1 where the nearest voxel of the source is foreground."""
+        return self._nearest(self.source_foreground, 0).float()
+
+    @cached_property
+    def label(self) -> Tensor | None:
+        """``(B, 1, D, H, W)`` int16 of the nearest voxel, -1 outside the source or where a visit has none."""
+        return None if self.source_label is None else self._nearest(self.source_label, -1)
+
+    def _nearest(self, volume: Tensor, outside: float) -> Tensor:
+        points = geo.transform(self.affine, geo.lattice(self.size, self.affine.device))
+        return geo.lookup(volume, self.source_affine, points, outside).unflatten(1, (1, *self.size))
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -56,7 +71,7 @@ class View:
         in_source = geo.transform(geo.inverse(self.source_affine), points)
         seen &= geo.contains(in_source, self.source_extent[:, None])  # beyond its last voxels the source fades to 0
         if foreground:
-            seen &= geo.sample(self.foreground, self.affine, points)[..., 0] > 0.5
+            seen &= geo.lookup(self.source_foreground, self.source_affine, points, 0)
         return seen
 
 
@@ -232,13 +247,8 @@ class ViewSampler:
 
     def _cut(self, batch: PairBatch, maps: Tensor, generator: torch.Generator | None) -> tuple[View, View]:
         """Resamples both sources once, through ``maps (B, 2, 4, 4)``, then augments intensities."""
-        volumes = torch.cat([batch.images, batch.foreground.unsqueeze(2).to(batch.images.dtype)], 2)
         one_map = self.geometry == "shared" and generator is not None  # centred views have a map for each visit
-        clean = self._resample(volumes, maps, "bilinear", one_map)
-        clean, foreground = clean[:, :, :-1], clean[:, :, -1:]
-        label = None
-        if batch.labels is not None:  # shifted by 1, so that the zeros beyond the source become -1
-            label = self._resample(batch.labels.unsqueeze(2).float() + 1, maps, "nearest", one_map).to(torch.int16) - 1
+        clean = self._resample(batch.images, maps, one_map)
         affines = batch.affines @ maps
         image = clean if generator is None else self._augment(clean, geo.spacing(affines), generator)
         views = [
@@ -246,21 +256,20 @@ class ViewSampler:
                 image=image[:, visit],
                 clean=clean[:, visit],
                 affine=affines[:, visit],
-                foreground=foreground[:, visit],
                 source_affine=batch.affines[:, visit],
                 source_extent=batch.extent[:, visit],
-                label=None if label is None else label[:, visit],
+                source_foreground=batch.foreground[:, visit],
+                source_label=None if batch.labels is None else batch.labels[:, visit],
             )
             for visit in range(2)
         ]
         return views[0], views[1]
 
-    def _resample(self, volumes: Tensor, maps: Tensor, mode: str, one_map: bool) -> Tensor:
+    def _resample(self, images: Tensor, maps: Tensor, one_map: bool) -> Tensor:
         """One call for ``(B, 2, C, ...)``; two visits on one map are channels of one sampling: half the work."""
         if one_map:
-            out = geo.resample(volumes.flatten(1, 2), maps[:, 0], self.size, mode)
-            return out.unflatten(1, volumes.shape[1:3])
-        return geo.resample(volumes.flatten(0, 1), maps.flatten(0, 1), self.size, mode).unflatten(0, maps.shape[:2])
+            return geo.resample(images.flatten(1, 2), maps[:, 0], self.size).unflatten(1, images.shape[1:3])
+        return geo.resample(images.flatten(0, 1), maps.flatten(0, 1), self.size).unflatten(0, maps.shape[:2])
 
     def _augment(self, clean: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
         """Intensity transforms on ``(B, 2, C, ...)``, drawn per pair or per view."""
