@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
 import pandas as pd
 
@@ -37,18 +36,8 @@ class PhantomDataModule(PairDataModule):
         interval: years between visits, which vary by up to a quarter of it.
         single_visit_fraction: share of subjects that are seen once only.
         cache: keeps visits in memory once they are made, about 2 MB each at 64³.
-        batch_size: pairs per batch and device.
-        num_workers: processes that make visits; 0 makes them in the main process.
-        source_size: voxels of the box that is cut from both visits; ``None`` sends whole visits.
-        pairs: which two visits of a subject may form a pair: ``any`` two, ``consecutive`` ones, or the ``baseline``
-            with each later one. ``all`` is ``any`` with ``pairs_per_subject: all``.
-        min_interval: shortest interval of a pair in years.
-        max_interval: longest interval of a pair in years.
-        pairs_per_subject: ``one`` random pair of every subject in each epoch, or ``all`` pairs.
-        single_visits: a subject seen once gives a pair of the ``same`` visit twice, or is left out (``drop``).
-        split: shares of subjects in train, val and test.
         seed: of the population, the split, the order and the boxes.
-        transform: applied to the source of each visit on the CPU; random ones must draw from torch's global generator.
+        **options: see :class:`.base.PairDataModule`.
     """
 
     def __init__(
@@ -60,31 +49,10 @@ class PhantomDataModule(PairDataModule):
         interval: float = 2.0,
         single_visit_fraction: float = 0.0,
         cache: bool = True,
-        batch_size: int = 2,
-        num_workers: int = 0,
-        source_size: int | tuple[int, int, int] | None = None,
-        pairs: Literal["any", "consecutive", "baseline", "all"] = "any",
-        min_interval: float = 0.0,
-        max_interval: float | None = None,
-        pairs_per_subject: Literal["one", "all"] = "one",
-        single_visits: Literal["same", "drop"] = "same",
-        split: tuple[float, float, float] = (0.8, 0.1, 0.1),
         seed: int = 0,
-        transform: Callable[[Visit], Visit] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            num_workers=num_workers,
-            source_size=source_size,
-            pairs=pairs,
-            min_interval=min_interval,
-            max_interval=max_interval,
-            pairs_per_subject=pairs_per_subject,
-            single_visits=single_visits,
-            split=split,
-            seed=seed,
-            transform=transform,
-        )
+        super().__init__(seed=seed, **options)
         if subjects < 1 or visits < 1:
             raise InputError(f"There are {subjects} phantom subjects with {visits} visits; give at least one of each.")
         if spacing <= 0 or interval <= 0:

@@ -100,17 +100,13 @@ class Brightness(IntensityTransform):
         return images * self.uniform(images, *self.factor, generator)
 
 
-class Contrast(IntensityTransform):
+class Contrast(Brightness):
     """``x → m + f (x - m)``, ``m`` the image's own mean, ``f ~ U(low, high)``.
 
     Args:
         p: probability per group.
         factor: range of the factor.
     """
-
-    def __init__(self, p: float = 0.15, factor: tuple[float, float] = (0.75, 1.25)) -> None:
-        super().__init__(p)
-        self.factor = factor
 
     def apply(self, images: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
         """See the class."""
