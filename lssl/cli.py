@@ -87,6 +87,7 @@ def _with_shipped_configs(args: list[str]) -> list[str]:
             continue
         path = path if equals else args[place + 1]
         if Path(path).is_file():
+            _check_yaml(Path(path))
             continue
         ours = shipped.joinpath(*[part for part in Path(path).parts if part != "configs"])
         if not ours.is_file():
@@ -97,6 +98,16 @@ def _with_shipped_configs(args: list[str]) -> list[str]:
         else:
             resolved[place + 1] = str(ours)
     return resolved
+
+
+def _check_yaml(path: Path) -> None:
+    """The parser would not say which file is broken."""
+    import yaml
+
+    try:
+        yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _train(args: list[str]) -> None:

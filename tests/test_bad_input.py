@@ -62,6 +62,14 @@ def test_unknown_key_in_a_file(capsys, tmp_path):
     assert "has no option 'nonsense'" in sentence(capsys, "fit", "--config", str(path))
 
 
+def test_a_file_that_is_no_yaml(capsys, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {class_path: [\n")
+    text = sentence(capsys, "fit", "--config", str(path))
+    assert f"{path} is not valid YAML" in text
+    assert "line 2" in text
+
+
 def test_unknown_command_and_config(capsys):
     assert "no command 'fitt'; did you mean 'fit'?" in sentence(capsys, "fitt")
     assert "no config configs/dem.yaml; did you mean 'configs/demo.yaml'?" in sentence(
