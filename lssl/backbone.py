@@ -56,8 +56,8 @@ class Backbone(nn.Module):
         taps: name → path of a submodule (``network.get_submodule``). ``None`` takes :func:`unet_taps`, for a BasicUNet.
         in_channels: image channels.
         padding: padding of the network's convolutions: ``zeros``, or ``reflect`` as published.
-        channels_last: keep channels innermost in memory. On CPUs a step took 0.6 of the time (1.0 with reflect
-            padding, which undoes it); measure it on your GPU.
+        channels_last: keep channels innermost in memory. With zero padding a step took 0.6 of the time on two
+            CPU cores; measure it on your GPU.
     """
 
     def __init__(
