@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssl.distributed import weighted_mean
+
 __all__ = ["DenseInfoNCE"]
 
 
@@ -52,6 +54,4 @@ class DenseInfoNCE(nn.Module):
             both = F.cross_entropy(logits, target, reduction="none")
             both = both + F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
             per_sample = 0.5 * both.mean(1)
-            if weight is None:
-                return per_sample.mean()
-            return (weight * per_sample).sum() / weight.sum().clamp_min(1e-6)
+            return weighted_mean(per_sample, weight)
