@@ -118,13 +118,15 @@ class Backbone(nn.Module):
         for side in sorted({coarsest, 64, 96, 128}):  # some networks take but some sizes
             image = torch.zeros(1, self.in_channels, side, side, side, device=trained[0].device)
             try:
-                features = self(image, taps, output)
+                with torch.enable_grad():
+                    features = self(image, taps, output)
                 break
             except (RuntimeError, ValueError, AssertionError):
                 continue
         else:
             raise InputError("backbone: the network accepts no cube of 64, 96 or 128 voxels a side.")
-        total = torch.stack([feature.sum() for feature in features.values()]).sum()
+        with torch.enable_grad():
+            total = torch.stack([feature.sum() for feature in features.values()]).sum()
         gradients = torch.autograd.grad(total, trained, allow_unused=True)
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)

@@ -45,7 +45,7 @@ def gather(rows: Tensor) -> Tensor:
     """Rows ``(N, ...)`` of all ranks as ``(W N, ...)``, in rank order; equally many on each.
 
     The gradient of a row is the sum of what every rank's loss asks of it. (Detaching the other ranks' rows, as often
-    done, gives a gradient that is 7 % off with two ranks.)
+    done, gives a wrong gradient: 29 % off in the tests' SimCLR on two ranks.)
     """
     return _Gather.apply(rows) if world_size() > 1 else rows
 
@@ -74,8 +74,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
         parts = [torch.empty_like(rows) for _ in range(world_size())]
-        distributed.all_gather(parts, rows.contiguous())
+        distributed.all_gather(parts, rows)
         ctx.own = slice(rank() * len(rows), (rank() + 1) * len(rows))
         return torch.cat(parts)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lssl.distributed import gather
+from lssl.errors import positive
 
 __all__ = ["KeyQueue"]
 
@@ -24,6 +25,7 @@ class KeyQueue(nn.Module):
 
     def __init__(self, size: int, features: int) -> None:
         super().__init__()
+        positive(queue=size)
         self.register_buffer("keys", torch.zeros(size, features))
         self.register_buffer("owner", torch.full((size,), -1, dtype=torch.long))  # subject ids, -1 where empty
         self.register_buffer("place", torch.zeros((), dtype=torch.long))  # of the oldest key
@@ -31,7 +33,7 @@ class KeyQueue(nn.Module):
     @torch.no_grad()
     def push(self, keys: Tensor, subject: Tensor) -> None:
         """Adds keys ``(N, D)`` and their subject ids ``(N,)``, those of all ranks in rank order."""
-        keys, subject = gather(keys.detach().float()), gather(subject)
+        keys, subject = gather(keys.detach().to(self.keys.dtype)), gather(subject)
         keys, subject = keys[-len(self.keys) :], subject[-len(self.keys) :]
         places = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.keys)
         self.keys[places], self.owner[places] = keys, subject

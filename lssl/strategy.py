@@ -72,7 +72,9 @@ class Strategy(L.LightningModule, ABC):
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """Unweighted scalar terms of the loss; draw whatever is random from :attr:`generator` (on the CPU).
 
-        A strategy with a slow copy of its network sets :attr:`teacher` in ``__init__``; it is moved after each step.
+        With ``views.same_visit`` both views may show one visit of the pair: ``view.age`` is the age in the view,
+        ``batch.ages`` are those of the two visits that were read. A strategy with a slow copy of its network sets
+        :attr:`teacher` in ``__init__``; it is moved after each step.
         """
 
     def note(self, name: str, value: Tensor) -> None:

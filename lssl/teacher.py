@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from lssl.errors import InputError
+
 __all__ = ["Teacher"]
 
 
@@ -37,14 +39,16 @@ class Teacher(nn.ModuleDict):
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], momentum: float = 0.996, final: float = 1.0) -> None:
+        if not 0 <= momentum <= final <= 1:
+            raise InputError(f"momentum: a teacher's momentum rises within 0 and 1, not from {momentum} to {final}.")
         super().__init__(copy.deepcopy(dict(modules)))
         self.requires_grad_(False)
         self._followed = tuple(modules.items())  # in a tuple, so that they are not registered twice
-        self.first, self.final = momentum, final
+        self._first, self._final = momentum, final
 
     def momentum(self, progress: float) -> float:
         """``m`` when this share of the steps is done."""
-        return self.final - (self.final - self.first) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        return self._final - (self._final - self._first) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
     @torch.no_grad()
     def follow(self, progress: float) -> None:

@@ -39,7 +39,7 @@ from lssl import geometry as geo
 from lssl.backbone import Backbone, Tap
 from lssl.batch import PairBatch
 from lssl.distributed import gather, weighted_mean
-from lssl.errors import InputError
+from lssl.errors import InputError, positive
 from lssl.heads import Projector, spread, voxelwise
 from lssl.losses import AlignedCosine, Covariance, DenseInfoNCE, Variance
 from lssl.points import draw
@@ -99,6 +99,11 @@ class PriorGuidedLocal(Strategy):
         weights: dict[str, float] | None = None,
         **common: Any,
     ) -> None:
+        if objective not in self.WEIGHTS:
+            raise InputError(f"objective: there is no '{objective}'; choose {', '.join(self.WEIGHTS)}.")
+        positive(fewest=fewest, samples=samples)
+        if border < 0:
+            raise InputError(f"border: give a number of features, 0 or more, not {border}.")
         super().__init__(backbone, weights={**self.WEIGHTS[objective], **(weights or {})}, **common)
         self.tap_weights = backbone.shares(taps, tap_weights)
         self.objective, self.samples = objective, samples
@@ -109,9 +114,9 @@ class PriorGuidedLocal(Strategy):
         for tap in self.tap_weights:
             key = _key(tap)
             self.projectors[key] = Projector(backbone.taps[tap].channels, hidden, projection, norm=norm)
-            if objective == "cosine":
+            if objective == "cosine" and self.uses("similarity"):
                 self.predictors[key] = Projector(projection, hidden, projection, norm=norm)
-        if objective != "vicreg":
+        if objective != "vicreg" and self.uses("similarity"):
             self.teacher = Teacher({"backbone": backbone, **self.projectors}, momentum)
         self.cosine, self.info_nce = AlignedCosine(), DenseInfoNCE(temperature, exclusion)
         self.variance, self.covariance = Variance(), Covariance()
@@ -125,7 +130,7 @@ class PriorGuidedLocal(Strategy):
         kept, spreads = [], []
         for tap, share in self.tap_weights.items():
             z = voxelwise(self.projectors[_key(tap)], online[tap])
-            query = voxelwise(self.predictors[_key(tap)], z) if self.objective == "cosine" else z
+            query = voxelwise(self.predictors[_key(tap)], z) if self.predictors else z
             directions = self._directions(first, second, query, target.get(tap, z), self.backbone.taps[tap])
             kept += [direction.weight for direction in directions]
             spreads.append(spread(_rows(z).flatten(0, 1)))
@@ -224,8 +229,8 @@ class _Direction:
 
 
 def _key(tap: str) -> str:
-    """Names of submodules hold no dots."""
-    return tap.replace(".", "_")
+    """Names of submodules hold no dots, and must not be those of attributes."""
+    return "tap_" + tap.replace(".", "_")
 
 
 def _rows(maps: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssl.distributed import weighted_mean
+from lssl.errors import positive
 
 __all__ = ["DenseInfoNCE"]
 
@@ -33,6 +34,7 @@ class DenseInfoNCE(nn.Module):
 
     def __init__(self, temperature: float = 0.1, exclusion: float = 8.0) -> None:
         super().__init__()
+        positive(temperature=temperature)
         self.temperature, self.exclusion = temperature, exclusion
 
     def forward(self, z1: Tensor, z2: Tensor, places: Tensor, weight: Tensor | None = None) -> Tensor:

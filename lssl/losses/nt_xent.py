@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssl.distributed import gather, rank, weighted_mean
+from lssl.errors import positive
 
 __all__ = ["NTXent"]
 
@@ -31,6 +32,7 @@ class NTXent(nn.Module):
 
     def __init__(self, temperature: float = 0.2) -> None:
         super().__init__()
+        positive(temperature=temperature)
         self.temperature = temperature
 
     def forward(self, z1: Tensor, z2: Tensor, subject: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -48,8 +50,8 @@ class NTXent(nn.Module):
             logits = queries @ keys.transpose(0, 1).flatten(0, 1).T / self.temperature
             everyone = gather(subject)
             own = rank() * len(z1) + torch.arange(len(z1), device=z1.device)
-            positive = torch.cat([own + len(everyone), own])
+            partner = torch.cat([own + len(everyone), own])
             excluded = subject.repeat(2)[:, None] == everyone.repeat(2)[None]  # itself and its subject's other views
-            excluded = excluded.scatter(1, positive[:, None], False)
-            loss = F.cross_entropy(logits.masked_fill(excluded, float("-inf")), positive, reduction="none")
+            excluded = excluded.scatter(1, partner[:, None], False)
+            loss = F.cross_entropy(logits.masked_fill(excluded, float("-inf")), partner, reduction="none")
             return weighted_mean(loss, None if weight is None else weight.repeat(2))

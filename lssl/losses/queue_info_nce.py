@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssl.distributed import weighted_mean
+from lssl.errors import positive
 
 __all__ = ["QueueInfoNCE"]
 
@@ -29,6 +30,7 @@ class QueueInfoNCE(nn.Module):
 
     def __init__(self, temperature: float = 0.2) -> None:
         super().__init__()
+        positive(temperature=temperature)
         self.temperature = temperature
 
     def forward(
