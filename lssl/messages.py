@@ -23,10 +23,16 @@ def explain(error: ArgumentError, groups: Mapping[str, type], classes: Iterable[
     """
     text = " ".join(str(error).split())
     classes = list(classes)
-    if found := re.search(r"Problem with given class_path '([\w.]+)': Option '([\w.]+)' is not accepted", text):
-        path, option = found.groups()
-        cls = next((cls for cls in classes if path.endswith("." + cls.__name__)), None)
-        return InputError(f"{path.rpartition('.')[2]} has no option '{option}'{nearest(option, _options(cls))}")
+    if found := re.search(
+        r"Problem with given class_path '(?P<path>[\w.]+)': Option '(?P<option>[\w.]+)' is not", text
+    ) or (
+        re.search(
+            r"Option '(?P<option>[\w.]+)' is not accepted. Got value: Namespace\(class_path='(?P<path>[\w.]+)'", text
+        )
+    ):
+        name, option = found["path"].rpartition(".")[2], found["option"]
+        cls = next((cls for cls in classes if cls.__name__ == name), None)
+        return InputError(f"{name} has no option '{option}'{nearest(option, _options(cls))}")
     if found := re.search(r"Expected a dot import path string: (\S+)", text):
         name = found.group(1)
         return InputError(f"There is no class '{name}'{nearest(name, (cls.__name__ for cls in classes))}")

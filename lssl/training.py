@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,13 +33,16 @@ class TrainingCLI(LightningCLI):
 
         Args:
             args: the command and its options.
-            classes: registered strategies and datamodules, to name when a name is wrong.
+            classes: registered strategies and datamodules; they and what lies beside them are named when a name is
+                wrong.
         """
         try:
             return cls._run(args)
         except ArgumentError as error:
             groups = {"trainer": L.Trainer, "views": ViewSampler, "backbone": Backbone}
-            raise explain(error, groups, classes) from None
+            rooms = {sys.modules[cls.__module__] for cls in classes}
+            known = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())} | set(classes)
+            raise explain(error, groups, sorted(filter(inspect.isclass, known), key=lambda cls: cls.__name__)) from None
 
     @classmethod
     def _run(cls, args: list[str]) -> TrainingCLI:

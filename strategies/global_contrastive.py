@@ -306,5 +306,5 @@ class GlobalContrastive(Strategy):
         if self.training and everywhere < fewest:
             raise InputError(
                 f"{type(self.objective).__name__} compares pairs with one another and needs {fewest} or more, but a "
-                f"batch holds {everywhere}: raise data.init_args.batch_size, or take the objective MoCo or BYOL."
+                f"batch holds {everywhere}: raise data.init_args.batch_size."
             )

@@ -140,10 +140,12 @@ def places(network: nn.Module, paths: list[str], image: Tensor) -> dict[str, Ten
         return found
 
     mass = features(torch.ones(1, 1, 64, 64, 64))
-    found = features(image.flatten(0, 1).unsqueeze(1))
+    one_by_one = [features(channel) for channel in image.flatten(0, 1)[:, None, None]]  # together they take gigabytes
     return {
-        path: (value.mean(1) / mass[path].mean((1, 2, 3, 4))).double().unflatten(0, image.shape[:2])
-        for path, value in found.items()
+        path: (torch.cat([found[path] for found in one_by_one]).mean(1) / mass[path].mean((1, 2, 3, 4)))
+        .double()
+        .unflatten(0, image.shape[:2])
+        for path in paths
     }
 
 

@@ -56,6 +56,26 @@ def test_sentences(options, words, capsys, tmp_path):
     assert not list((tmp_path / "run").glob("*"))
 
 
+@pytest.mark.parametrize(
+    ("config", "option", "words"),
+    [
+        ("global_contrastive", "objective=MoCO", "There is no class 'MoCO'; did you mean 'MoCo'?"),
+        ("global_contrastive", 'objective={"class_path": "MoCo", "init_args": {"queu": 3}}', "did you mean 'queue'?"),
+        ("global_contrastive", "objective.queue=0", "queue: give a number above 0, not 0"),
+        ("global_contrastive", "objective.temperature=0", "temperature: give a number above 0, not 0"),
+        ("global_contrastive", "interval=-1", "interval: give a number above 0, not -1"),
+        ("global_contrastive", "weights.variance=1", "no term 'variance'; it has similarity"),
+        ("prior_guided_local", "objective=byol", "one of 'cosine', 'info_nce', 'vicreg'"),
+        ("prior_guided_local", "momentum=1.5", "momentum rises within 0 and 1"),
+        ("prior_guided_local", "fewest=200", "tap 'bottleneck' has 216 voxels in views of 96×96×96"),
+    ],
+)
+def test_sentences_of_the_objectives(config, option, words, capsys, tmp_path):
+    args = ["fit", "--config", str(ROOT / f"configs/{config}.yaml"), f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    assert words in sentence(capsys, *args, f"--model.init_args.{option}")
+    assert not list((tmp_path / "run").glob("*"))
+
+
 def test_unknown_key_in_a_file(capsys, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"model": {"class_path": "LongitudinalLocal", "init_args": {"nonsense": 1}}}))

@@ -22,7 +22,7 @@ PAIRS, WIDTH = 5, 7
 SUBJECTS = [3, 5, 3, 8, 9]  # the first and the third pair are of one subject
 SMALL = {
     "simclr": partial(SimCLR, hidden=12, projection=WIDTH),
-    "moco": partial(MoCo, hidden=12, projection=WIDTH, queue=16),
+    "moco": partial(MoCo, norm="layer", hidden=12, projection=WIDTH, queue=16),
     "byol": partial(BYOL, hidden=12, projection=WIDTH),
     "vicreg": partial(VICReg, hidden=12, projection=WIDTH),
 }
@@ -185,8 +185,8 @@ def test_defaults_of_the_papers(name: str):
     widths = [(m.in_features, m.out_features) for m in objective.projector if isinstance(m, nn.Linear)]
     norm = next(type(m) for m in objective.projector if "Norm" in type(m).__name__)
     assert (widths, norm, objective.momentum) == {
-        "simclr": ([(12, 2048), (2048, 128)], nn.LayerNorm, None),
-        "moco": ([(12, 2048), (2048, 128)], nn.LayerNorm, (0.99, 0.999)),
+        "simclr": ([(12, 2048), (2048, 128)], nn.BatchNorm1d, None),
+        "moco": ([(12, 2048), (2048, 128)], nn.BatchNorm1d, (0.99, 0.999)),
         "byol": ([(12, 4096), (4096, 256)], nn.BatchNorm1d, (0.996, 1.0)),
         "vicreg": ([(12, 2048), (2048, 2048), (2048, 2048)], nn.BatchNorm1d, None),
     }[name]
@@ -446,8 +446,8 @@ def test_one_pair_is_enough_for_moco(make_batch):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"interval": 0.0}, r"interval: give a number of years above 0, or null, not 0.0\."),
-        ({"interval": -2.0}, r"interval: give a number of years above 0, or null, not -2.0\."),
+        ({"interval": 0.0}, r"interval: give a number above 0, not 0.0\."),
+        ({"interval": -2.0}, r"interval: give a number above 0, not -2.0\."),
         ({"taps": ["bottelneck"]}, r"There is no tap 'bottelneck'; the backbone has fine, bottleneck, normed\."),
         ({"weights": {"variance": 1.0}}, r"no term 'variance'; it has similarity\."),
     ],
