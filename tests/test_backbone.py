@@ -238,3 +238,34 @@ def test_unknown_taps_and_undivided_sides_are_refused_with_what_would_do():
     with pytest.raises(InputError, match=r"16 voxels leaves a single feature at tap 'bottleneck'.*use 32 or more"):
         backbone.check_size((32, 48, 16))
     backbone.check_size((32, 48, 64))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_only_what_the_taps_need_is_trained(grad: bool):
+    """Distributed training would wait for the gradients of the rest."""
+    backbone = Backbone(unet(features=(4, 4, 4, 4, 4, 4)), unet_taps()).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with torch.set_grad_enabled(grad):
+        backbone.freeze_unused(["encoder.2"])
+    for name, value in backbone.state_dict().items():  # running statistics are untouched by the probe
+        assert torch.equal(value, before[name]), name
+    trained = {name for name, value in backbone.named_parameters() if value.requires_grad}
+    image = torch.rand(1, 1, 32, 32, 32)
+    backbone(image, ["encoder.2"])["encoder.2"].sum().backward()
+    assert trained == {name for name, value in backbone.named_parameters() if value.grad is not None}
+    assert any("down_2" in name for name in trained)
+    assert not any("upcat" in name or "down_3" in name for name in trained)
+    assert backbone.training
+    backbone = Backbone(unet(features=(4, 4, 4, 4, 4, 4)), unet_taps())
+    backbone.freeze_unused(["encoder.2"], output=True)
+    assert all(value.requires_grad for value in backbone.parameters())
+
+
+def test_shares_of_taps_add_up_to_one():
+    backbone = Backbone(nn.Sequential(nn.Conv3d(1, 2, 1), nn.Conv3d(2, 2, 1)), {"a": "0", "b": "1"})
+    assert backbone.shares(["a", "b"], None) == {"a": 0.5, "b": 0.5}
+    assert backbone.shares(["a", "b"], {"a": 3.0, "b": 1.0}) == {"a": 0.75, "b": 0.25}
+    assert backbone.shares(["a", "b"], {"a": 3.0}) == {"a": 1.0}
+    for wrong in ({"c": 1.0}, {"a": 0.0}, {"a": 2.0, "b": -1.0}):
+        with pytest.raises(InputError, match="tap_weights"):
+            backbone.shares(["a", "b"], wrong)

@@ -541,3 +541,16 @@ def test_nothing_to_learn_is_refused(batch):
     strategy.generator.manual_seed(0)
     with pytest.raises(InputError, match="every term has weight 0, so there is nothing to learn"):
         strategy._loss(batch)
+
+
+def test_heads_that_no_term_uses_are_not_built():
+    """Distributed training would wait for their gradients."""
+    strategy = make(weights={"similarity": 0.0, "variance": 1.0})
+    assert strategy.teacher is None
+    assert not list(strategy.predictors.parameters())
+
+
+@pytest.mark.parametrize("wrong", [{"fewest": 0}, {"samples": 0}, {"border": -1.0}, {"objective": "byol"}])
+def test_numbers_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        make(**wrong)
