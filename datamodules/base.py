@@ -17,10 +17,10 @@ from torch import distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lssl.batch import Visit, collate
+from lssl.cohort.pairs import SPLITS, build_pairs, count, given_split, order_visits, split_subjects, visit_name
 from lssl.errors import InputError
 
 from .boxes import crop, source_box
-from .pairs import SPLITS, build_pairs, count, given_split, order_visits, split_subjects, visit_name
 
 __all__ = ["PairDataModule", "PairDataset", "PairSampler"]
 

@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 
 from lssl.batch import Visit
+from lssl.cohort.nifti import Grid, automatic_foreground, read_grids, read_image, read_label, read_mask, scale
+from lssl.cohort.pairs import count, visit_name
+from lssl.cohort.tables import bids_table, csv_table, match_files
 from lssl.errors import InputError
 
 from .base import PairDataModule
-from .nifti import Grid, automatic_foreground, read_grids, read_image, read_label, read_mask, scale
-from .pairs import count, visit_name
-from .tables import bids_table, csv_table, match_files
 
 __all__ = ["VisitsDataModule"]
 

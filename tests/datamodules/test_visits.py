@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lssl.datamodules.nifti import automatic_foreground, read_grid, read_image, read_label, read_mask, scale
+from lssl.cohort.nifti import automatic_foreground, read_grid, read_image, read_label, read_mask, scale
 from lssl.datamodules.visits import VisitsDataModule
 from lssl.errors import InputError
 

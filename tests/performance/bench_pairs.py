@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from lssl.batch import Visit
+from lssl.cohort.tables import csv_table
 from lssl.datamodules.base import PairDataModule, PairSampler
-from lssl.datamodules.tables import csv_table
 
 
 class CsvOnly(PairDataModule):

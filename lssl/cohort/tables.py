@@ -16,9 +16,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from lssl.cohort.pairs import count, visit_name
 from lssl.errors import InputError
-
-from .pairs import count, visit_name
 
 __all__ = ["add_times", "bids_table", "csv_table", "label_days", "match_files"]
 
