@@ -1,9 +1,9 @@
 """One chunked, compressed file per visit, of which any box can be read alone.
 
 A file is a blosc2 array ``(C + 1 [+ 1], D, H, W)`` of int16: the image's channels in thousandths of their robust range
-(:data:`STEP`; 0 is background, 1000 the 99.9th percentile of the foreground), the foreground (0 or 1), and the label
-map if there is one. Its metadata carry the affine, the raw values of 0 and 1000 of every channel, and some places of
-the foreground, so that a box around one can be chosen without reading the image.
+(:data:`lssl.cohort.STEP`: 0 is background, 1000 the 99.9th percentile of the foreground), the foreground (0 or 1), and
+the label map if there is one. Its metadata carry the affine, the raw values of 0 and 1000 of every channel, and some
+places of the foreground, so that a box around one can be chosen without reading the image.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 import blosc2
 import numpy as np
 
+from lssl.cohort import STEP
 from lssl.errors import InputError
 from lssl.prepare.files import whole
 
-__all__ = ["STEP", "StoredVisit", "quantise", "read_stored", "write_stored"]
+__all__ = ["StoredVisit", "quantise", "read_stored", "write_stored"]
 
-STEP = 1e-3
 CHUNK, BLOCK = 64, 32
 PLACES = 512
 KEY = "lssl"
