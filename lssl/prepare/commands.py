@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from lssl.errors import InputError, nearest
 
-__all__ = ["prepare_command"]
+__all__ = ["inspect_command", "prepare_command"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,3 +105,43 @@ def _print_fates(outcome: Any, table: Path) -> None:
     parts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
     parts += [f"{len(outcome.flagged)} visits to look at"] if outcome.flagged else []
     print(f"Subjects: {', '.join(parts)}. The visits are listed in {table}.")
+
+
+def _inspect_parser() -> Parser:
+    parser = Parser(prog="lssl inspect", description="Says what a BIDS or prepared folder holds.", allow_abbrev=False)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="a BIDS folder, or one that lssl prepare wrote")
+    add("--suffix", default="T1w", metavar="NAME", help="of the images in a BIDS folder (T1w)")
+    add(
+        "--subjects",
+        type=int,
+        default=10,
+        metavar="N",
+        help="of how many subjects of a BIDS folder the voxels are read, some seconds each (10)",
+    )
+    add("--spacing", type=_positive, default=1.0, metavar="MM", help="for which the cache is estimated (1.0)")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--sheet", type=Path, metavar="FILE.png", help="write a picture of it, too")
+    return parser
+
+
+def inspect_command(args: list[str]) -> None:
+    """Runs ``lssl inspect``."""
+    chosen = _inspect_parser().parse_args(args)
+    from lssl.prepare.inspection import inspect_folder
+
+    report = inspect_folder(chosen.folder, chosen.suffix, chosen.subjects, chosen.spacing)
+    if chosen.json:
+        import json
+
+        print(json.dumps(report.as_json(), indent=1, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from lssl.prepare.sheet import show
+
+        show(report, Console(width=None if sys.stdout.isatty() else 120, highlight=False))
+    if chosen.sheet:
+        from lssl.prepare.sheet import draw
+
+        draw(report, chosen.sheet)

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from lssl.prepare.transforms import between, displacement
 from lssl.prepare.volumes import LPS, Volume, to_itk
 
-__all__ = ["Match", "mirror_gain", "register"]
+__all__ = ["Match", "mirror_gain", "register", "roughly"]
 
 COARSE, MIDDLE = 8.0, 4.0  # mm
 FINEST = 1.5  # mm: rigid maps of whole heads gain nothing from finer voxels
@@ -89,17 +89,22 @@ def mirror_gain(first: Volume, second: Volume, matrix: np.ndarray) -> float:
     Args:
         first: an image.
         second: another one of the same head.
-        matrix: point of the first → point of the second, as found by :func:`register`.
+        matrix: point of the first → point of the second, as found by :func:`register` or :func:`roughly`.
     """
     one, two = _level(first, MIDDLE), _level(second, MIDDLE)
     flip = np.diag([-1.0, 1.0, 1.0, 1.0])
     flip[0, 3] = 2 * second.centre()[0]
     turned = Volume(second.voxels, flip @ second.affine, second.foreground, second.brain)
-    other = _level(turned, MIDDLE)
     straight = -_value(one, two, _refine(one, two, first.centre(), matrix, "rigid", MIDDLE))
-    start = _search(_level(first, COARSE), _level(turned, COARSE), first.centre(), turned.centre())
-    mirrored = -_value(one, other, _refine(one, other, first.centre(), start, "rigid", MIDDLE))
-    return mirrored - 1.05 * straight
+    other = _level(turned, MIDDLE)
+    return -_value(one, other, roughly(first, turned)) - 1.05 * straight
+
+
+def roughly(first: Volume, second: Volume) -> np.ndarray:
+    """The rigid map of the first image onto the second to a millimetre or so, from 4 mm voxels, in one direction."""
+    coarse = [_level(volume, COARSE) for volume in (first, second)]
+    start = _search(coarse[0], coarse[1], first.centre(), second.centre())
+    return _refine(_level(first, MIDDLE), _level(second, MIDDLE), first.centre(), start, "rigid", MIDDLE)
 
 
 def _finest(first: Volume, second: Volume) -> float:

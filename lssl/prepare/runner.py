@@ -243,7 +243,7 @@ def _table_rows(
             "subject": name, "session": visit["session"] or name, "age": _round(known["age"], 4),
             "days": _round(known["time"] * 365.25, 2), "image": visit["image"], "site": known.get("site") or "",
             **{key: _round(value, 6) if isinstance(value, float) else value for key, value in rest.items()},
-            "flags": "; ".join(visit["flags"]), "input_hash": digest(record["inputs"]), "settings": record["settings"],
+            "flags": "; ".join(visit["flags"]), "settings": record["settings"],
         })  # fmt: skip
     return rows
 

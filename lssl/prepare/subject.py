@@ -114,6 +114,10 @@ def prepare_subject(subject: Subject, options: Options, out: Path) -> dict[str, 
         _visit(subject.name, session, images, matrix, [np.array(m) for m in channels], grid, options, out)
         for session, images, matrix, channels in zip(subject.sessions, scans, maps, found["channels"], strict=True)
     ]
+    for session, row in zip(subject.sessions, rows, strict=True):
+        row["image_hash"] = inputs[session.images[options.suffixes[0]]]["hash"]
+    for session, row in zip(subject.sessions, rows, strict=True):
+        row["image_hash"] = inputs[session.images[options.suffixes[0]]]["hash"]
     _judge(subject, rows, firsts, maps, found, options, out)
     record = {
         "subject": subject.name, "key": key, "registration_key": registration, "settings": digest(settings(options)),
