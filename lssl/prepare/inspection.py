@@ -19,6 +19,7 @@ from lssl.cohort.pairs import build_pairs, count, order_visits
 from lssl.cohort.tables import bids_table, csv_table
 from lssl.errors import InputError
 from lssl.prepare.files import fingerprint, read_json
+from lssl.prepare.quality import THICKEST
 
 __all__ = ["Report", "inspect_folder"]
 
@@ -191,7 +192,7 @@ def _headers(report: Report, names: list[str], images: list[str]) -> list[Any]:
         report.orientations["".join(nib.aff2axcodes(image.affine)) if known else "none"] += 1
         if not known:
             report.suspicious.append((name, "no orientation in its header: left and right cannot be told apart"))
-        if steps.max() >= 5:
+        if steps.max() >= max(THICKEST, 2 * steps.min()):
             report.suspicious.append((name, f"slices of {steps.max():.3g} mm"))
     return grids
 
@@ -250,10 +251,10 @@ def _look(report: Report, table: pd.DataFrame, subject: str, grids: list[Any]) -
     for (before, one), (row, two) in pairwise(volumes):
         name, matrix = _names(table.iloc[[row]])[0], roughly(one, two)
         apart = displacement(matrix, np.eye(4), one.points())
-        if grids[row].same(grids[before]) and apart > APART:
-            report.suspicious.append((name, f"not aligned with the visit before, by about {apart:.0f} mm"))
         if mirror_gain(one, two, matrix) > 0:
             report.suspicious.append((name, "left–right flipped against the visit before"))
+        elif grids[row].same(grids[before]) and apart > APART:
+            report.suspicious.append((name, f"not aligned with the visit before, by about {apart:.0f} mm"))
     return [_box_volume(volume) for _, volume in volumes]
 
 

@@ -73,12 +73,12 @@ def pairwise(images: list[np.ndarray], masks: list[np.ndarray]) -> list[dict[str
     return [{"ncc": float(a), "mi": float(b), "overlap": float(c)} for a, b, c in means]
 
 
-def flags(row: dict[str, float], thickest: float, floor: float = LOWEST_NCC) -> list[str]:
+def flags(row: dict[str, float], spacing: np.ndarray, floor: float = LOWEST_NCC) -> list[str]:
     """What looks wrong with a visit, in words; comparisons with NaN are false, so a single visit is not blamed.
 
     Args:
         row: its quality figures.
-        thickest: largest voxel side in mm.
+        spacing: native voxel size in mm.
         floor: lowest correlation with the subject's other visits that counts as aligned.
     """
     found = []
@@ -96,6 +96,6 @@ def flags(row: dict[str, float], thickest: float, floor: float = LOWEST_NCC) -> 
         found.append(f"turned by {row['rotation_deg']:.0f}°")
     if row["mirror_gain"] > 0:
         found.append("left–right flipped against the other visits")
-    if thickest >= THICKEST:
-        found.append(f"slices of {thickest:.1f} mm")
+    if spacing.max() >= max(THICKEST, 2 * spacing.min()):
+        found.append(f"slices of {spacing.max():.1f} mm")
     return found

@@ -331,7 +331,7 @@ def _judge(
             "disagreement_mm": found["disagreement"][number], "closure_mm": found["closure"],
             "mirror_gain": found["mirror"][number],
         }  # fmt: skip
-        row["flags"] = quality.flags(row, float(firsts[number].spacing().max()), options.floor)
+        row["flags"] = quality.flags(row, firsts[number].spacing(), options.floor)
     names = [session.name or subject.name for session in subject.sessions]
     notes = [
         "" if np.isnan(row["ncc_after"]) else f"NCC {row['ncc_before']:.2f} → {row['ncc_after']:.2f}" for row in rows
