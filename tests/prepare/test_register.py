@@ -9,7 +9,7 @@ from conftest import REAL, rigid, scan
 from lssl.cohort.nifti import automatic_foreground, read_image, read_mask
 from lssl.prepare import quality
 from lssl.prepare.register import mirror_gain, register
-from lssl.prepare.transforms import displacement, half_way
+from lssl.prepare.transforms import closure, displacement, half_way
 from lssl.prepare.volumes import Volume, common_grid, resample, resample_mask
 
 real = [pytest.mark.real, pytest.mark.skipif(not (REAL / "mri").is_dir(), reason=f"no real MRI in {REAL}")]
@@ -26,6 +26,21 @@ def test_known_motions_are_found_whichever_image_comes_first(degrees, mm, spacin
     assert displacement(there.matrix, motion, first.points()) < 0.8  # a fifth of a voxel
     assert displacement(there.matrix, np.linalg.inv(back.matrix), first.points()) < 0.05
     assert there.disagreement < 1.0
+
+
+def test_three_visits_agree():
+    """Registered pair by pair they would contradict each other by some tenths of a millimetre."""
+    places = [rigid(4 * visit, 6 * visit, visit) for visit in range(3)]
+    visits = [scan(place, (5.0, 5.0, 5.0), seed) for seed, place in enumerate(places)]
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    measured = {(i, j): register(visits[i], visits[j]).matrix for i, j in pairs}
+    points = visits[0].points()
+    maps = half_way(3, measured)
+    solved = {(i, j): maps[j] @ np.linalg.inv(maps[i]) for i, j in pairs}
+    print(f"closure of pairs {closure(measured, points):.3f} mm, of the solution {closure(solved, points):.1e} mm")
+    assert closure(solved, points) < 0.1
+    for i, j in pairs:
+        assert displacement(solved[i, j], places[j] @ np.linalg.inv(places[i]), points) < 1.0
 
 
 def test_another_contrast_is_no_obstacle():

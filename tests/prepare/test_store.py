@@ -78,7 +78,7 @@ def test_places_and_bounds_tell_of_the_foreground(visit):
 
 
 def test_the_brightest_voxels_are_cut_off_not_wrapped():
-    assert quantise(np.array([0.0, 1.0, 40.0, -40.0])).tolist() == [0, 1000, 32767, -32768]
+    assert quantise(np.array([0.0, 1.0, 40.0, -40.0])).tolist() == [0, 1000, 16383, -16384]
 
 
 @pytest.mark.parametrize("damage", ["missing", "text", "short"])
