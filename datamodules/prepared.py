@@ -20,7 +20,7 @@ from .boxes import around
 
 __all__ = ["PreparedFolder", "is_prepared"]
 
-COLUMNS = (
+WANTED = (
     "subject",
     "session",
     "age",
@@ -63,7 +63,7 @@ class PreparedFolder:
 
     def table(self) -> tuple[pd.DataFrame, list[str]]:
         """The visit table, and remarks on it."""
-        table = csv_table(self.csv, self.root, COLUMNS)
+        table = csv_table(self.csv, self.root, WANTED)
         if missing := [name for name in ("size_d", "size_h", "size_w") if name not in table]:
             raise InputError(
                 f"The table {self.csv} lacks the columns {', '.join(missing)}; make it from the rows of "
@@ -77,7 +77,7 @@ class PreparedFolder:
 
     def keep(self, table: pd.DataFrame) -> None:
         """Notes where the visits of the sorted table lie."""
-        self._paths = np.array([os.fsencode(path) for path in table["image"]])
+        self._paths = np.array([os.fsencode(path) for path in table["image"].tolist()])
         self.shapes = table[["size_d", "size_h", "size_w"]].to_numpy(int)
 
     def open(self, row: int) -> StoredVisit:

@@ -106,7 +106,7 @@ class VisitsDataModule(PairDataModule):
                 instead = "; their foreground is found automatically" if column == "mask" else ""
                 self.remarks.append(f"{count(missing, 'visit')} without a {column}{instead}")
         self._paths = {
-            name: np.array([os.fsencode(path) for path in table[name]]) for name in ("image", "mask", "label")
+            name: np.array([os.fsencode(path) for path in table[name].tolist()]) for name in ("image", "mask", "label")
         }
 
     def shapes(self) -> np.ndarray:

@@ -111,10 +111,11 @@ def _prepared(folder: Path, described: dict[str, Any]) -> Report:
     if not path.is_file():
         raise InputError(f"{folder} has no visits.csv: its preparation was interrupted; run `lssl prepare` again.")
     table = csv_table(path, folder)
-    report = Report(str(folder), "prepared", table, described["options"]["suffixes"])
     if table.empty:
         raise InputError(f"{folder} holds no finished visits yet; run `lssl prepare` again.")
-    report.table = table = order_visits(table)
+    figures = pd.read_csv(folder / "quality.csv", dtype={"subject": str, "session": str})
+    table = order_visits(table.merge(figures, how="left", on=["subject", "session"]))
+    report = Report(str(folder), "prepared", table, described["options"]["suffixes"])
     sizes = table[["size_d", "size_h", "size_w"]].astype(str).agg("×".join, axis=1)
     report.shapes, report.spacings = Counter(sizes), Counter(f"{float(value):.3g}" for value in table["spacing"])
     report.orientations = Counter({"RAS": len(table)})

@@ -26,9 +26,13 @@ from lssl.prepare.cohort import Options, Subject, find_subjects
 from lssl.prepare.files import digest, read_json, whole, write_json
 from lssl.prepare.subject import current, prepare_subject, record_path, settings
 
-__all__ = ["DATASET", "TABLE", "Outcome", "prepare"]
+__all__ = ["COLUMNS", "DATASET", "QUALITY", "TABLE", "Outcome", "assemble", "prepare"]
 
-DATASET, TABLE = "dataset.json", "visits.csv"
+DATASET, TABLE, QUALITY = "dataset.json", "visits.csv", "quality.csv"
+#: What training reads, in the table; all else is in the second one, as it would only slow reading down.
+COLUMNS = (
+    "subject", "session", "age", "days", "image", "site", "size_d", "size_h", "size_w", "channels", "flags",
+)  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -192,13 +196,11 @@ def _progress(
                 console.print(f"{number} of {total} subjects, {spent:.0f} s, about {left:.0f} s left")
 
 
-COLUMNS = ["subject", "session", "age", "days", "image", "site"]
-
-
 def assemble(out: Path, table: pd.DataFrame, options: Options) -> pd.DataFrame:
     """Writes the visit table from the records of all finished subjects of this cohort, whoever made them.
 
-    Shards may finish at the same time: whoever writes looks once more whether records have come in the meantime.
+    Matrices, quality figures and hashes go to a second table of the same rows. Shards may finish at the same time:
+    whoever writes looks once more whether records have come in the meantime.
     """
     times = {(row["subject"], row["session"]): row for row in table.to_dict("records")}
     wanted = digest(settings(options))
@@ -209,9 +211,11 @@ def assemble(out: Path, table: pd.DataFrame, options: Options) -> pd.DataFrame:
             record = read_json(record_path(out, name)) if f"{name}.json" in seen else None
             if record and record["settings"] == wanted:
                 rows += _table_rows(name, record, times)
-        frame = pd.DataFrame(rows, columns=None if rows else [*COLUMNS, "flags"])
-        with whole(out / TABLE) as part:
-            frame.to_csv(part, index=False)
+        frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
+        rest = ["subject", "session", *(name for name in frame if name not in COLUMNS)]
+        for name, columns in ((QUALITY, rest), (TABLE, list(COLUMNS))):
+            with whole(out / name) as part:
+                frame[columns].to_csv(part, index=False)
         if _records(out) == seen:
             return frame
 

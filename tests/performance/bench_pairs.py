@@ -19,7 +19,7 @@ import pandas as pd
 from lssl.batch import Visit
 from lssl.cohort.tables import csv_table
 from lssl.datamodules.base import PairDataModule, PairSampler
-from lssl.datamodules.prepared import COLUMNS
+from lssl.datamodules.prepared import WANTED
 from lssl.datamodules.visits import VisitsDataModule
 
 
@@ -50,12 +50,13 @@ def write_csv(path: Path, subjects: int = 20_000, visits: int = 100_000) -> None
 
 
 def write_prepared(folder: Path) -> None:
-    """The same visits as `lssl prepare` lists them, with all its columns."""
+    """The same visits as `lssl prepare` lists them."""
     write_csv(folder / "visits.csv")
-    table = pd.read_csv(folder / "visits.csv").assign(age=60.5, site="", size_d=180, size_h=220, size_w=190, flags="")
-    table = table.assign(channels="T1w", matrix=" ".join(["0.999669649"] * 12), image_hash="e76922d37eb6d6063775b11b")
-    for number in range(16):
-        table[f"quality_{number}"] = 0.602785
+    table = pd.read_csv(folder / "visits.csv")
+    table = table.assign(
+        age=(60 + table["days"] / 365.25).round(4), site="", size_d=180, size_h=220, size_w=190, flags=""
+    )
+    table = table.assign(channels="T1w")
     table.to_csv(folder / "visits.csv", index=False)
     (folder / "dataset.json").write_text("{}")
 
@@ -103,7 +104,7 @@ def measure(prepared: bool) -> None:
 
         drawable()
         print(f"{'peak memory growth, CSV to drawable':<44} {megabytes() - before:8.1f} MiB")
-        timed("CSV to table", lambda: csv_table(path, columns=COLUMNS if prepared else None))
+        timed("CSV to table", lambda: csv_table(path, columns=WANTED if prepared else None))
         source = timed("CSV to drawable", drawable)
         sampler = source.train_dataloader().sampler
         assert isinstance(sampler, PairSampler)

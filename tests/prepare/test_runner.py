@@ -57,7 +57,7 @@ def bids(master, tmp_path):
 def files(out: Path) -> dict[str, bytes]:
     """What must be the same however a folder was made."""
     found = {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*.b2nd"))}
-    return found | {"visits.csv": (out / "visits.csv").read_bytes()}
+    return found | {name: (out / name).read_bytes() for name in ("visits.csv", "quality.csv")}
 
 
 def prepare(bids: Path, out: Path, *options: str) -> int:
@@ -72,6 +72,7 @@ def prepare(bids: Path, out: Path, *options: str) -> int:
 def test_visits_end_on_one_grid_aligned_and_listed(master):
     out = master / "out"
     table = pd.read_csv(out / "visits.csv")
+    table = table.merge(pd.read_csv(out / "quality.csv"), on=["subject", "session"])
     assert table["subject"].tolist() == ["sub-a", "sub-a", "sub-b", "sub-c"]
     assert table["session"].tolist() == ["ses-M000", "ses-M012", "ses-M000", "ses-M000"]
     assert table["days"].round().tolist() == [0, 365, 0, 0]
@@ -94,7 +95,7 @@ def test_visits_end_on_one_grid_aligned_and_listed(master):
 
 def test_both_visits_move_half_way(master):
     """The stored matrices take the frame to each scan; their quotient is the true motion."""
-    table = pd.read_csv(master / "out/visits.csv")
+    table = pd.read_csv(master / "out/quality.csv")
     maps = [np.vstack([np.fromstring(text, sep=" ").reshape(3, 4), [0, 0, 0, 1]]) for text in table["matrix"][:2]]
     truth = rigid(3, 8, 1) @ np.linalg.inv(rigid(0, 8, 0))
     found = maps[1] @ np.linalg.inv(maps[0])
