@@ -249,6 +249,12 @@ class PairDataModule(L.LightningDataModule):
         start, cut = source_box(first, second, size, seed)
         return crop(first, start, cut), crop(second, start, cut)
 
+    def reader(self) -> PairDataModule:
+        """What goes to the workers: a copy without the trainer, which spawned workers could not receive."""
+        reader = copy.copy(self)
+        reader.trainer = reader._sampler = None
+        return reader
+
     def inspect(self, table: pd.DataFrame) -> None:
         """Called once with the sorted table, before pairs are made: check files, keep what :meth:`read` needs."""
 
@@ -379,9 +385,7 @@ class PairDataModule(L.LightningDataModule):
         return self._loader(self._dataset(pairs, self.source_size), self.batch_size) if len(pairs) else []
 
     def _dataset(self, pairs: np.ndarray, size: tuple[int, int, int] | None) -> PairDataset:
-        reader = copy.copy(self)  # without the trainer, which spawned workers could not receive
-        reader.trainer = reader._sampler = None
-        return PairDataset(reader.read_pair, pairs, self._subject, self._age, size, self.transform)
+        return PairDataset(self.reader().read_pair, pairs, self._subject, self._age, size, self.transform)
 
     def _loader(self, dataset: PairDataset, batch_size: int, **options: Any) -> DataLoader:
         return DataLoader(

@@ -127,6 +127,12 @@ class VisitsDataModule(PairDataModule):
             label=torch.from_numpy(read_label(label)) if label else None,
         )
 
+    def reader(self) -> PairDataModule:
+        """Without the table and the names, too: workers need the flat arrays only."""
+        reader = super().reader()
+        reader.table, reader.subjects = pd.DataFrame(), []
+        return reader
+
     def read_pair(
         self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
     ) -> tuple[Visit, Visit]:

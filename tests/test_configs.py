@@ -61,6 +61,15 @@ def test_data_visits(tmp_path, bids):
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_data_prepared(tmp_path, bids):
+    """From a BIDS folder to a trained network, in two commands."""
+    main(["prepare", str(bids), str(tmp_path / "prepared"), "--spacing", "4"])
+    options = [f"--data.init_args.root={tmp_path / 'prepared'}", "--data.init_args.num_workers=0"]
+    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
+    main([*args, "--config", str(ROOT / "configs/data/prepared.yaml"), *options, "--trainer.callbacks=null"])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_every_config_is_run():
     """A new YAML must be named in a test above."""
     text = Path(__file__).read_text()

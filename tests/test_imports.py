@@ -54,6 +54,16 @@ def test_light_modules_import_nothing_heavy(module: str):
     assert done.stdout.split() == []
 
 
+def test_preparation_needs_no_torch():
+    rooms = [path for room in ("cohort", "prepare") for path in sorted((ROOT / "lssl" / room).glob("*.py"))]
+    modules = ", ".join(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in rooms)
+    code = (
+        f"import sys, {modules.replace('.__init__', '')}; print(*{{'torch', 'lightning', 'monai'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_every_public_name_is_found_on_first_use():
     import lssl
 

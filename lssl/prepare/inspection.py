@@ -25,8 +25,8 @@ __all__ = ["Report", "inspect_folder"]
 
 EDGES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)  # years; the last class is open
 APART = 3.0  # mm between visits on one grid that should be aligned
-# Measured on two cores with 1 mm voxels: tests/performance/bench_prepare.py.
-SECONDS_PER_PAIR, SECONDS_PER_VISIT = 5.0, 3.0
+# Of one core of an EPYC server, for heads of 320×320×40 voxels: two pairs and four visits took 19 s.
+SECONDS_PER_PAIR, SECONDS_PER_VISIT = 5.5, 2.0
 STORED = 0.56  # of two bytes a voxel
 
 

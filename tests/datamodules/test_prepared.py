@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,20 @@ def test_workers_read_the_same(prepared):
     for one, two in zip(plain, spread, strict=True):
         assert torch.equal(one.images, two.images)
         assert torch.equal(one.affines, two.affines)
+
+
+def test_what_a_worker_holds_hardly_grows_with_the_cohort(prepared, tmp_path):
+    """Paths and sizes as flat arrays; no table, no names, no objects per visit."""
+    table = pd.read_csv(prepared / "visits.csv")
+    copies = [table.assign(subject=table["subject"] + f"-{n}", image=table["image"] + f"-{n}") for n in range(100)]
+    copies[0]["image"] = table["image"]  # the others name files that are not there
+    many = pd.concat(copies)
+    many.to_csv(tmp_path / "many.csv", index=False)
+    few, lots = (setup(prepared, table=path) for path in (prepared / "visits.csv", tmp_path / "many.csv"))
+    assert len(lots.table) == 100 * len(few.table)
+    sizes = [len(pickle.dumps(source.train_dataloader().dataset)) for source in (few, lots)]
+    assert (sizes[1] - sizes[0]) / (len(lots.table) - len(few.table)) < 200  # bytes per visit
+    assert lots.read_pair(0, 1, (4, 4, 4), 0)[0].image.shape == (1, 4, 4, 4)
 
 
 class Brighter:
