@@ -65,14 +65,9 @@ def prepare(root: Path, out: Path, options: Options, workers: int = 1, shard: tu
     subjects, table, remarks = find_subjects(root, options)
     _claim(out, root, options)
     mine = subjects[shard[0] - 1 :: shard[1]]
-    outcome = Outcome()
-    waiting = []
-    for subject in mine:
-        record = current(subject, options, out)
-        if record is None:
-            waiting.append(subject)
-        else:
-            outcome.kept.append(subject.name)
+    outcome = Outcome(kept=[subject.name for subject in mine if current(subject, options, out)])
+    kept = set(outcome.kept)
+    waiting = [subject for subject in mine if subject.name not in kept]
     part = f" (shard {shard[0]} of {shard[1]})" if shard[1] > 1 else ""
     console.print(
         f"{count(len(subjects), 'subject')}, {count(len(table), 'visit')}{part}: {len(waiting)} to prepare, "
@@ -87,13 +82,18 @@ def prepare(root: Path, out: Path, options: Options, workers: int = 1, shard: tu
                 record_path(out, subject.name).unlink(missing_ok=True)  # what lies there is of an earlier state
     finally:
         assembled = assemble(out, table, options)
-    outcome.flagged = {
-        f"{row['subject']} {row['session']}".strip(): row["flags"].split("; ")
-        for row in assembled.to_dict("records")
-        if row["flags"] and row["subject"] in {subject.name for subject in mine}
-    }
+    outcome.flagged = _flagged(assembled, {subject.name for subject in mine})
     outcome.seconds = time.monotonic() - start
     return outcome
+
+
+def _flagged(table: pd.DataFrame, subjects: set[str]) -> dict[str, list[str]]:
+    """What looks wrong with the visits of these subjects."""
+    return {
+        f"{row['subject']} {row['session']}": row["flags"].split("; ")
+        for row in table.to_dict("records")
+        if row["flags"] and row["subject"] in subjects
+    }
 
 
 def _claim(out: Path, root: Path, options: Options) -> None:

@@ -62,6 +62,10 @@ def show(report: Report, console: Console) -> None:
     else:
         table.add_row("prepared, about", f"{report.gigabytes:.3g} GB, {report.hours:.2g} hours with one worker")
     console.print(table)
+    _show_suspicious(report, console)
+
+
+def _show_suspicious(report: Report, console: Console) -> None:
     looked = "" if report.kind == "prepared" else f" (voxels of {report.looked_at} subjects were looked at)"
     if not report.suspicious:
         console.print(f"No suspicious visits{looked}.")

@@ -105,16 +105,13 @@ def write_stored(
     """
     coded = 2 * quantise(image) + foreground.astype(np.int16)
     stack = coded if label is None else np.concatenate([coded, label[None]])
-    shape = stack.shape[1:]
-    chunks = (1, *(min(CHUNK, length) for length in shape))
-    blocks = (1, *(min(BLOCK, length) for length in shape))
-    index = np.argwhere(foreground)
-    drawn = np.random.default_rng(0).permutation(len(index))[:PLACES]
-    bounds = np.stack([index.min(0), index.max(0) + 1]) if len(index) else np.array([[0, 0, 0], shape])
+    chunks = (1, *(min(CHUNK, length) for length in foreground.shape))
+    blocks = (1, *(min(BLOCK, length) for length in foreground.shape))
+    places, bounds = _outline(foreground)
     meta = {
         "version": 1, "affine": affine.ravel().tolist(), "channels": list(channels),
         "limits": [[float(low), float(high)] for low, high in limits], "step": STEP, "labelled": label is not None,
-        "places": index[drawn].astype(np.int16).tobytes(), "bounds": bounds.tolist(), "origin": origin,
+        "places": places.tobytes(), "bounds": bounds.tolist(), "origin": origin,
     }  # fmt: skip
     with whole(path) as part:
         array = blosc2.asarray(
@@ -124,6 +121,14 @@ def write_stored(
         array.schunk.vlmeta[KEY] = meta
         del array
         return part.stat().st_size
+
+
+def _outline(foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Some voxels of the foreground, ``(N, 3)`` int16, and its first and last + 1 voxel of each axis, ``(2, 3)``."""
+    index = np.argwhere(foreground)
+    drawn = np.random.default_rng(0).permutation(len(index))[:PLACES]
+    bounds = np.stack([index.min(0), index.max(0) + 1]) if len(index) else np.array([[0, 0, 0], foreground.shape])
+    return index[drawn].astype(np.int16), bounds
 
 
 def read_stored(path: str | Path, frame: bytes | None = None) -> StoredVisit:

@@ -33,6 +33,7 @@ __all__ = ["VERSION", "current", "prepare_subject", "record_path", "settings"]
 
 VERSION = 1  # raised when the same inputs and options would give other voxels
 LOOK = 2.0  # mm of the grid on which figures are computed and pictures drawn
+FARTHEST = 800.0  # mm that the picture before registration may span
 NEIGHBOURS = 3  # visits further apart in the list are not registered with each other directly
 
 
@@ -116,8 +117,6 @@ def prepare_subject(subject: Subject, options: Options, out: Path) -> dict[str, 
     ]
     for session, row in zip(subject.sessions, rows, strict=True):
         row["image_hash"] = inputs[session.images[options.suffixes[0]]]["hash"]
-    for session, row in zip(subject.sessions, rows, strict=True):
-        row["image_hash"] = inputs[session.images[options.suffixes[0]]]["hash"]
     _judge(subject, rows, firsts, maps, found, options, out)
     record = {
         "subject": subject.name, "key": key, "registration_key": registration, "settings": digest(settings(options)),
@@ -129,8 +128,11 @@ def prepare_subject(subject: Subject, options: Options, out: Path) -> dict[str, 
 
 def _sweep(out: Path, subject: Subject) -> None:
     """Removes what a killed run left half-written."""
-    for folder in (out / "visits" / subject.name, out / "pictures", out / "records"):
-        for part in folder.glob(f".{subject.name}*.part") if folder.is_dir() else ():
+    # The dot keeps sub-1 away from what another process is writing of sub-10.
+    places = {out / "visits" / subject.name: ".*.part"}
+    places |= dict.fromkeys((out / "pictures", out / "records"), f".{subject.name}.*.part")
+    for folder, pattern in places.items():
+        for part in folder.glob(pattern):
             part.unlink(missing_ok=True)
 
 
@@ -229,10 +231,10 @@ def _worst(number: int, figures: dict[tuple[int, int], float]) -> list[float]:
 
 
 def _mirrored(firsts: list[Volume], matches: dict[tuple[int, int], Match]) -> list[float]:
-    """Of each visit, by how much its mirror image fits the others better; of two visits, both are suspected."""
+    """Of each visit, by how much its mirror image fits every other one better; of two visits, both are suspected."""
     gains = {(i, j): mirror_gain(firsts[i], firsts[j], match.matrix) for (i, j), match in matches.items()}
     own = [[value for pair, value in gains.items() if visit in pair] for visit in range(len(firsts))]
-    return [float(np.median(values)) if values else float("nan") for values in own]
+    return [min(values, default=float("nan")) for values in own]
 
 
 def _to_template(firsts: list[Volume], maps: list[np.ndarray], options: Options) -> np.ndarray | None:
@@ -272,6 +274,8 @@ def _visit(
         voxels = resample(volume, grid, channel @ matrix, outside)
         limits.append(intensity_range(voxels, foreground))
         scaled.append(scale(voxels, foreground, limits[-1]))
+        if volume.voxels.min() < 0 and (volume.voxels == 0).mean() > 0.25:  # normalised inside a mask
+            scaled[-1][~foreground] = 0  # around the mask, interpolation left other values than the exact zero
     label = None
     if session.label and (
         options.labels != AUTO or read_grid(session.label).same(read_grid(session.images[options.suffixes[0]]))
@@ -290,7 +294,7 @@ def _visit(
         "size_w": grid.size[2], "spacing": grid.spacing, "channels": "+".join(options.suffixes),
         "labelled": label is not None, "bytes": written, "native_size": "x".join(map(str, first.voxels.shape)),
         "native_spacing": "x".join(f"{value:.3g}" for value in native),
-        "raw_low": limits[0][0], "raw_high": limits[0][1],
+        "foreground": "mask" if first.brain else "found", "raw_low": limits[0][0], "raw_high": limits[0][1],
         "foreground_ml": float(foreground.sum()) * grid.spacing**3 / 1000, "matrix": _text(matrix),
     }  # fmt: skip
 
@@ -312,6 +316,8 @@ def _judge(
     after_grid = common_grid(firsts, maps, LOOK, 4.0)
     apart = [np.eye(4) for _ in firsts]
     before_grid = common_grid(firsts, apart, LOOK, 4.0)
+    if max(before_grid.size) > FARTHEST / LOOK:  # scanner coordinates that have nothing to do with each other
+        before_grid = common_grid(firsts[:1], apart[:1], LOOK, 4.0)
     after, masks = _looks(firsts, maps, after_grid)
     before, masks_before = _looks(firsts, apart, before_grid)
     now, then = quality.pairwise(after, masks), quality.pairwise(before, masks_before)
