@@ -19,6 +19,7 @@ __all__ = ["checkerboard", "draw_subject", "planes"]
 
 MOST = 6  # rows of a picture
 SIDE = 24.0  # mm of a checkerboard's field
+HEAD = 150.0  # mm from the top of the head that hold the brain
 
 
 def planes(volume: np.ndarray, index: tuple[int, int, int]) -> list[np.ndarray]:
@@ -54,6 +55,8 @@ def draw_subject(
 ) -> None:
     """A row for every visit after the first, woven with the first: three planes before, three after.
 
+    A single visit is shown as it is.
+
     Args:
         path: PNG.
         title: over the picture.
@@ -62,21 +65,20 @@ def draw_subject(
         after: the same, registered.
         notes: beside each row after its name, such as its correlation; one per visit.
     """
+    parts = {"": after} if len(names) == 1 else {"before, ": before, "after, ": after}
     rows = min(max(1, len(names) - 1), MOST)
     with mpl.rc_context({"font.family": "DejaVu Sans", "axes.edgecolor": "#888888"}):
-        figure = Figure(figsize=(13.5, 2.7 * rows + 0.7), facecolor="white", layout="constrained")
-        axes = figure.subplots(rows, 6, squeeze=False)
+        figure = Figure(figsize=(6.75 * len(parts), 2.7 * rows + 0.7), facecolor="white", layout="constrained")
+        axes = figure.subplots(rows, 3 * len(parts), squeeze=False)
         for row in range(rows):
             visit = min(row + 1, len(names) - 1)
-            for part, (images, spacing) in enumerate((before, after)):
-                # Through the middle of the first visit's bright voxels: the same anatomy before and after.
-                centre = _middle(images[0])
-                side = max(2, round(SIDE / spacing))
+            for number, (when, (images, spacing)) in enumerate(parts.items()):
+                # Through the middle of the first visit's head: the same anatomy before and after.
+                centre, side = _middle(images[0], spacing), max(2, round(SIDE / spacing))
                 pairs = zip(planes(images[0], centre), planes(images[visit], centre), strict=True)
                 for plane, (one, other) in enumerate(pairs):
-                    name = ("axial", "coronal", "sagittal")[plane]
-                    text = f"{('before', 'after')[part]}, {name}" if row == 0 else ""
-                    _show(axes[row, 3 * part + plane], checkerboard(one, other, side), plane, text)
+                    text = when + ("axial", "coronal", "sagittal")[plane] if row == 0 else ""
+                    _show(axes[row, 3 * number + plane], checkerboard(one, other, side), plane, text)
             label = names[0] if len(names) == 1 else f"{names[0]} / {names[visit]}"
             axes[row, 0].set_ylabel(f"{label}\n{notes[visit]}".strip(), fontsize=8)
         figure.suptitle(title, fontsize=11)
@@ -84,9 +86,12 @@ def draw_subject(
             figure.savefig(part_path, dpi=80, format="png")
 
 
-def _middle(image: np.ndarray) -> tuple[int, int, int]:
-    weight = (image > 0.15).astype(float)
-    total = max(weight.sum(), 1.0)
-    profiles = (weight.sum((1, 2)), weight.sum((0, 2)), weight.sum((0, 1)))
-    i, j, k = (round(float((p * np.arange(len(p))).sum() / total)) for p in profiles)
+def _middle(image: np.ndarray, spacing: float) -> tuple[int, int, int]:
+    """A voxel in the middle of the head: of what is bright in its upper part, which leaves out the neck."""
+    weight = image > 0.15
+    height = np.flatnonzero(weight.any((0, 1)))
+    if len(height):
+        weight[:, :, : max(0, height[-1] - round(HEAD / spacing))] = False
+    index = np.argwhere(weight)
+    i, j, k = (index.mean(0) if len(index) else np.array(image.shape) / 2).round().astype(int).tolist()
     return min(i, image.shape[0] - 1), min(j, image.shape[1] - 1), min(k, image.shape[2] - 1)

@@ -342,7 +342,8 @@ def _judge(
     notes = [
         "" if np.isnan(row["ncc_after"]) else f"NCC {row['ncc_before']:.2f} → {row['ncc_after']:.2f}" for row in rows
     ]
-    title = f"{subject.name}, {options.suffixes[0]}: before and after registration"
+    what = "before and after registration" if len(names) > 1 else "seen once"
+    title = f"{subject.name}, {options.suffixes[0]}: {what}"
     picture = out / "pictures" / f"{subject.name}.png"
     draw_subject(picture, title, names, (before, LOOK), (after, LOOK), notes)
 
