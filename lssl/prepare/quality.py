@@ -83,7 +83,7 @@ def flags(row: dict[str, float], spacing: np.ndarray, floor: float = LOWEST_NCC)
     """
     found = []
     if row["ncc_after"] < floor or (np.isnan(row["ncc_after"]) and not np.isnan(row["disagreement_mm"])):
-        found.append(f"not aligned: correlation {row['ncc_after']:.2f} with the other visits")
+        found.append(f"correlates by {row['ncc_after']:.2f} with the other visits: not aligned, or another contrast")
     if row["overlap"] < LOWEST_OVERLAP:
         found.append(f"foregrounds overlap by {row['overlap']:.2f} only")
     if row["coverage"] < LOWEST_COVERAGE:

@@ -237,15 +237,18 @@ def _records(out: Path) -> dict[str, int]:
 def _table_rows(
     name: str, record: dict[str, Any], times: dict[tuple[str, str], dict[Any, Any]]
 ) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
+    before = float("nan")
     for visit in record["visits"]:
         known = times.get((name, visit["session"]))
         if known is None:  # no longer in the cohort
             continue
+        interval, before = known["time"] - before, known["time"]
         rest = {key: value for key, value in visit.items() if key not in ("session", "image", "flags")}
         rows.append({
             "subject": name, "session": visit["session"] or name, "age": _round(known["age"], 4),
             "days": _round(known["time"] * 365.25, 2), "image": visit["image"], "site": known.get("site") or "",
+            "years_since_last": _round(interval, 4),
             **{key: _round(value, 6) if isinstance(value, float) else value for key, value in rest.items()},
             "flags": "; ".join(visit["flags"]), "settings": record["settings"],
         })  # fmt: skip

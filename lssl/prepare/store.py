@@ -64,7 +64,10 @@ class StoredVisit:
         window = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
         voxels = self.array[(slice(None), *window)]
         image = voxels[: len(self.channels)]
-        return image >> 1, (image[0] & 1).astype(bool), voxels[-1] if self.labelled else None
+        foreground = np.empty(image.shape[1:], bool)
+        np.bitwise_and(image[0], 1, out=foreground, casting="unsafe")
+        image >>= 1  # in place: at this size, fresh memory costs as much as the arithmetic
+        return image, foreground, voxels[-1] if self.labelled else None
 
     def raw(self) -> np.ndarray:
         """The image in its raw intensities, ``(C, D, H, W)`` float32; values cut off below the background are lost."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torchio as tio
 
+from lssl.cli import _keep_freed_memory
 from lssl.cohort import STEP
 from lssl.cohort.nifti import automatic_foreground, intensity_range, scale
 from lssl.datamodules.phantom_image import scan
@@ -81,6 +82,7 @@ def readers(paths: dict[str, Path]) -> dict[str, object]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    _keep_freed_memory()  # as `lssl fit` does
     for kind in ("head", "skull-stripped"):
         image, foreground = visit(kind == "skull-stripped")
         with tempfile.TemporaryDirectory() as folder:

@@ -53,7 +53,7 @@ GOOD = {
     ("change", "spacing", "words"),
     [
         ({}, (1, 1, 1), None),
-        ({"ncc_after": 0.3}, (1, 1, 1), "not aligned: correlation 0.30"),
+        ({"ncc_after": 0.3}, (1, 1, 1), "correlates by 0.30 with the other visits: not aligned, or another contrast"),
         ({"ncc_after": np.nan}, (1, 1, 1), "not aligned"),
         ({"overlap": 0.5}, (1, 1, 1), "overlap by 0.50"),
         ({"coverage": 0.6}, (1, 1, 1), "field of view holds 60% of the head"),

@@ -77,6 +77,8 @@ def test_visits_end_on_one_grid_aligned_and_listed(master):
     assert table["session"].tolist() == ["ses-M000", "ses-M012", "ses-M000", "ses-M000"]
     assert table["days"].round().tolist() == [0, 365, 0, 0]
     assert table["age"].tolist()[:2] == [61.5, 62.5]
+    assert table["years_since_last"][1] == pytest.approx(1)
+    assert table["years_since_last"].isna().tolist() == [True, False, True, True]
     assert table["site"].tolist()[:3] == ["north", "north", "south"]
     assert table["flags"].isna().all()
     pair = [read_stored(out / path) for path in table["image"][:2]]
@@ -244,7 +246,7 @@ def test_doubtful_visits_are_flagged_not_hidden(bids, tmp_path, capsys):
     save(scan(None, (5.0, 5.0, 5.0), 8, subject=ord("b")), image_path(bids, "b", "M000"))
     assert prepare(bids, tmp_path / "out") == 0
     text = capsys.readouterr().out
-    assert "look at sub-a ses-M000: not aligned: correlation" in text
+    assert "look at sub-a ses-M000: correlates by" in text
     assert re.search("look at sub-b ses-M024: .*left–right flipped against the other visits", text)
     assert "pictures/sub-a.png" in text
     flags = pd.read_csv(tmp_path / "out/visits.csv").set_index("subject")["flags"]
