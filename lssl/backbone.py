@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -102,6 +102,47 @@ class Backbone(nn.Module):
             except Enough:
                 pass
         return features
+
+    def freeze_unused(self, taps: Sequence[str], output: bool = False) -> None:
+        """Trains only what these taps (and the output, if asked) depend on.
+
+        Distributed training would wait for the gradients of the rest, which never come.
+        """
+        self.check_taps(taps)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trained or not (taps or output):
+            return
+        training = self.training
+        self.eval()
+        coarsest = 2 * max((stride for tap in self.taps.values() for stride in tap.stride), default=8)
+        for side in sorted({coarsest, 64, 96, 128}):  # some networks take but some sizes
+            image = torch.zeros(1, self.in_channels, side, side, side, device=trained[0].device)
+            try:
+                with torch.enable_grad():
+                    features = self(image, taps, output)
+                break
+            except (RuntimeError, ValueError, AssertionError):
+                continue
+        else:
+            raise InputError("backbone: the network accepts no cube of 64, 96 or 128 voxels a side.")
+        with torch.enable_grad():
+            total = torch.stack([feature.sum() for feature in features.values()]).sum()
+        gradients = torch.autograd.grad(total, trained, allow_unused=True)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        self.train(training)
+
+    def shares(self, taps: Sequence[str], weights: Mapping[str, float] | None) -> dict[str, float]:
+        """Weights of taps, normalised to sum 1; all alike if ``None``; taps of weight 0 are left out."""
+        self.check_taps(taps)
+        unknown = [tap for tap in weights or {} if tap not in taps]
+        if unknown:
+            raise InputError(f"tap_weights: '{unknown[0]}' is none of the taps used, {', '.join(taps)}.")
+        chosen = {tap: (weights or {}).get(tap, 1.0 if weights is None else 0.0) for tap in taps}
+        total = sum(chosen.values())
+        if total <= 0 or min(chosen.values()) < 0:
+            raise InputError("tap_weights: give at least one tap a positive weight, and none a negative one.")
+        return {tap: weight / total for tap, weight in chosen.items() if weight > 0}
 
     def check_taps(self, names: Sequence[str]) -> None:
         """Refuses names that are no taps."""

@@ -85,6 +85,11 @@ class PairBatch:
         """The same batch in page-locked memory, for asynchronous copies to the device."""
         return self._map(Tensor.pin_memory)
 
+    def visits(self, index: Tensor) -> PairBatch:
+        """The same subjects with visits ``index (B, 2)``, of 0 and 1, in place of their first and second."""
+        rows = torch.arange(len(self), device=index.device)[:, None]
+        return self._map(lambda tensor: tensor if tensor.ndim == 1 else tensor[rows, index])
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> PairBatch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         moved: dict[str, Any] = {name: None if value is None else function(value) for name, value in values.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "input_error", "nearest"]
+__all__ = ["InputError", "input_error", "nearest", "positive"]
 
 
 class InputError(ValueError):
@@ -27,3 +27,10 @@ def input_error(error: BaseException | None) -> InputError | None:
             return InputError(sentence.strip()) if quoted else error
         error = error.__cause__ or error.__context__
     return None
+
+
+def positive(**values: float) -> None:
+    """Refuses numbers that are not above 0, by their names."""
+    for name, value in values.items():
+        if not value > 0:  # NaN neither
+            raise InputError(f"{name}: give a number above 0, not {value}.")

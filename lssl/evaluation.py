@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lssl import geometry as geo
 from lssl.batch import PairBatch
+from lssl.distributed import alone
 from lssl.metrics import CrossVisitRetrieval, EffectiveRank, PositionR2
 from lssl.strategy import Strategy
 from lssl.views import View
@@ -18,6 +19,7 @@ __all__ = ["evaluate"]
 
 
 @torch.no_grad()
+@alone()
 def evaluate(strategy: Strategy, batches: Iterable[PairBatch], most: int | None = None) -> dict[str, float]:
     """Terms, and per tap: retrieval across visits, effective rank, and how readable the place in the crop is.
 

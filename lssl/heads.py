@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssl.errors import InputError
 
-__all__ = ["Projector"]
+__all__ = ["Projector", "mean_and_max", "spread", "voxelwise"]
 
 
 class Projector(nn.Sequential):
@@ -54,6 +56,36 @@ class Projector(nn.Sequential):
                 "(samples × views × voxels of the tap): use a larger batch or larger views."
             )
         return super().forward(rows)
+
+
+def voxelwise(head: nn.Module, features: Tensor) -> Tensor:
+    """Applies a head on rows to every voxel of ``(B, C, D, H, W)``: what 1×1×1 convolutions would compute."""
+    rows = features.flatten(2).transpose(1, 2)
+    return head(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]).transpose(1, 2).unflatten(2, features.shape[2:])
+
+
+def mean_and_max(features: Tensor, weight: Tensor | None = None) -> Tensor:
+    """``(B, 2 C)`` float32: mean and maximum of each channel of ``(B, C, D, H, W)``.
+
+    The mean alone says nothing after an instance norm, which makes it the same for every image.
+
+    Args:
+        features: of a tap.
+        weight: ``(B, 1, D, H, W)`` share of each voxel in the mean; the maximum takes voxels of half the largest
+            weight or more.
+    """
+    rows = features.float().flatten(2)
+    if weight is None:
+        return torch.cat([rows.mean(2), rows.amax(2)], 1)
+    weight = weight.flatten(2) + 1e-6
+    outside = weight < 0.5 * weight.amax(2, keepdim=True)
+    return torch.cat([(rows * weight).sum(2) / weight.sum(2), rows.masked_fill(outside, float("-inf")).amax(2)], 1)
+
+
+def spread(rows: Tensor) -> Tensor:
+    """Standard deviation of L2-normalised rows ``(N, D)``, times √D: 1 if they fill the sphere, 0 if all agree."""
+    rows = F.normalize(rows.detach().float(), dim=1)
+    return rows.std(0, unbiased=False).mean() * rows.shape[1] ** 0.5
 
 
 def _norm(kind: str, width: int, affine: bool = True) -> nn.Module:

@@ -11,7 +11,7 @@ from lssl import geometry as geo
 from lssl.receptive_field import Tap
 from lssl.views import View
 
-__all__ = ["at_points", "corresponding_points"]
+__all__ = ["at_points", "corresponding_points", "draw"]
 
 
 def corresponding_points(
@@ -43,10 +43,18 @@ def corresponding_points(
     if foreground:
         inside = seen & first.shows(places, foreground=True) & second.shows(places, foreground=True)
         seen = torch.where(inside.any(1, keepdim=True), inside, seen)
-    order = seen.int().argsort(dim=1, descending=True, stable=True)
-    found = seen.sum(1, keepdim=True)
-    taken = order.gather(1, torch.arange(count, device=order.device) % found.clamp_min(1))
-    return places.gather(1, taken[..., None].expand(-1, -1, 3)), (found[:, 0] > 0).float()
+    taken = draw(seen, count)
+    return places.gather(1, taken[..., None].expand(-1, -1, 3)), seen.any(1).float()
+
+
+def draw(valid: Tensor, count: int) -> Tensor:
+    """The first ``count`` true columns of each row of ``(B, N)`` as indices ``(B, K)``, ``K = min(count, N)``.
+
+    A row with fewer repeats its own; of a row with none, the indices are arbitrary.
+    """
+    order = valid.int().argsort(dim=1, descending=True, stable=True)
+    found = valid.sum(1, keepdim=True).clamp_min(1)
+    return order.gather(1, torch.arange(min(count, valid.shape[1]), device=order.device) % found)
 
 
 def at_points(features: Tensor, view: View, tap: Tap, points: Tensor) -> Tensor:

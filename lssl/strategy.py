@@ -18,7 +18,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from lssl.backbone import Backbone
 from lssl.batch import PairBatch
 from lssl.errors import InputError
+from lssl.heads import mean_and_max
 from lssl.schedules import WarmupCosine
+from lssl.teacher import Teacher
 from lssl.views import View, ViewSampler
 
 __all__ = ["Strategy"]
@@ -59,13 +61,25 @@ class Strategy(L.LightningModule, ABC):
         self.weights = dict(weights or {})
         self.optimizer, self.schedule = optimizer, schedule
         self.generator = torch.Generator()
+        self.teacher: Teacher | None = None
+        self.notes: dict[str, Tensor] = {}
+        self._window: dict[str, list[Tensor]] = {}
         if self.TERMS:
             self._check_weights(self.TERMS)
         backbone.check_size(self.views.size)
 
     @abstractmethod
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
-        """Unweighted scalar terms of the loss; draw whatever is random from :attr:`generator` (on the CPU)."""
+        """Unweighted scalar terms of the loss; draw whatever is random from :attr:`generator` (on the CPU).
+
+        With ``views.same_visit`` both views may show one visit of the pair: ``view.age`` is the age in the view,
+        ``batch.ages`` are those of the two visits that were read. A strategy with a slow copy of its network sets
+        :attr:`teacher` in ``__init__``; it is moved after each step.
+        """
+
+    def note(self, name: str, value: Tensor) -> None:
+        """A scalar for the log that is no part of the loss; in training, logged as the mean since the last log."""
+        self.notes[name] = value.detach()
 
     def uses(self, term: str) -> bool:
         """Whether a term has any weight, hence needs computing."""
@@ -84,11 +98,21 @@ class Strategy(L.LightningModule, ABC):
         """One step: views, terms, weighted sum."""
         self.seed("fit", self.global_step, batch_idx)
         loss, terms = self._loss(batch)
+        for name, value in self.notes.items():
+            self._window.setdefault(name, []).append(value)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            values = {f"train/{name}": value.detach() for name, value in {"loss": loss, **terms}.items()}
+            notes = {name: torch.stack(values).mean() for name, values in self._window.items()}
+            self._window = {}
+            values = {f"train/{name}": value.detach() for name, value in {"loss": loss, **terms, **notes}.items()}
             values["learning_rate"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
-            self.log_dict(values, prog_bar=True, batch_size=len(batch))
+            self.log_dict(values, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Moves the teacher after the weights."""
+        super().optimizer_step(*args, **kwargs)
+        if self.teacher is not None:
+            self.teacher.follow((self.global_step + 1) / self._steps)
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """The same terms on held-out pairs."""
@@ -112,14 +136,18 @@ class Strategy(L.LightningModule, ABC):
             {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = self.optimizer([group for group in groups if group["params"]])
-        if self.schedule is None:
+        if self.schedule is None and self.teacher is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
-            raise InputError("trainer: the schedule needs an end; set trainer.max_epochs or trainer.max_steps.")
+            what = "schedule" if self.teacher is None else "teacher's momentum"
+            raise InputError(f"trainer: the {what} needs an end; set trainer.max_epochs or trainer.max_steps.")
+        self._steps = int(steps)
+        if self.schedule is None:
+            return optimizer
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.schedule(optimizer, int(steps)), "interval": "step"},
+            "lr_scheduler": {"scheduler": self.schedule(optimizer, self._steps), "interval": "step"},
         }
 
     # --- for subclasses, callbacks and evaluation ---------------------------------------------------------------------
@@ -131,24 +159,18 @@ class Strategy(L.LightningModule, ABC):
         self.generator.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
     def embed(self, view: View, taps: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Per tap ``(B, 2 C)``: mean and maximum of each channel over the foreground; no gradient.
-
-        The mean alone says nothing after an instance norm, which makes it 0 for every image.
-        """
-        pooled = {}
-        for name, value in self.backbone(view.image, taps or list(self.backbone.taps)).items():
-            value = value.detach().float().flatten(2)
-            size = [n // s for n, s in zip(view.size, self.backbone.taps[name].stride, strict=True)]
-            weight = F.adaptive_avg_pool3d(view.foreground, (size[0], size[1], size[2])).flatten(2) + 1e-6
-            mean = (value * weight).sum(2) / weight.sum(2)
-            outside = weight < 0.5 * weight.amax(2, keepdim=True)
-            pooled[name] = torch.cat([mean, value.masked_fill(outside, float("-inf")).amax(2)], 1)
-        return pooled
+        """Per tap ``(B, 2 C)``: mean and maximum of each channel over the foreground; no gradient."""
+        features = self.backbone(view.image, taps or list(self.backbone.taps))
+        return {
+            name: mean_and_max(value.detach(), F.adaptive_avg_pool3d(view.foreground, value.shape[2:]))
+            for name, value in features.items()
+        }
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = self.views(batch, self.generator)
+        self.notes = {}
         terms = self.terms(first, second, batch)
         self._check_weights(list(terms) or self.TERMS)
         if not terms:
@@ -159,7 +181,7 @@ class Strategy(L.LightningModule, ABC):
     def _evaluate(self, batch: PairBatch, batch_idx: int, stage: str) -> None:
         self.seed(stage, batch_idx)
         loss, terms = self._loss(batch)
-        values = {f"{stage}/{name}": value for name, value in {"loss": loss, **terms}.items()}
+        values = {f"{stage}/{name}": value for name, value in {"loss": loss, **terms, **self.notes}.items()}
         self.log_dict(values, prog_bar=stage == "val", batch_size=len(batch), sync_dist=True)
 
     def _check_precision(self) -> None:

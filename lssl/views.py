@@ -34,6 +34,7 @@ class View:
         source_affine: ``(B, 4, 4)``, of the source it was cut from.
         source_extent: ``(B, 3)``, voxels of the source that are data.
         source_foreground: ``(B, …)`` bool, on the source's own grid.
+        age: ``(B,)`` years at the visit, NaN where unknown.
         source_label: ``(B, …)`` int16, on the source's own grid; ``None`` if no visit has any.
     """
 
@@ -43,6 +44,7 @@ class View:
     source_affine: Tensor
     source_extent: Tensor
     source_foreground: Tensor
+    age: Tensor
     source_label: Tensor | None = None
 
     @cached_property
@@ -86,6 +88,7 @@ class ViewSampler:
 
     Args:
         size: side(s) of the views in voxels of the source.
+        same_visit: probability that both views of a pair show one visit, either of the two, instead of one each.
         geometry: ``independent`` (recommended) or ``shared`` (as in Ren et al., 2022).
         intensity: ``independent`` (recommended) or ``shared`` (as in Ren et al., 2022), down to the noise.
         overlap: the two views share at least this part of the smaller one's volume, where a few tries find such a
@@ -105,6 +108,7 @@ class ViewSampler:
     def __init__(
         self,
         size: int | tuple[int, int, int] = 96,
+        same_visit: float = 0.0,
         geometry: Literal["independent", "shared"] = "independent",
         intensity: Literal["independent", "shared"] = "independent",
         overlap: float = 0.5,
@@ -120,7 +124,10 @@ class ViewSampler:
             raise InputError(f"views: overlap is a share of the smaller view in (0, 1], not {overlap}.")
         if not 0 < zoom[0] <= zoom[1]:
             raise InputError(f"views: zoom is a range of positive factors, not {zoom}.")
+        if not 0 <= same_visit <= 1:
+            raise InputError(f"views: same_visit is a probability, not {same_visit}.")
         self.size = (size, size, size) if isinstance(size, int) else size
+        self.same_visit = same_visit
         self.geometry, self.intensity = geometry, intensity
         self.overlap, self.zoom, self.rotation = overlap, zoom, math.radians(rotation)
         self.affine_probability, self.flip, self.flip_together = affine_probability, flip, flip_together
@@ -130,12 +137,20 @@ class ViewSampler:
     def __call__(self, batch: PairBatch, generator: torch.Generator) -> tuple[View, View]:
         """Two views per pair; all randomness comes from ``generator``, which lives on the CPU."""
         self._check(batch)
+        batch = self._choose_visits(batch, generator)
         first = self._place(batch, 0, self._draw_linear(batch, 0, generator), generator)
         if self.geometry == "shared":
             maps = torch.stack([first, first], 1)
         else:
             maps = torch.stack([first, self._place_second(batch, first, generator)], 1)
         return self._cut(batch, maps, generator)
+
+    def _choose_visits(self, batch: PairBatch, generator: torch.Generator) -> PairBatch:
+        if not self.same_visit:
+            return batch
+        one = torch.rand(len(batch), 1, generator=generator) < self.same_visit
+        either = torch.randint(2, (len(batch), 1), generator=generator)
+        return batch.visits(torch.where(one, either, torch.tensor([0, 1])).to(batch.images.device, non_blocking=True))
 
     def centred(self, batch: PairBatch) -> tuple[View, View]:
         """Unaugmented views of one box, at the centre of the first visit's foreground, for evaluation."""
@@ -259,6 +274,7 @@ class ViewSampler:
                 source_affine=batch.affines[:, visit],
                 source_extent=batch.extent[:, visit],
                 source_foreground=batch.foreground[:, visit],
+                age=batch.ages[:, visit],
                 source_label=None if batch.labels is None else batch.labels[:, visit],
             )
             for visit in range(2)

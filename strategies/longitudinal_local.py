@@ -103,11 +103,12 @@ class LongitudinalLocal(Strategy):
     ) -> None:
         super().__init__(backbone, weights={**self.WEIGHTS, **(weights or {})}, **common)
         self.decoder_taps, self.orthogonal_taps = tuple(decoder_taps), tuple(orthogonal_taps)
-        self.tap_weights = self._normalise([*encoder_taps, *decoder_taps], tap_weights)
+        self.tap_weights = backbone.shares([*encoder_taps, *decoder_taps], tap_weights)
         self.raw_orthogonality = orthogonality == "raw"
         self.objective, self.samples, self.foreground = objective, samples, foreground
         if self.uses("orthogonality"):
             self._check_orthogonal()
+        backbone.freeze_unused(self._all_taps(), output=self.uses("reconstruction"))
         self.projectors, self.predictors = nn.ModuleDict(), nn.ModuleDict()
         for tap in self._projected_taps():
             channels = backbone.taps[tap].channels
@@ -201,17 +202,6 @@ class LongitudinalLocal(Strategy):
         return list(
             dict.fromkeys([*self._compared_taps(), *(self.orthogonal_taps if self.uses("orthogonality") else ())])
         )
-
-    def _normalise(self, taps: Sequence[str], weights: dict[str, float] | None) -> dict[str, float]:
-        self.backbone.check_taps(taps)
-        unknown = [tap for tap in weights or {} if tap not in taps]
-        if unknown:
-            raise InputError(f"tap_weights: '{unknown[0]}' is none of the taps used, {', '.join(taps)}.")
-        chosen = {tap: (weights or {}).get(tap, 1.0 if weights is None else 0.0) for tap in taps}
-        total = sum(chosen.values())
-        if total <= 0 or min(chosen.values()) < 0:
-            raise InputError("tap_weights: give at least one tap a positive weight, and none a negative one.")
-        return {tap: weight / total for tap, weight in chosen.items() if weight > 0}
 
     def _check_orthogonal(self) -> None:
         self.backbone.check_taps(self.orthogonal_taps)

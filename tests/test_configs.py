@@ -19,6 +19,29 @@ def test_methods(config, tmp_path):
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
+@pytest.mark.parametrize("objective", ["SimCLR", "MoCo", "BYOL", "VICReg"])
+def test_global_contrastive_changes_its_objective_in_one_line(objective, tmp_path):
+    run = fit(
+        tmp_path,
+        "global_contrastive.yaml",
+        options=[f"--model.init_args.objective={objective}", "--data.init_args.batch_size=4"],
+        backbone=TINY_NET,
+    )
+    chosen = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["objective"]
+    assert chosen["class_path"] == f"lssl.strategies.global_contrastive.{objective}"
+    assert set(chosen["init_args"].values()) <= {None, 0.2, 2048, 0.999, 3}  # none inherited from another class
+    assert "val/similarity" in (run / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("config", ["prior_guided_local.yaml", "prior_guided_local_multiscale.yaml"])
+@pytest.mark.parametrize("objective", ["cosine", "info_nce", "vicreg"])
+def test_prior_guided_local_changes_its_objective_in_one_line(config, objective, tmp_path):
+    options = [f"--model.init_args.objective={objective}", "--model.init_args.hidden=16", "--views.size=64"]
+    options += ["--data.init_args.size=72", "--data.init_args.spacing=3", "--data.init_args.batch_size=2"]
+    run = fit(tmp_path, config, options=options, backbone=TINY_NET)
+    assert "train/skipped" in (run / "metrics.csv").read_text()
+
+
 @pytest.mark.parametrize(
     ("backbone", "size", "smaller"),
     [

@@ -1,9 +1,21 @@
 """Losses, one class per file: its formula, its paper, its shapes, an example that runs."""
 
+from lssl.losses.aligned_cosine import AlignedCosine
 from lssl.losses.covariance import Covariance
 from lssl.losses.dense_info_nce import DenseInfoNCE
 from lssl.losses.negative_cosine import NegativeCosine
+from lssl.losses.nt_xent import NTXent
 from lssl.losses.orthogonality import Orthogonality
+from lssl.losses.queue_info_nce import QueueInfoNCE
 from lssl.losses.variance import Variance
 
-__all__ = ["Covariance", "DenseInfoNCE", "NegativeCosine", "Orthogonality", "Variance"]
+__all__ = [
+    "AlignedCosine",
+    "Covariance",
+    "DenseInfoNCE",
+    "NTXent",
+    "NegativeCosine",
+    "Orthogonality",
+    "QueueInfoNCE",
+    "Variance",
+]

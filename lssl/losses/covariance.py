@@ -22,13 +22,15 @@ class Covariance(nn.Module):
         0.0
     """
 
-    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
-        """Loss of un-normalised projections ``(N, D)`` of each view."""
+    def forward(self, z1: Tensor, z2: Tensor, used1: Tensor | None = None, used2: Tensor | None = None) -> Tensor:
+        """Loss of un-normalised projections ``(N, D)`` of each view, over the rows that are used ``(N,)`` (all)."""
         with torch.autocast(z1.device.type, enabled=False):
-            return self._one(z1.float()) + self._one(z2.float())
+            return self._one(z1.float(), used1) + self._one(z2.float(), used2)
 
     @staticmethod
-    def _one(z: Tensor) -> Tensor:
-        z = z - z.mean(0)
-        covariance = z.T @ z / (len(z) - 1)
+    def _one(z: Tensor, used: Tensor | None) -> Tensor:
+        used = z.new_ones(len(z)) if used is None else used.to(z.dtype)
+        rows = used.sum()
+        z = used[:, None] * (z - (used[:, None] * z).sum(0) / rows.clamp_min(1))
+        covariance = z.T @ z / (rows - 1).clamp_min(1)
         return (covariance.square().sum() - covariance.diagonal().square().sum()) / z.shape[1]

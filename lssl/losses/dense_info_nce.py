@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssl.distributed import weighted_mean
+from lssl.errors import positive
+
 __all__ = ["DenseInfoNCE"]
 
 
@@ -31,6 +34,7 @@ class DenseInfoNCE(nn.Module):
 
     def __init__(self, temperature: float = 0.1, exclusion: float = 8.0) -> None:
         super().__init__()
+        positive(temperature=temperature)
         self.temperature, self.exclusion = temperature, exclusion
 
     def forward(self, z1: Tensor, z2: Tensor, places: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -52,6 +56,4 @@ class DenseInfoNCE(nn.Module):
             both = F.cross_entropy(logits, target, reduction="none")
             both = both + F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
             per_sample = 0.5 * both.mean(1)
-            if weight is None:
-                return per_sample.mean()
-            return (weight * per_sample).sum() / weight.sum().clamp_min(1e-6)
+            return weighted_mean(per_sample, weight)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssl.distributed import weighted_mean
+
 __all__ = ["NegativeCosine"]
 
 
@@ -36,6 +38,4 @@ class NegativeCosine(nn.Module):
             cosine = F.cosine_similarity(p1.float(), z2.detach().float(), dim=-1)
             cosine = cosine + F.cosine_similarity(p2.float(), z1.detach().float(), dim=-1)
             per_sample = -0.5 * cosine.mean(1)
-            if weight is None:
-                return per_sample.mean()
-            return (weight * per_sample).sum() / weight.sum().clamp_min(1e-6)
+            return weighted_mean(per_sample, weight)

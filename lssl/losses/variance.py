@@ -27,10 +27,14 @@ class Variance(nn.Module):
         super().__init__()
         self.eps = eps
 
-    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
-        """Loss of un-normalised projections ``(N, D)`` of each view."""
+    def forward(self, z1: Tensor, z2: Tensor, used1: Tensor | None = None, used2: Tensor | None = None) -> Tensor:
+        """Loss of un-normalised projections ``(N, D)`` of each view, over the rows that are used ``(N,)`` (all)."""
         with torch.autocast(z1.device.type, enabled=False):
-            return 0.5 * (self._one(z1.float()) + self._one(z2.float()))
+            return 0.5 * (self._one(z1.float(), used1) + self._one(z2.float(), used2))
 
-    def _one(self, z: Tensor) -> Tensor:
-        return (1 - (z.var(0) + self.eps).sqrt()).relu().mean()
+    def _one(self, z: Tensor, used: Tensor | None) -> Tensor:
+        used = z.new_ones(len(z)) if used is None else used.to(z.dtype)
+        rows = used.sum()
+        mean = (used[:, None] * z).sum(0) / rows.clamp_min(1)
+        variance = (used[:, None] * (z - mean).square()).sum(0) / (rows - 1).clamp_min(1)
+        return (rows > 1) * (1 - (variance + self.eps).sqrt()).relu().mean()

@@ -1,0 +1,87 @@
+"""Losses over the whole batch when it is spread over processes.
+
+Distributed training averages the gradients of the W ranks. A loss over *all* samples then has the gradient of a single
+process that holds the whole batch if each rank does two things: gathers with a gradient (:func:`gather`), and divides
+by what all ranks hold, not by what it holds itself (:func:`weighted_mean`). Without a group both are the plain thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+__all__ = ["alone", "gather", "rank", "weighted_mean", "world_size"]
+
+_alone = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process asks no other: for what one rank computes while the others do something else."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def world_size() -> int:
+    """Number of processes that share a batch."""
+    together = distributed.is_available() and distributed.is_initialized() and not _alone.get()
+    return distributed.get_world_size() if together else 1
+
+
+def rank() -> int:
+    """This process among them."""
+    return distributed.get_rank() if world_size() > 1 else 0
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Rows ``(N, ...)`` of all ranks as ``(W N, ...)``, in rank order; equally many on each.
+
+    The gradient of a row is the sum of what every rank's loss asks of it. (Detaching the other ranks' rows, as often
+    done, gives a wrong gradient: 29 % off in the tests' SimCLR on two ranks.)
+    """
+    return _Gather.apply(rows) if world_size() > 1 else rows
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
+    """``Σ w v / Σ w`` over the samples of all ranks, as this rank's share of it; 0 where all weights are.
+
+    The ranks' average of the result is the mean over the whole batch, and so is its gradient; a rank whose samples all
+    have weight 0 gets an exact zero that keeps its graph.
+
+    Args:
+        values: ``(B,)`` losses of samples.
+        weight: ``(B,)`` without gradient; ``None`` weighs all alike.
+    """
+    if weight is None:
+        return values.mean()
+    total = weight.detach().sum()
+    ranks = world_size()
+    if ranks > 1:
+        distributed.all_reduce(total)
+    return ranks * (weight * values).sum() / torch.where(total > 0, total, 1)
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward sums over ranks; torch's own is deprecated."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        distributed.all_gather(parts, rows)
+        ctx.own = slice(rank() * len(rows), (rank() + 1) * len(rows))
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total[ctx.own]

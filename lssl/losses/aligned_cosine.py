@@ -1,0 +1,39 @@
+"""Voxel-wise agreement of a prediction with an aligned target."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lssl.distributed import weighted_mean
+
+__all__ = ["AlignedCosine"]
+
+
+class AlignedCosine(nn.Module):
+    """``mean_b (1/|Ω_b|) Σ_{x∈Ω_b} (2 - 2 cos(q(x), sg t(x)))``; in [0, 4], lower is better.
+
+    BYOL's loss (Grill et al., NeurIPS 2020, eq. 2) at every voxel x that both views show, as in PGL (Xie et al.,
+    arXiv 2011.12640). Each voxel is normalised by itself, and each sample by its own number of voxels.
+
+    Example:
+        >>> import torch
+        >>> q = torch.randn(2, 5, 8)
+        >>> round(AlignedCosine()(q, -3 * q, torch.ones(2, 5, dtype=torch.bool), torch.ones(2)).item(), 4)
+        4.0
+    """
+
+    def forward(self, query: Tensor, target: Tensor, valid: Tensor, weight: Tensor) -> Tensor:
+        """Loss of one direction.
+
+        Args:
+            query: ``(B, N, D)`` predictions.
+            target: ``(B, N, D)`` at the same places; receives no gradient.
+            valid: ``(B, N)`` bool, Ω.
+            weight: ``(B,)`` share of each sample in the mean, 0 for one with too few voxels.
+        """
+        with torch.autocast(query.device.type, enabled=False):
+            distance = 2 - 2 * F.cosine_similarity(query.float(), target.detach().float(), dim=-1)
+            per_sample = (distance * valid).sum(1) / valid.sum(1).clamp_min(1)
+            return weighted_mean(per_sample, weight)

@@ -1,0 +1,310 @@
+"""Global contrastive pretraining: one embedding per view, its partner told from other subjects.
+
+The encoder's features are pooled to one vector per view, and an *objective* (a class, chosen in the config) pulls the
+two vectors of a pair together without letting all vectors become one:
+
+============ ========================================= ================================= ===========================
+objective    what keeps the vectors apart              paper                             take it for (pairs in all)
+============ ========================================= ================================= ===========================
+``SimCLR``   other subjects of the batch               Chen et al., ICML 2020            64 and more
+``MoCo``     a queue of other subjects' earlier keys   He et al., CVPR 2020; v2, 2020    any, 4 and more
+``BYOL``     a predictor and a slow teacher            Grill et al., NeurIPS 2020        16 and more
+``VICReg``   variance and covariance of dimensions     Bardes et al., ICLR 2022          32 and more
+============ ========================================= ================================= ===========================
+
+Widths, temperatures and momenta are those papers' where small 3D batches allow, and common for such batches where
+not (a queue of 2048, embeddings of 128 numbers). The batch counted is that of all devices. Heads have batch norm, as
+published: with ``layer`` norm, often advised for small batches, 200 steps on procedural heads at 8 pairs taught SimCLR
+half as much and collapsed MoCo, for pooled features of different images are nearly parallel at first.
+
+Positives are two crops of one visit, two visits of a subject, or a mix, by ``views.same_visit``. Two visits as
+positives teach the network to ignore what changes between them; ``interval`` weighs such pairs down the longer the
+time between them, for those whose signal *is* the change.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lssl.backbone import Backbone
+from lssl.batch import PairBatch
+from lssl.distributed import gather, weighted_mean, world_size
+from lssl.errors import InputError, positive
+from lssl.heads import Projector, mean_and_max, spread
+from lssl.losses import Covariance, NegativeCosine, NTXent, QueueInfoNCE, Variance
+from lssl.queue import KeyQueue
+from lssl.strategy import Strategy
+from lssl.teacher import Teacher
+from lssl.views import View
+
+__all__ = ["BYOL", "GlobalContrastive", "MoCo", "Objective", "SimCLR", "VICReg"]
+
+
+class Objective(nn.Module, ABC):
+    """Heads on pooled features and the terms of a pair of embeddings; built by the strategy from the pooled width.
+
+    Where objectives have different defaults these are ``None`` in the signature and said in the docstring: the parser
+    keeps options of one name when a config's class is replaced, so BYOL would inherit MoCo's.
+
+    Attributes:
+        projector: embeds pooled features.
+        predictor: from the online embedding to the target's; the identity where there is none.
+        momentum: first and last momentum of the teacher that embeds the targets; ``None``: no teacher.
+    """
+
+    #: Term → weight.
+    WEIGHTS: ClassVar[dict[str, float]] = {"similarity": 1.0}
+    #: Pairs in all, below which there is nothing to compare with.
+    FEWEST = 1
+    projector: nn.Module
+    predictor: nn.Module
+    momentum: tuple[float, float] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predictor = nn.Identity()
+
+    @abstractmethod
+    def forward(
+        self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], subject: Tensor, weight: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Terms of ``(B, D)`` predictions and targets of both views.
+
+        Args:
+            online: predictions of view 1 and of view 2.
+            target: the teacher's embeddings of the same views; the online ones where there is no teacher.
+            subject: ``(B,)`` subject ids.
+            weight: ``(B,)`` share of each pair in the mean; ``None`` weighs all alike.
+        """
+
+
+class SimCLR(Objective):
+    """NT-Xent among the subjects of the batch (Chen et al., ICML 2020).
+
+    Args:
+        in_features: given by the strategy.
+        hidden: width of the projector's hidden layer (2048).
+        projection: width of the embedding (128).
+        norm: of the projector.
+        temperature: of the soft-max.
+    """
+
+    FEWEST = 2
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int | None = None,
+        projection: int | None = None,
+        norm: Literal["batch", "layer"] = "batch",
+        temperature: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.projector = Projector(in_features, hidden or 2048, projection or 128, norm=norm)
+        self.loss = NTXent(temperature)
+
+    def forward(
+        self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], subject: Tensor, weight: Tensor | None
+    ) -> dict[str, Tensor]:
+        """See :class:`lssl.losses.NTXent`."""
+        return {"similarity": self.loss(*online, subject, weight)}
+
+
+class MoCo(Objective):
+    """InfoNCE against a queue of earlier keys, both views as queries (He et al., CVPR 2020; MoCo v2, 2020).
+
+    Args:
+        in_features: given by the strategy.
+        hidden: width of the projector's hidden layer (2048).
+        projection: width of the embedding (128).
+        norm: of the projector.
+        temperature: of the soft-max.
+        queue: number of keys kept; half the number of subjects or less keeps them distinct.
+        momentum: of the teacher at first (0.99).
+        final: of the teacher at last.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int | None = None,
+        projection: int | None = None,
+        norm: Literal["batch", "layer"] = "batch",
+        temperature: float = 0.2,
+        queue: int = 2048,
+        momentum: float | None = None,
+        final: float = 0.999,
+    ) -> None:
+        super().__init__()
+        projection = projection or 128
+        self.projector = Projector(in_features, hidden or 2048, projection, norm=norm)
+        self.momentum = (0.99 if momentum is None else momentum, final)
+        self.queue = KeyQueue(queue, projection)
+        self.loss = QueueInfoNCE(temperature)
+
+    def forward(
+        self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], subject: Tensor, weight: Tensor | None
+    ) -> dict[str, Tensor]:
+        """See :class:`lssl.losses.QueueInfoNCE`; in training, the keys of both views then join the queue."""
+        (q1, q2), (k1, k2) = online, target
+        queue, owner = self.queue.keys, self.queue.owner
+        pair = torch.stack([self.loss(q, k, subject, queue, owner, weight) for q, k in ((q1, k2), (q2, k1))])
+        if self.training:
+            self.queue.push(F.normalize(torch.cat([k1, k2]).float(), dim=1), subject.repeat(2))
+        return {"similarity": pair.mean()}
+
+
+class BYOL(Objective):
+    """A prediction of the teacher's embedding of the other view (Grill et al., NeurIPS 2020).
+
+    The term is the mean of ``-cos``, in [-1, 1]; the published loss is ``4 (1 + term)``.
+
+    Args:
+        in_features: given by the strategy.
+        hidden: width of the heads' hidden layer (4096).
+        projection: width of the embedding (256).
+        norm: of the heads.
+        momentum: of the teacher at first (0.996); it rises to 1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int | None = None,
+        projection: int | None = None,
+        norm: Literal["batch", "layer"] = "batch",
+        momentum: float | None = None,
+    ) -> None:
+        super().__init__()
+        hidden, projection = hidden or 4096, projection or 256
+        self.projector = Projector(in_features, hidden, projection, norm=norm)
+        self.predictor = Projector(projection, hidden, projection, norm=norm)
+        self.momentum = (0.996 if momentum is None else momentum, 1.0)
+        self.loss = NegativeCosine()
+
+    def forward(
+        self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], subject: Tensor, weight: Tensor | None
+    ) -> dict[str, Tensor]:
+        """See :class:`lssl.losses.NegativeCosine`."""
+        p1, t1, p2, t2 = (vectors[:, None] for vectors in (online[0], target[0], online[1], target[1]))
+        return {"similarity": self.loss(p1, t1, p2, t2, weight)}
+
+
+class VICReg(Objective):
+    """Invariance, variance and covariance of the embeddings (Bardes et al., ICLR 2022).
+
+    Args:
+        in_features: given by the strategy.
+        hidden: width of the projector's hidden layers (2048).
+        projection: width of the embedding (2048).
+        layers: Linear layers of the projector.
+        norm: of the projector.
+    """
+
+    WEIGHTS: ClassVar[dict[str, float]] = {"similarity": 25.0, "variance": 25.0, "covariance": 1.0}
+    FEWEST = 2
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int | None = None,
+        projection: int | None = None,
+        layers: int = 3,
+        norm: Literal["batch", "layer"] = "batch",
+    ) -> None:
+        super().__init__()
+        self.projector = Projector(in_features, hidden or 2048, projection or 2048, layers, norm)
+        self.variance, self.covariance = Variance(), Covariance()
+
+    def forward(
+        self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], subject: Tensor, weight: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Mean squared difference, and the two regularisers over the batches of all ranks."""
+        z1, z2 = (z.float() for z in online)
+        distance = (z1 - z2).square().mean(1)
+        everyone = gather(z1), gather(z2)
+        return {
+            "similarity": weighted_mean(distance, weight),
+            "variance": self.variance(*everyone),
+            "covariance": self.covariance(*everyone),
+        }
+
+
+class GlobalContrastive(Strategy):
+    """One embedding per view, its partner told from other subjects (SimCLR, MoCo, BYOL or VICReg, 2020-2022).
+
+    Args:
+        backbone: network and taps.
+        taps: feature maps that are pooled (mean and maximum) and concatenated; encoder taps cost no decoder.
+        objective: SimCLR, MoCo, BYOL, VICReg, or another :class:`Objective`; which for which batch says the module.
+        interval: years τ; pairs of two visits count ``exp(-Δt/τ)`` of a pair of one visit (where an age is unknown, as
+            much). ``None``: all alike.
+        weights: term → weight; the objective's own by default.
+        **common: see :class:`lssl.strategy.Strategy`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        taps: Sequence[str] = ("bottleneck",),
+        objective: Callable[[int], Objective] = MoCo,
+        interval: float | None = None,
+        weights: dict[str, float] | None = None,
+        **common: Any,
+    ) -> None:
+        taps = list(dict.fromkeys(taps))
+        backbone.check_taps(taps)
+        if not taps:
+            raise InputError("taps: name at least one feature map to pool.")
+        built = objective(2 * sum(backbone.taps[tap].channels for tap in taps))
+        self.TERMS = tuple(built.WEIGHTS)
+        super().__init__(backbone, weights={**built.WEIGHTS, **(weights or {})}, **common)
+        if interval is not None:
+            positive(interval=interval)
+        self.taps, self.interval = taps, interval
+        self.objective = built
+        backbone.freeze_unused(self.taps)
+        if built.momentum is not None:
+            self.teacher = Teacher({"backbone": backbone, "projector": built.projector}, *built.momentum)
+
+    def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
+        """The objective's terms of the two embeddings."""
+        self._check_batch(len(batch))
+        images = torch.cat([first.image, second.image])
+        z = self.objective.projector(self._pool(self.backbone(images, self.taps)))
+        self.note("spread", spread(z))
+        online = self.objective.predictor(z).chunk(2)
+        target = self._target(images)
+        target = z if target is None else target
+        terms = self.objective(online, target.chunk(2), batch.subject, self._weight(first, second))
+        return {name: value for name, value in terms.items() if self.uses(name)}
+
+    @torch.no_grad()
+    def _target(self, images: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        return self.teacher["projector"](self._pool(self.teacher["backbone"](images, self.taps)))
+
+    @staticmethod
+    def _pool(features: dict[str, Tensor]) -> Tensor:
+        return torch.cat([mean_and_max(value) for value in features.values()], 1)
+
+    def _weight(self, first: View, second: View) -> Tensor | None:
+        if self.interval is None:
+            return None
+        years = (second.age - first.age).abs()
+        return torch.exp(-years.nan_to_num(0.0) / self.interval)
+
+    def _check_batch(self, pairs: int) -> None:
+        everywhere, fewest = pairs * world_size(), self.objective.FEWEST
+        if self.training and everywhere < fewest:
+            raise InputError(
+                f"{type(self.objective).__name__} compares pairs with one another and needs {fewest} or more, but a "
+                f"batch holds {everywhere}: raise data.init_args.batch_size, or take the objective MoCo or BYOL."
+            )
