@@ -78,6 +78,11 @@ class VisitsDataModule(PairDataModule):
         """One row per visit, with the paths of its image, mask and label map."""
         if self.prepared:
             table, self.remarks = self.prepared.table()
+            channels = sorted(set("+".join(table.get("channels", pd.Series(dtype=str)).dropna()).split("+")))
+            if self.suffix not in ("T1w", *channels):  # T1w is what nobody asked for
+                raise InputError(
+                    f"{self.root} holds {', '.join(channels)}, not {self.suffix}; prepare that, or drop suffix."
+                )
             return table
         if self.csv is None:
             table, left_out = bids_table(str(self.root), self.suffix, self.masks, self.labels)

@@ -200,6 +200,8 @@ def test_a_table_chooses_visits_and_splits(prepared, tmp_path):
     table.drop(columns=["size_d"]).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(InputError, match="lacks the columns size_d; make it from the rows of"):
         setup(prepared, table=tmp_path / "mine.csv")
+    with pytest.raises(InputError, match="holds T1w, not FLAIR; prepare that"):
+        setup(prepared, suffix="FLAIR")
     with pytest.raises(InputError, match="was prepared with its own masks"):
         VisitsDataModule(prepared, masks="x")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import REAL, image_path, rigid, save, scan
+from scans import REAL, image_path, rigid, save, scan
 
 from lssl.cli import main
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import REAL, rigid, scan
+from scans import REAL, rigid, scan
 
 from lssl.cohort.nifti import automatic_foreground, read_image, read_mask
 from lssl.prepare import quality

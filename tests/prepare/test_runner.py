@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import image_path, rigid, save, scan
+from scans import image_path, rigid, save, scan
 
 from lssl.cli import main
 from lssl.prepare import runner, subject

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import rigid
+from scans import rigid
 
 from lssl.prepare.transforms import between, closure, displacement, exponential, half_way, logarithm, rotation_degrees
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import rigid, scan
+from scans import rigid, scan
 
 from lssl.prepare.quality import laplacian_energy
 from lssl.prepare.transforms import half_way

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
@@ -77,15 +76,3 @@ def save(volume: Volume, path: Path, dtype: type = np.int16) -> Path:
 
 def image_path(root: Path, subject: str, session: str, suffix: str = "T1w") -> Path:
     return root / f"sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}_{suffix}.nii.gz"
-
-
-@pytest.fixture
-def cohort(tmp_path: Path) -> Path:
-    """Subjects a (two visits, moved), b (two), c (one)."""
-    root = tmp_path / "bids"
-    for number, (subject, session) in enumerate(
-        [("a", "M000"), ("a", "M012"), ("b", "M000"), ("b", "M024"), ("c", "M000")]
-    ):
-        volume = scan(rigid(3.0 * number, 4.0, number), (8.0, 8.0, 8.0), number, subject=ord(subject))
-        save(volume, image_path(root, subject, session))
-    return root
