@@ -56,6 +56,7 @@ class PreparedFolder:
 
     def __init__(self, root: str | Path, table: str | Path | None = None, budget: int = 0) -> None:
         self.root, self.csv, self.budget = Path(root), Path(table or Path(root) / "visits.csv"), budget
+        self.channels: list[str] = []
         self._kept: dict[int, bytes] = {}
         self._spent = 0
         self._paths = np.zeros(0, "S1")
@@ -69,8 +70,9 @@ class PreparedFolder:
                 f"The table {self.csv} lacks the columns {', '.join(missing)}; make it from the rows of "
                 f"{self.root / 'visits.csv'}."
             )
-        channels = sorted(set(table["channels"])) if "channels" in table else []
-        remarks = [f"prepared channels {', '.join(channels)}"] if channels else []
+        names = table["channels"].dropna().unique() if "channels" in table else []
+        self.channels = sorted({channel for name in names for channel in name.split("+")})
+        remarks = [f"prepared channels {', '.join(self.channels)}"] if self.channels else []
         if "flags" in table and (flagged := int(table["flags"].fillna("").astype(bool).sum())):
             remarks.append(f"{count(flagged, 'visit')} to look at, see the column flags of visits.csv")
         return table, remarks

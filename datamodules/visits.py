@@ -78,10 +78,10 @@ class VisitsDataModule(PairDataModule):
         """One row per visit, with the paths of its image, mask and label map."""
         if self.prepared:
             table, self.remarks = self.prepared.table()
-            channels = sorted(set("+".join(table.get("channels", pd.Series(dtype=str)).dropna()).split("+")))
-            if self.suffix not in ("T1w", *channels):  # T1w is what nobody asked for
+            channels = self.prepared.channels
+            if self.suffix not in ("T1w", *channels):  # T1w is the default, which nobody need have asked for
                 raise InputError(
-                    f"{self.root} holds {', '.join(channels)}, not {self.suffix}; prepare that, or drop suffix."
+                    f"{self.root} holds {', '.join(channels)}, not {self.suffix}; prepare that, or leave suffix out."
                 )
             return table
         if self.csv is None:
