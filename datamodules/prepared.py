@@ -70,7 +70,7 @@ class PreparedFolder:
                 f"The table {self.csv} lacks the columns {', '.join(missing)}; make it from the rows of "
                 f"{self.root / 'visits.csv'}."
             )
-        names = table["channels"].dropna().unique() if "channels" in table else []
+        names = table["channels"].dropna().unique().tolist() if "channels" in table else []
         self.channels = sorted({channel for name in names for channel in name.split("+")})
         remarks = [f"prepared channels {', '.join(self.channels)}"] if self.channels else []
         if "flags" in table and (flagged := int(table["flags"].fillna("").astype(bool).sum())):
