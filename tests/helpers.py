@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import lightning as L
 import pytest
 import yaml
 
@@ -61,3 +62,13 @@ def resolved(capsys, *args):
         main(["fit", *args, "--print_config"])
     assert not stop.value.code
     return capsys.readouterr().out
+
+
+class Interrupt(L.Callback):
+    """Ends a run before its last step, as a time limit would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step >= self.step

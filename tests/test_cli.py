@@ -107,6 +107,35 @@ def test_a_resumed_run_continues_exactly_and_loses_nothing(tmp_path):
         torch.testing.assert_close(weights["halves"][key], value, rtol=0, atol=0, msg=key)
 
 
+@pytest.mark.parametrize(
+    ("config", "options", "moving"),
+    [
+        ("global_contrastive.yaml", ["objective=MoCo"], ["teacher.backbone", "teacher.projector", "objective.queue"]),
+        ("global_contrastive.yaml", ["objective=BYOL"], ["teacher.backbone", "objective.predictor"]),
+        ("prior_guided_local.yaml", ["taps=[encoder.2]", "hidden=16"], ["teacher.backbone", "teacher.tap_encoder_2"]),
+    ],
+)
+def test_an_interrupted_run_continues_teacher_queue_and_momentum(config, options, moving, tmp_path):
+    """Six steps in one go, or stopped after three and resumed: the same weights, to the bit."""
+    options = [f"--model.init_args.{option}" for option in options]
+    options += ["--trainer.max_steps=6", "--data.init_args.batch_size=2", "--data.init_args.subjects=10"]
+    interrupt = '--trainer.callbacks={"class_path": "helpers.Interrupt", "init_args": {"step": 3}}'
+    states = {}
+    for name, stages in {"whole": [[]], "halves": [[interrupt], ["--ckpt_path=last"]]}.items():
+        (tmp_path / name).mkdir()
+        for stage in stages:
+            run = fit(tmp_path / name, config, options=[*options, *stage], backbone=TINY_NET)
+            checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
+            assert checkpoint["global_step"] == (3 if interrupt in stage else 6)
+            states[name, interrupt in stage] = checkpoint["state_dict"]
+    whole, half, resumed = states["whole", False], states["halves", True], states["halves", False]
+    for part in moving:
+        names = [name for name in whole if name.startswith(part) and whole[name].is_floating_point()]
+        assert any(not torch.equal(whole[name], half[name]) for name in names), part
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0, msg=name)
+
+
 def test_validate_test_and_predict(run):
     config = ["--config", str(run / "config.yaml"), "--ckpt_path", "best"]
     before = (run / "metrics.csv").read_text()
@@ -155,10 +184,16 @@ def test_a_users_own_method_is_one_file(tmp_path):
     assert "train/order" in (tmp_path / "run" / "metrics.csv").read_text()
 
 
-def test_two_processes_train_together(tmp_path):
+@pytest.mark.parametrize("config", ["demo.yaml", "global_contrastive.yaml", "prior_guided_local.yaml"])
+def test_two_processes_train_together(config, tmp_path):
     """The report runs on rank zero alone: nothing may wait for the other process there."""
-    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.subjects=8"]
-    args = ["fit", "--config", DEMO, *tiny(tmp_path, backbone=TINY_NET), *options]
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+    options += ["--data.init_args.subjects=10", "--data.init_args.batch_size=2"]
+    if config != "demo.yaml":
+        options += ["--trainer.callbacks=lssl.callbacks.Report"]
+    if config == "prior_guided_local.yaml":
+        options += ["--model.init_args.taps=[encoder.2]", "--model.init_args.hidden=16"]
+    args = ["fit", "--config", str(ROOT / "configs" / config), *tiny(tmp_path, backbone=TINY_NET), *options]
     result = subprocess.run(
         [sys.executable, "-m", "lssl", *args], capture_output=True, text=True, check=False, timeout=240
     )
