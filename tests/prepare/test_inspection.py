@@ -127,6 +127,7 @@ def test_light_start(tmp_path):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "mri").is_dir(), reason=f"no real MRI in {REAL}")
 def test_real_scans_raise_no_false_alarm(capsys):
     report = told(capsys, str(REAL / "mri"), "--suffix", "FLAIR")

@@ -106,7 +106,9 @@ class TestReal:
         ("name", "spacing", "bar"),
         [
             ("sub-oms01/ses-01/anat/sub-oms01_ses-01_T1w", 1.2, 0.5),
-            ("sub-ixi012/ses-01/anat/sub-ixi012_ses-01_T1w", 2.0, 1.0),
+            pytest.param("sub-ixi012/ses-01/anat/sub-ixi012_ses-01_T1w", 2.0, 1.0, marks=pytest.mark.slow),
+            pytest.param("sub-oms03/ses-01/anat/sub-oms03_ses-01_FLAIR", 1.5, 0.5, marks=pytest.mark.slow),
+            pytest.param("sub-omx07/ses-01/anat/sub-omx07_ses-01_T1w", 1.2, 0.5, marks=pytest.mark.slow),
         ],
     )
     def test_landmarks(self, name, spacing, bar):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import nibabel as nib
@@ -350,6 +351,39 @@ def test_folders_of_others_are_refused(master, tmp_path, capsys):
     other = make_cohort(tmp_path / "other")
     assert "holds the visits of another cohort" in sentence(capsys, str(other), str(master / "out"))
     assert "is a file" in sentence(capsys, str(other), str(foreign / "thesis.txt"))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(master, tmp_path, monkeypatch, capsys):
+    def refuse(path, content):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(runner, "write_json", refuse)
+    text = sentence(capsys, str(master / "bids"), str(tmp_path / "locked"))
+    assert "Nothing can be written to" in text
+    assert "(Permission denied); name another folder" in text
+
+
+def test_a_worker_that_dies_is_reported(master, tmp_path, monkeypatch, capsys):
+    """As the system does to a process that takes too much memory."""
+
+    class Broken:
+        def __init__(self, *_, **__): ...
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return False
+
+        def submit(self, *_):
+            raise BrokenProcessPool
+
+        def shutdown(self, **_): ...
+
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", Broken)
+    text = sentence(capsys, str(master / "bids"), str(tmp_path / "out"), "--workers", "2")
+    assert "A worker was killed" in text
+    assert "fewer --workers" in text
 
 
 def test_assembly_looks_again_when_records_come_in_meanwhile(master, monkeypatch):
