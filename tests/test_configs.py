@@ -30,7 +30,14 @@ def test_global_contrastive_changes_its_objective_in_one_line(objective, tmp_pat
     )
     chosen = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["objective"]
     assert chosen["class_path"] == f"lssl.strategies.global_contrastive.{objective}"
-    assert set(chosen["init_args"].values()) <= {None, 0.2, 2048, 0.999, 3}  # none inherited from another class
+    assert set(chosen["init_args"].values()) <= {
+        None,
+        0.2,
+        2048,
+        0.999,
+        3,
+        "batch",
+    }  # none inherited from another class
     assert "val/similarity" in (run / "metrics.csv").read_text()
 
 
