@@ -17,22 +17,24 @@ from torch import distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lssl.batch import Visit, collate
+from lssl.cohort import STEP
+from lssl.cohort.pairs import SPLITS, build_pairs, count, given_split, order_visits, split_subjects, visit_name
 from lssl.errors import InputError
 
+from .balance import pair_weights
 from .boxes import crop, source_box
-from .pairs import SPLITS, build_pairs, count, given_split, order_visits, split_subjects, visit_name
 
 __all__ = ["PairDataModule", "PairDataset", "PairSampler"]
 
 
 class PairDataset(Dataset[tuple[Visit, Visit]]):
-    """Reads the two visits of a pair and crops the same source box from both.
+    """Reads the same source box of the two visits of a pair.
 
     It is indexed by the number of a pair, which gives the box centred on the foreground, or by ``(row, row, seed)``,
     which gives a random box. Only flat arrays live here, so workers share them without copying.
 
     Args:
-        read: reads the whole visit of a row.
+        read: reads the two visits of a pair, see :meth:`PairDataModule.read_pair`.
         pairs: ``(pairs, 2)`` rows of the visit table.
         subject: ``(visits,)`` number of each row's subject.
         age: ``(visits,)`` years, NaN where unknown.
@@ -42,7 +44,7 @@ class PairDataset(Dataset[tuple[Visit, Visit]]):
 
     def __init__(
         self,
-        read: Callable[[int], Visit],
+        read: Callable[[int, int, tuple[int, int, int] | None, int | None], tuple[Visit, Visit]],
         pairs: np.ndarray,
         subject: np.ndarray,
         age: np.ndarray,
@@ -58,26 +60,24 @@ class PairDataset(Dataset[tuple[Visit, Visit]]):
     def __getitem__(self, index: int | tuple[int, int, int]) -> tuple[Visit, Visit]:
         drawn = isinstance(index, tuple)
         row, later, seed = index if isinstance(index, tuple) else (*self.pairs[index].tolist(), index)
-        first = self._visit(row)
-        second = first if later == row else self._visit(later)
-        if self.size is not None:
-            if first.image.shape[1:] != second.image.shape[1:]:
-                shapes = [tuple(visit.image.shape[1:]) for visit in (first, second)]
-                raise InputError(
-                    f"The visits in rows {row} and {later} have the shapes {shapes[0]} and {shapes[1]}, so no box can "
-                    f"be cut from both; bring the visits of a subject onto one grid, or set source_size to null."
-                )
-            start, size = source_box(first, second, self.size, seed if drawn else None)
-            first, second = crop(first, start, size), crop(second, start, size)
+        first, second = self.read(row, later, self.size, seed if drawn else None)
+        first, second = self._named(first, row), self._named(second, later)
         if self.transform is not None:
+            first, second = (self._scaled(visit) for visit in (first, second))
             second = copy.deepcopy(second) if later == row else second
             with torch.random.fork_rng(devices=[]):  # the draws of a transform must not depend on the worker
                 torch.manual_seed(seed)
                 first, second = self.transform(first), self.transform(second)
         return first, second
 
-    def _visit(self, row: int) -> Visit:
-        visit = self.read(row)
+    @staticmethod
+    def _scaled(visit: Visit) -> Visit:
+        """Float32, as transforms expect it."""
+        if visit.image.dtype != torch.int16:
+            return visit
+        return dataclasses.replace(visit, image=visit.image.float() * STEP)
+
+    def _named(self, visit: Visit, row: int) -> Visit:
         age = float(self.age[row]) if math.isnan(visit.age) else visit.age
         return dataclasses.replace(visit, subject=int(self.subject[row]), session=row, age=age)
 
@@ -94,9 +94,12 @@ class PairSampler(DistributedSampler):
         every_pair: all pairs in each epoch, instead of one per subject drawn at random.
         seed: of the whole order.
         epoch: the first one.
+        weights: ``(pairs,)``; an epoch then draws as many pairs as without them, each by its weight, with replacement.
     """
 
-    def __init__(self, dataset: PairDataset, every_pair: bool, seed: int, epoch: int = 0) -> None:
+    def __init__(
+        self, dataset: PairDataset, every_pair: bool, seed: int, epoch: int = 0, weights: np.ndarray | None = None
+    ) -> None:
         world, rank = 1, 0
         if distributed.is_available() and distributed.is_initialized():
             world, rank = distributed.get_world_size(), distributed.get_rank()
@@ -109,6 +112,7 @@ class PairSampler(DistributedSampler):
         self.num_samples = math.ceil(len(start) / world)
         self.total_size = self.num_samples * world
         self.epoch = epoch
+        self.cumulative = None if weights is None else torch.from_numpy(np.cumsum(weights))
 
     def set_epoch(self, epoch: int) -> None:
         """Ignored; see the class."""
@@ -119,6 +123,9 @@ class PairSampler(DistributedSampler):
         generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
         draw = torch.rand(len(self.start), dtype=torch.float64, generator=generator)
         chosen = self.start + (draw * self.number).long()
+        if self.cumulative is not None:
+            chosen = torch.searchsorted(self.cumulative, draw * self.cumulative[-1], right=True)
+            chosen = chosen.clamp_max(len(self.pairs) - 1)
         order = chosen[torch.randperm(len(chosen), generator=generator)]
         order = order.repeat(math.ceil(self.total_size / len(order)))[: self.total_size]
         seeds = torch.randint(2**62, (self.total_size,), generator=generator)
@@ -153,6 +160,8 @@ class PairDataModule(L.LightningDataModule):
         max_interval: longest interval of a pair in years.
         pairs_per_subject: ``one``: each epoch draws one pair of every subject, so that subjects with many visits do
             not dominate; ``all``: each epoch takes all of them. Validation and test always take all.
+        balance: draws pairs such that every ``site`` (a column of the table), every class of ``interval`` between the
+            visits, or both weigh the same, instead of every subject; an epoch stays as long.
         single_visits: a subject seen once gives a pair of the ``same`` visit twice, or is left out (``drop``).
         split: shares of subjects in train, val and test, where the visit table has no column ``split``.
         seed: of the split, the order and the boxes.
@@ -178,6 +187,7 @@ class PairDataModule(L.LightningDataModule):
         min_interval: float = 0.0,
         max_interval: float | None = None,
         pairs_per_subject: Literal["one", "all"] = "one",
+        balance: Literal["site", "interval", "both"] | None = None,
         single_visits: Literal["same", "drop"] = "same",
         split: tuple[float, float, float] = (0.8, 0.1, 0.1),
         seed: int = 0,
@@ -194,7 +204,7 @@ class PairDataModule(L.LightningDataModule):
             raise InputError(f"source_size is {list(self.source_size)}; give at least one voxel per axis, or null.")
         self.policy, self.min_interval, self.max_interval = pairs, min_interval, max_interval
         self.every_pair = pairs_per_subject == "all" or pairs == "all"
-        self.single_visits, self.split, self.seed = single_visits, tuple(split), seed
+        self.balance, self.single_visits, self.split, self.seed = balance, single_visits, tuple(split), seed
         self._sampler: PairSampler | None = None
         self._epoch = 0
         self.table: pd.DataFrame = pd.DataFrame()
@@ -214,6 +224,36 @@ class PairDataModule(L.LightningDataModule):
     def read(self, row: int) -> Visit:
         """The whole visit in a row of ``self.table``; its subject, session and age are filled in from the table."""
         raise NotImplementedError(f"{type(self).__name__} must say how a visit is read, in read(row).")
+
+    def read_pair(
+        self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
+    ) -> tuple[Visit, Visit]:
+        """The same box of two visits; override where a part of a visit can be read alone.
+
+        Args:
+            row: the first visit.
+            later: the second visit, or the same again.
+            size: voxels of the box; ``None`` takes whole visits.
+            seed: draws a foreground voxel as the centre; ``None`` takes the centre of the foreground.
+        """
+        first = self.read(row)
+        second = first if later == row else self.read(later)
+        if size is None:
+            return first, second
+        if first.image.shape[1:] != second.image.shape[1:]:
+            shapes = [tuple(visit.image.shape[1:]) for visit in (first, second)]
+            raise InputError(
+                f"The visits in rows {row} and {later} have the shapes {shapes[0]} and {shapes[1]}, so no box can "
+                f"be cut from both; bring the visits of a subject onto one grid, or set source_size to null."
+            )
+        start, cut = source_box(first, second, size, seed)
+        return crop(first, start, cut), crop(second, start, cut)
+
+    def reader(self) -> PairDataModule:
+        """What goes to the workers: a copy without the trainer, which spawned workers could not receive."""
+        reader = copy.copy(self)
+        reader.trainer = reader._sampler = None
+        return reader
 
     def inspect(self, table: pd.DataFrame) -> None:
         """Called once with the sorted table, before pairs are made: check files, keep what :meth:`read` needs."""
@@ -309,8 +349,22 @@ class PairDataModule(L.LightningDataModule):
         if not len(self.train_pairs):
             raise InputError(f"There are no pairs of visits to train on, because of this: {self.summary}")
         dataset = self._dataset(self.train_pairs, self.source_size)
-        sampler = self._sampler = PairSampler(dataset, self.every_pair, self.seed, self._epoch)
+        weights = self._weights(self.train_pairs) if self.balance else None
+        sampler = self._sampler = PairSampler(dataset, self.every_pair, self.seed, self._epoch, weights)
         return self._loader(dataset, self.batch_size, sampler=sampler, drop_last=len(sampler) > self.batch_size)
+
+    def _weights(self, pairs: np.ndarray) -> np.ndarray:
+        site = interval = None
+        if self.balance in ("site", "both"):
+            if "site" not in self.table or not self.table["site"].fillna("").astype(bool).any():
+                raise InputError(
+                    "balance asks for sites, but the visit table has no column site; add it or drop balance."
+                )
+            site = pd.factorize(self.table["site"].fillna(""))[0][pairs[:, 0]]
+        if self.balance in ("interval", "both"):
+            time = self.table["time"].to_numpy(float)
+            interval = time[pairs[:, 1]] - time[pairs[:, 0]]
+        return pair_weights(self._subject[pairs[:, 0]], self.every_pair, site, interval)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every validation pair with its centred box, in fixed order; an empty list if there is none."""
@@ -331,9 +385,7 @@ class PairDataModule(L.LightningDataModule):
         return self._loader(self._dataset(pairs, self.source_size), self.batch_size) if len(pairs) else []
 
     def _dataset(self, pairs: np.ndarray, size: tuple[int, int, int] | None) -> PairDataset:
-        reader = copy.copy(self)  # without the trainer, which spawned workers could not receive
-        reader.trainer = reader._sampler = None
-        return PairDataset(reader.read, pairs, self._subject, self._age, size, self.transform)
+        return PairDataset(self.reader().read_pair, pairs, self._subject, self._age, size, self.transform)
 
     def _loader(self, dataset: PairDataset, batch_size: int, **options: Any) -> DataLoader:
         return DataLoader(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lssl.batch import Visit
 
-__all__ = ["crop", "source_box"]
+__all__ = ["around", "crop", "source_box"]
 
 
 def crop(visit: Visit, start: Sequence[int], size: Sequence[int]) -> Visit:
@@ -38,9 +38,13 @@ def source_box(
         wanted: voxels of the box; where the volume is smaller, the whole axis is taken.
         seed: draws a foreground voxel as the centre; ``None`` takes the centre of the foreground's bounding box.
     """
-    shape = first.foreground.shape
-    size = [min(length, have) for length, have in zip(wanted, shape, strict=True)]
     centre = _foreground_centre(first, second) if seed is None else _foreground_voxel(first, second, seed)
+    return around(centre, wanted, first.foreground.shape)
+
+
+def around(centre: Sequence[int], wanted: Sequence[int], shape: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Start and size of the box of ``wanted`` voxels around a voxel, moved and clipped to lie inside the volume."""
+    size = [min(length, have) for length, have in zip(wanted, shape, strict=True)]
     start = [
         min(max(middle - length // 2, 0), have - length)
         for middle, length, have in zip(centre, size, shape, strict=True)

@@ -11,12 +11,13 @@ import pandas as pd
 import torch
 
 from lssl.batch import Visit
+from lssl.cohort.nifti import Grid, automatic_foreground, read_grids, read_image, read_label, read_mask, scale
+from lssl.cohort.pairs import count, visit_name
+from lssl.cohort.tables import bids_table, csv_table, match_files
 from lssl.errors import InputError
 
 from .base import PairDataModule
-from .nifti import Grid, automatic_foreground, read_grids, read_image, read_label, read_mask, scale
-from .pairs import count, visit_name
-from .tables import bids_table, csv_table, match_files
+from .prepared import PreparedFolder, is_prepared
 
 __all__ = ["VisitsDataModule"]
 
@@ -29,19 +30,27 @@ class VisitsDataModule(PairDataModule):
     ``sub-*_sessions.tsv`` (days_since_baseline, acq_time or age), else from session labels that carry them
     (``ses-d0129`` in days, ``ses-M024`` in months); ``participants.tsv`` gives ages at baseline.
 
-    All visits of a subject must lie on one grid in one space, as ``lssl prepare`` writes them. Headers of all files are
-    checked before training. Voxels are turned to the closest canonical axes and scaled per visit: background 0, 99.9th
-    percentile of the foreground 1.
+    A folder that ``lssl prepare`` wrote is recognised. Of its visits only the source boxes are read, as int16, which
+    become float32 on the device; suffix, masks and labels are those it was prepared with.
+
+    In other folders all visits of a subject must lie on one grid in one space. Headers of all files are checked before
+    training, and every read decompresses a whole file. Voxels are turned to the closest canonical axes and scaled per
+    visit: background 0, 99.9th percentile of the foreground 1.
 
     Args:
-        root: the BIDS folder; with ``table``, the folder that its relative paths start from (default: the table's own).
+        root: the BIDS or prepared folder; with ``table``, the folder that its relative paths start from (default: the
+            table's own).
         suffix: end of the image names in the BIDS folder, which may carry entities: ``T1w``, ``run-1_T1w``,
-            ``ce-gad_T1w``. Images with contrast agent are left out unless it names them.
+            ``ce-gad_T1w``. Images with contrast agent are left out unless it names them. Of no account in a prepared
+            folder.
         masks: pattern of brain or head masks below ``root``, such as
             ``derivatives/masks/{subject}/**/{subject}_{session}_desc-brain_mask.nii.gz``; without ``{session}``, one
             mask serves all visits of a subject. Visits without a mask get an automatic foreground.
         labels: pattern of label maps, likewise.
-        table: CSV of visits, instead of the BIDS layout. Its columns mask and label go before the patterns.
+        table: CSV of visits, instead of the BIDS layout. Its columns mask and label go before the patterns. For a
+            prepared folder: rows of its ``visits.csv``, perhaps with a column split.
+        cache_gb: memory for the compressed visits of a prepared folder, shared out among the workers; worth it where
+            storage is slow, as a local disk is cached by the system anyway.
         **options: those of :class:`PairDataModule`.
     """
 
@@ -52,15 +61,29 @@ class VisitsDataModule(PairDataModule):
         masks: str | None = None,
         labels: str | None = None,
         table: str | Path | None = None,
+        cache_gb: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if root is None and table is None:
             raise InputError("There is no data: give root (a BIDS folder) or table (a CSV of visits).")
         self.root, self.suffix, self.masks, self.labels, self.csv = root, suffix, masks, labels, table
+        self.prepared: PreparedFolder | None = None
+        if is_prepared(root):
+            if masks or labels:
+                raise InputError(f"{root} was prepared with its own masks and labels; leave masks and labels out.")
+            self.prepared = PreparedFolder(str(root), table, int(cache_gb * 1e9 / max(1, self.num_workers)))
 
     def visit_table(self) -> pd.DataFrame:
         """One row per visit, with the paths of its image, mask and label map."""
+        if self.prepared:
+            table, self.remarks = self.prepared.table()
+            channels = self.prepared.channels
+            if self.suffix not in ("T1w", *channels):  # T1w is the default, which nobody need have asked for
+                raise InputError(
+                    f"{self.root} holds {', '.join(channels)}, not {self.suffix}; prepare that, or leave suffix out."
+                )
+            return table
         if self.csv is None:
             table, left_out = bids_table(str(self.root), self.suffix, self.masks, self.labels)
             self.excluded += left_out
@@ -74,6 +97,10 @@ class VisitsDataModule(PairDataModule):
 
     def inspect(self, table: pd.DataFrame) -> None:
         """Checks all headers; keeps paths as flat bytes, which workers share without copying."""
+        if self.prepared:
+            self.prepared.keep(table)
+            self._shapes = self.prepared.shapes
+            return
         grids = read_grids(table["image"].tolist())
         self._shapes = np.stack([grid.shape for grid in grids])
         _refuse_moving_subjects(table, grids)
@@ -84,7 +111,7 @@ class VisitsDataModule(PairDataModule):
                 instead = "; their foreground is found automatically" if column == "mask" else ""
                 self.remarks.append(f"{count(missing, 'visit')} without a {column}{instead}")
         self._paths = {
-            name: np.array([os.fsencode(path) for path in table[name]]) for name in ("image", "mask", "label")
+            name: np.array([os.fsencode(path) for path in table[name].tolist()]) for name in ("image", "mask", "label")
         }
 
     def shapes(self) -> np.ndarray:
@@ -93,6 +120,8 @@ class VisitsDataModule(PairDataModule):
 
     def read(self, row: int) -> Visit:
         """Reads and scales the whole visit in a row of the table."""
+        if self.prepared:
+            return self.prepared.pair(row, row, None, None)[0]
         image, mask, label = (os.fsdecode(self._paths[name][row]) for name in ("image", "mask", "label"))
         voxels, affine = read_image(image)
         foreground = read_mask(mask) if mask else automatic_foreground(voxels)
@@ -102,6 +131,20 @@ class VisitsDataModule(PairDataModule):
             foreground=torch.from_numpy(foreground),
             label=torch.from_numpy(read_label(label)) if label else None,
         )
+
+    def reader(self) -> PairDataModule:
+        """Without the table and the names, too: workers need the flat arrays only."""
+        reader = super().reader()
+        reader.table, reader.subjects = pd.DataFrame(), []
+        return reader
+
+    def read_pair(
+        self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
+    ) -> tuple[Visit, Visit]:
+        """Of a prepared folder, only the boxes are read."""
+        if self.prepared:
+            return self.prepared.pair(row, later, size, seed)
+        return super().read_pair(row, later, size, seed)
 
 
 def _refuse_moving_subjects(table: pd.DataFrame, grids: list[Grid]) -> None:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lssl.cohort import STEP
+
 __all__ = ["PairBatch", "Visit", "collate"]
 
 
@@ -24,7 +26,8 @@ class Visit:
     """One scan session of one subject, or the source box of it that was read.
 
     Attributes:
-        image: ``(C, D, H, W)`` float32, robustly scaled so that the background is 0 and the brightest tissue about 1.
+        image: ``(C, D, H, W)`` float32, robustly scaled so that the background is 0 and the brightest tissue about 1;
+            or int16 in steps of :data:`lssl.cohort.STEP` of it, which is a half of what goes to the device.
         affine: ``(4, 4)`` float64, index → frame in mm.
         foreground: ``(D, H, W)`` bool, the head (or brain, where a mask says so).
         age: years, NaN where unknown.
@@ -47,7 +50,8 @@ class PairBatch:
     """B pairs of visits, in time order, as tensors.
 
     Attributes:
-        images: ``(B, 2, C, D, H, W)`` float32 sources; voxels beyond ``extent`` are padding.
+        images: ``(B, 2, C, D, H, W)`` float32 sources; voxels beyond ``extent`` are padding. A loader may give int16
+            steps, of which :meth:`to` makes float32.
         affines: ``(B, 2, 4, 4)`` float64, index → frame in mm.
         extent: ``(B, 2, 3)`` int64, how many voxels of each axis are data; padding follows them.
         foreground: ``(B, 2, D, H, W)`` bool.
@@ -71,8 +75,11 @@ class PairBatch:
         return self.images.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
-        """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The same batch on another device, its images as float32: steps are scaled where they arrive."""
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        if moved.images.dtype == torch.int16:
+            moved.images = moved.images.float() * STEP
+        return moved
 
     def pin_memory(self) -> PairBatch:
         """The same batch in page-locked memory, for asynchronous copies to the device."""

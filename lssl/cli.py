@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -29,6 +30,8 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
   lssl validate --config FILE --ckpt_path FILE|best|last           terms on held-out pairs
   lssl test     --config FILE --ckpt_path FILE|best|last           terms on test pairs
   lssl predict  --config FILE --ckpt_path FILE|best|last           embeddings of every visit
+  lssl prepare  BIDS_DIR OUT_DIR [--suffix T1w …] [--workers N]    registered, cached visits from a BIDS folder
+  lssl inspect  DIR [--json] [--sheet FILE.png]                    what a BIDS or prepared folder holds
   lssl strategies                                                  the methods, one line each
   lssl datamodules                                                 the sources of pairs, one line each
 
@@ -40,6 +43,7 @@ Later configs and options override earlier ones. A config that is no file here i
 so that `--config configs/demo.yaml` works from any folder."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+DATA_COMMANDS = {"prepare": "prepare_command", "inspect": "inspect_command"}
 GROUPS = {"strategies": "lssl.strategies", "datamodules": "lssl.datamodules"}
 
 
@@ -58,10 +62,14 @@ def main(args: list[str] | None = None) -> None:
             print(__version__)
         elif command in GROUPS:
             _list_classes(GROUPS[command])
+        elif command in DATA_COMMANDS:
+            getattr(importlib.import_module("lssl.prepare.commands"), DATA_COMMANDS[command])(args[1:])
         elif command in TRAINER_COMMANDS:
             _train([command, *_with_shipped_configs(args[1:])])
         else:
-            raise InputError(f"There is no command '{command}'{nearest(command, [*TRAINER_COMMANDS, *GROUPS])}")
+            raise InputError(
+                f"There is no command '{command}'{nearest(command, [*TRAINER_COMMANDS, *DATA_COMMANDS, *GROUPS])}"
+            )
     except Exception as error:
         mistake = input_error(error)
         if mistake is None:

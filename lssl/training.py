@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lssl.backbone import Backbone
-from lssl.callbacks import EmbeddingWriter
+from lssl.callbacks import DataWait, EmbeddingWriter
 from lssl.messages import explain
 from lssl.run import RunFolder, checkpoint_path, claim, keep, run_checkpoints
 from lssl.strategy import Strategy
@@ -102,7 +102,7 @@ class TrainingCLI(LightningCLI):
         """Adds the progress bar and the checkpoints of the run folder to whatever callbacks are configured."""
         config = self.config[self.subcommand].trainer
         folder = Path(config.default_root_dir)
-        callbacks: list[Callback] = [EmbeddingWriter(folder)]
+        callbacks: list[Callback] = [EmbeddingWriter(folder), DataWait()]
         if config.enable_checkpointing is not False:
             callbacks += run_checkpoints(folder)
         if config.enable_progress_bar is not False:

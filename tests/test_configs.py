@@ -1,5 +1,6 @@
 """Every shipped YAML runs, through the same door a user takes, with a tiny override."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_data_visits(tmp_path, bids):
     options = [f"--data.init_args.root={bids}", "--data.init_args.num_workers=0", "--trainer.callbacks=null"]
     args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
     main([*args, "--config", str(ROOT / "configs/data/visits.yaml"), *options])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_data_prepared(tmp_path, bids):
+    """From a BIDS folder to a trained network, in two commands."""
+    for spare in ("sub-03", "sub-04", "sub-05"):
+        shutil.rmtree(bids / spare)
+    main(["prepare", str(bids), str(tmp_path / "prepared"), "--spacing", "4"])
+    options = [f"--data.init_args.root={tmp_path / 'prepared'}", "--data.init_args.num_workers=0"]
+    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
+    main([*args, "--config", str(ROOT / "configs/data/prepared.yaml"), *options, "--trainer.callbacks=null"])
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 

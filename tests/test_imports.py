@@ -42,12 +42,24 @@ def test_rooms_know_only_whom_they_may(path: Path):
         assert not methods
     if room == "datamodules":
         ours = {name for name in names if name.startswith("lssl.")} - sources
-        assert not {name for name in ours if not name.startswith(("lssl.batch", "lssl.errors", "lssl.prepare"))}
+        assert not {
+            name for name in ours if not name.startswith(("lssl.batch", "lssl.errors", "lssl.cohort", "lssl.prepare"))
+        }
 
 
 @pytest.mark.parametrize("module", ["lssl", "lssl.errors", "lssl.cli"])
 def test_light_modules_import_nothing_heavy(module: str):
     code = f"import sys, {module}; print(*{{'torch', 'lightning', 'monai', 'numpy', 'matplotlib'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_preparation_needs_no_torch():
+    rooms = [path for room in ("cohort", "prepare") for path in sorted((ROOT / "lssl" / room).glob("*.py"))]
+    modules = ", ".join(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in rooms)
+    code = (
+        f"import sys, {modules.replace('.__init__', '')}; print(*{{'torch', 'lightning', 'monai'}} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -2,5 +2,6 @@
 
 from lssl.callbacks.embeddings import EmbeddingWriter
 from lssl.callbacks.report import Report
+from lssl.callbacks.waiting import DataWait
 
-__all__ = ["EmbeddingWriter", "Report"]
+__all__ = ["DataWait", "EmbeddingWriter", "Report"]

@@ -78,7 +78,8 @@ class Report(L.Callback):
         return evaluate(module, self._held_out(trainer), self.batches)
 
     def _batch(self, trainer: L.Trainer) -> PairBatch | None:
-        return next(islice(self._held_out(trainer), self.pair, None), None)
+        batch = next(islice(self._held_out(trainer), self.pair, None), None)
+        return None if batch is None else batch.to("cpu")  # what is drawn is float32
 
     def _tap(self, module: Strategy) -> str:
         return self.tap or list(module.backbone.taps)[-1]

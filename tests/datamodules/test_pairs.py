@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from lssl.batch import PairBatch, Visit
+from lssl.cohort.pairs import build_pairs, given_split, order_visits, split_subjects
 from lssl.datamodules import base
 from lssl.datamodules.base import PairDataModule
-from lssl.datamodules.pairs import build_pairs, given_split, order_visits, split_subjects
 from lssl.errors import InputError
 
 SHAPE = (20, 24, 22)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lssl.datamodules.nifti import automatic_foreground, read_grid, read_image, read_label, read_mask, scale
+from lssl.cohort.nifti import automatic_foreground, read_grid, read_image, read_label, read_mask, scale
 from lssl.datamodules.visits import VisitsDataModule
 from lssl.errors import InputError
 
@@ -259,11 +259,11 @@ def test_a_csv_names_the_files(cohort):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", ["visits", "phantom"])
+@pytest.mark.parametrize("name", ["visits", "prepared", "phantom"])
 def test_configs_name_options_that_exist(name):
     config = OmegaConf.to_container(OmegaConf.load(REPOSITORY / f"configs/data/{name}.yaml"))
-    pytest.importorskip(f"lssl.datamodules.{name}")
-    config["data"]["class_path"] = f"lssl.datamodules.{name}.{config['data']['class_path']}"
+    module = "phantom" if name == "phantom" else "visits"
+    config["data"]["class_path"] = f"lssl.datamodules.{module}.{config['data']['class_path']}"
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--data", type=L.LightningDataModule)
     made = parser.instantiate_classes(parser.parse_object(config)).data

@@ -1,6 +1,7 @@
 """Prints how long 100 000 visits of 20 000 subjects take from CSV to drawable pairs, and what memory they add.
 
-Run as ``python tests/performance/bench_pairs.py``.
+Once from a CSV of images, once from the table of a prepared folder, whose files are not opened. Run as
+``python tests/performance/bench_pairs.py``.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import numpy as np
 import pandas as pd
 
 from lssl.batch import Visit
+from lssl.cohort.tables import csv_table
 from lssl.datamodules.base import PairDataModule, PairSampler
-from lssl.datamodules.tables import csv_table
+from lssl.datamodules.prepared import WANTED
+from lssl.datamodules.visits import VisitsDataModule
 
 
 class CsvOnly(PairDataModule):
@@ -46,6 +49,18 @@ def write_csv(path: Path, subjects: int = 20_000, visits: int = 100_000) -> None
     table.sample(frac=1, random_state=0).to_csv(path, index=False)
 
 
+def write_prepared(folder: Path) -> None:
+    """The same visits as `lssl prepare` lists them."""
+    write_csv(folder / "visits.csv")
+    table = pd.read_csv(folder / "visits.csv")
+    table = table.assign(
+        age=(60 + table["days"] / 365.25).round(4), site="", size_d=180, size_h=220, size_w=190, flags=""
+    )
+    table = table.assign(channels="T1w")
+    table.to_csv(folder / "visits.csv", index=False)
+    (folder / "dataset.json").write_text("{}")
+
+
 def timed(name: str, function, repeats: int = 3):
     best = min(_once(function) for _ in range(repeats))
     print(f"{name:<44} {1e3 * best:8.1f} ms")
@@ -65,22 +80,31 @@ def megabytes() -> float:
 
 
 def main() -> None:
+    for prepared in (False, True):  # each in a process of its own, so that the peak of one is not the other's
+        child = multiprocessing.get_context("spawn").Process(target=measure, args=(prepared,))
+        child.start()
+        child.join()
+
+
+def measure(prepared: bool) -> None:
+    print("prepared folder" if prepared else "CSV of images")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "visits.csv"
-        writer = multiprocessing.Process(target=write_csv, args=(path,))  # its memory must not count here
+        write, target = (write_prepared, Path(folder)) if prepared else (write_csv, path)
+        writer = multiprocessing.Process(target=write, args=(target,))  # its memory must not count here
         writer.start()
         writer.join()
         before = megabytes()
 
         def drawable() -> PairDataModule:
-            source = CsvOnly(path, pairs="any")
+            source = VisitsDataModule(folder, pairs="any") if prepared else CsvOnly(path, pairs="any")
             source.setup()
             source.train_dataloader()
             return source
 
         drawable()
         print(f"{'peak memory growth, CSV to drawable':<44} {megabytes() - before:8.1f} MiB")
-        timed("CSV to table", lambda: csv_table(path))
+        timed("CSV to table", lambda: csv_table(path, columns=WANTED if prepared else None))
         source = timed("CSV to drawable", drawable)
         sampler = source.train_dataloader().sampler
         assert isinstance(sampler, PairSampler)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lssl.datamodules.tables import bids_table, csv_table, label_days
+from lssl.cohort.tables import bids_table, csv_table, label_days
 from lssl.errors import InputError
 
 

@@ -10,15 +10,15 @@ import csv
 import glob
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from lssl.cohort.pairs import count, visit_name
 from lssl.errors import InputError
-
-from .pairs import count, visit_name
 
 __all__ = ["add_times", "bids_table", "csv_table", "label_days", "match_files"]
 
@@ -67,6 +67,9 @@ def bids_table(
     ]
     table = pd.DataFrame(rows, columns=["subject", "session", "image"])
     table = add_times(table.join(_bids_times(root, table)), str(root))
+    sites = {name: row.get("site") for name, row in _read_tsv(root / "participants.tsv", "sub-").items()}
+    if any(sites.values()):
+        table["site"] = [sites.get(subject) or "" for subject in table["subject"]]
     for column, pattern in (("mask", masks), ("label", labels)):
         table[column] = match_files(root, pattern, table, f"{column}s") if pattern else ""
     left_out = [f"{count(len(sessions) - len(rows), 'visit')} without a {suffix} image"] * (len(rows) < len(sessions))
@@ -172,7 +175,7 @@ def _read_tsv(path: Path, prefix: str) -> dict[str, dict[str, str | None]]:
     return table
 
 
-def csv_table(path: str | Path, root: str | Path | None = None) -> pd.DataFrame:
+def csv_table(path: str | Path, root: str | Path | None = None, columns: Collection[str] | None = None) -> pd.DataFrame:
     """The visits of a CSV (or TSV, by its ending).
 
     Columns: ``subject``, ``session``, ``image``; one or more of ``age`` (years), ``days`` (since any fixed day of the
@@ -181,9 +184,10 @@ def csv_table(path: str | Path, root: str | Path | None = None) -> pd.DataFrame:
     Args:
         path: the table.
         root: folder that relative paths start from; the table's own by default.
+        columns: reads these only; ``None`` reads all.
     """
     path = Path(path)
-    table = _read_csv(path)
+    table = _read_csv(path, columns)
     if "split" in table:
         table["split"] = table["split"].str.strip().str.lower()
     folder = os.fspath(path.parent if root is None else root)
@@ -201,12 +205,18 @@ def csv_table(path: str | Path, root: str | Path | None = None) -> pd.DataFrame:
     return add_times(table, str(path))
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, columns: Collection[str] | None) -> pd.DataFrame:
     """A table as text with lower-case column names, in which every line says what visit it is."""
     if not path.exists():
         raise InputError(f"The table {path} does not exist; correct its path.")
     try:
-        table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, encoding="utf-8-sig")
+        table = pd.read_csv(
+            path,
+            sep="\t" if path.suffix == ".tsv" else ",",
+            dtype=str,
+            encoding="utf-8-sig",
+            usecols=None if columns is None else lambda name: str(name).strip().lower() in columns,
+        )
     except ValueError as error:  # what pandas raises for empty, ragged and wrongly encoded files
         reason = " ".join(str(error).split())
         raise InputError(

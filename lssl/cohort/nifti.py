@@ -13,15 +13,22 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-import torch
-import torch.nn.functional as F
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import inv_ornt_aff, io_orientation
-from torch import Tensor
 
 from lssl.errors import InputError
 
-__all__ = ["Grid", "automatic_foreground", "read_grid", "read_grids", "read_image", "read_label", "read_mask", "scale"]
+__all__ = [
+    "Grid",
+    "automatic_foreground",
+    "intensity_range",
+    "read_grid",
+    "read_grids",
+    "read_image",
+    "read_label",
+    "read_mask",
+    "scale",
+]
 
 GRID_TOLERANCE = 1e-3  # mm: rounding of affines in float32 headers stays far below, a shifted scan far above
 READ_ERRORS = (OSError, EOFError, ValueError, TypeError, zlib.error, ImageFileError)
@@ -104,24 +111,37 @@ def read_label(path: str) -> np.ndarray:
     return label.astype(np.int16)
 
 
-def scale(voxels: np.ndarray, foreground: np.ndarray) -> np.ndarray:
-    """Maps the background to 0 and the 99.9th percentile of the foreground to 1.
+def intensity_range(voxels: np.ndarray, foreground: np.ndarray) -> tuple[float, float]:
+    """The values that :func:`scale` maps to 0 and 1: the background's, and the foreground's 99.9th percentile.
 
-    An image without negative values keeps its zero, which for MR magnitude is the natural one. Otherwise (z-scored or
-    offset images) the 0.1st percentile of the foreground becomes 0, and so do zeros outside the foreground. Values are
-    cut off below 0, but not above 1: beyond a brain mask, skull and fat may be brighter than any brain.
+    An image without negative values keeps its zero, which for MR magnitude is the natural one; otherwise (z-scored or
+    offset images) the lower value is the 0.1st percentile of the foreground.
 
     Args:
         voxels: ``(D, H, W)`` float32.
         foreground: ``(D, H, W)`` bool.
     """
     inside = voxels[foreground] if foreground.any() else voxels
-    signed = voxels.min() < 0
-    low, high = np.percentile(inside, (0.1, 99.9)) if signed else (0.0, np.percentile(inside, 99.9))
+    low, high = np.percentile(inside, (0.1, 99.9)) if voxels.min() < 0 else (0.0, np.percentile(inside, 99.9))
     if high <= low:
-        low, high = float(voxels.min()), float(voxels.max())
+        low, high = voxels.min(), voxels.max()
+    return float(low), float(high)
+
+
+def scale(voxels: np.ndarray, foreground: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """Maps the background to 0 and the 99.9th percentile of the foreground to 1.
+
+    Values are cut off below 0, but not above 1: beyond a brain mask, skull and fat may be brighter than any brain. In
+    images with negative values, zeros outside the foreground count as background.
+
+    Args:
+        voxels: ``(D, H, W)`` float32.
+        foreground: ``(D, H, W)`` bool.
+        limits: raw values of 0 and 1; ``None`` takes :func:`intensity_range`.
+    """
+    low, high = limits or intensity_range(voxels, foreground)
     scaled = np.clip((voxels - np.float32(low)) / np.float32(high - low), 0, None)
-    if signed:
+    if voxels.min() < 0:
         scaled[(voxels == 0) & ~foreground] = 0
     return scaled
 
@@ -142,32 +162,52 @@ def automatic_foreground(voxels: np.ndarray) -> np.ndarray:
     signal = voxels - min(voxels.min(), 0)
     if voxels.min() < 0 and (voxels == 0).mean() > 0.25:
         signal = (voxels != 0).astype(np.float32)
-    coarse = F.avg_pool3d(torch.from_numpy(signal)[None, None], 2, ceil_mode=True, count_include_pad=False)
-    mask = (coarse > _otsu(coarse) / 2).float()
-    dense = (mask * (F.avg_pool3d(mask, 3, 1, 1) > 0.3))[0, 0] > 0
-    mask = dense if dense.any() else mask[0, 0] > 0
+    coarse = _halved(signal)
+    mask = coarse > _otsu(coarse) / 2
+    dense = mask & (_neighbours(mask) > 0.3 * 27)
+    mask = dense if dense.any() else mask
     for _ in range(2):
         mask |= _between(mask, 0) & _between(mask, 1) & _between(mask, 2)
-    fine = mask.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
-    return fine[tuple(slice(length) for length in voxels.shape)].numpy()
+    fine = mask.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    return np.ascontiguousarray(fine[tuple(slice(length) for length in voxels.shape)])
 
 
-def _between(mask: Tensor, axis: int) -> Tensor:
+def _halved(volume: np.ndarray) -> np.ndarray:
+    """Means of 2×2×2 voxels; a last plane without a partner counts alone."""
+    for axis in range(3):
+        volume = np.pad(volume, [(0, volume.shape[axis] % 2 if axis == a else 0) for a in range(3)], mode="edge")
+        shape = [*volume.shape[:axis], volume.shape[axis] // 2, 2, *volume.shape[axis + 1 :]]
+        volume = volume.reshape(shape).mean(axis + 1)
+    return volume
+
+
+def _neighbours(mask: np.ndarray) -> np.ndarray:
+    """How many of the 27 voxels around each one are set."""
+    counts = mask.astype(np.uint8)
+    for axis in range(3):
+        padded = np.pad(counts, [(1, 1) if axis == a else (0, 0) for a in range(3)])
+        length = counts.shape[axis]
+        counts = sum(padded.take(range(shift, shift + length), axis) for shift in range(3))  # type: ignore[assignment]
+    return counts
+
+
+def _between(mask: np.ndarray, axis: int) -> np.ndarray:
     """Voxels with foreground on both sides along one axis."""
-    counts = mask.to(torch.int16)
-    before, after = counts.cumsum(axis), counts.flip(axis).cumsum(axis).flip(axis)
-    return (before > 0) & (after > 0)
+    before = np.logical_or.accumulate(mask, axis)
+    after = np.flip(np.logical_or.accumulate(np.flip(mask, axis), axis), axis)
+    return before & after
 
 
-def _otsu(values: Tensor) -> float:
+def _otsu(values: np.ndarray) -> float:
     """The threshold between two classes that leaves the least variance within them."""
-    top = float(torch.quantile(values.flatten()[:: max(1, values.numel() // 100_000)], 0.999)) or float(values.max())
-    histogram = torch.histc(values.clamp(max=top), 256, 0, top).double()
-    middle = (torch.arange(256).double() + 0.5) * top / 256
-    below = histogram.cumsum(0)
+    flat = values.ravel()
+    top = float(np.quantile(flat[:: max(1, flat.size // 100_000)], 0.999)) or float(flat.max())
+    histogram = np.histogram(flat.clip(0, top), 256, (0, top))[0].astype(float)
+    middle = (np.arange(256) + 0.5) * top / 256
+    below = histogram.cumsum()
     above = histogram.sum() - below
-    mass = (histogram * middle).cumsum(0)
-    contrast = (mass / below.clamp(min=1) - (mass[-1] - mass) / above.clamp(min=1)) ** 2 * below * above
+    mass = (histogram * middle).cumsum()
+    contrast = (mass / below.clip(1) - (mass[-1] - mass) / above.clip(1)) ** 2 * below * above
     return float(middle[contrast.argmax()])
 
 

@@ -1,0 +1,134 @@
+"""What there is to prepare: the visits of a BIDS folder with all their files, by subject."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lssl.cohort.pairs import count, order_visits
+from lssl.cohort.tables import bids_table, match_files
+from lssl.errors import InputError
+
+__all__ = ["Options", "Session", "Subject", "find_subjects"]
+
+AUTO = "auto"
+MASKS, LABELS = "desc-brain_mask", "dseg"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a cohort is prepared; see ``lssl prepare --help``.
+
+    Attributes:
+        suffixes: image suffixes, the channels of a visit; the first one is registered between visits.
+        spacing: mm of the isotropic grid.
+        transform: ``rigid`` or ``affine``, between visits.
+        n4: whether N4 evens out the bias field.
+        masks: pattern of brain or head masks, ``auto`` or ``none``.
+        labels: pattern of label maps, ``auto`` or ``none``.
+        template: image whose space the half-way frame is brought into by an affine map.
+        margin: mm kept around the foreground.
+        floor: correlation with the other visits below which a visit is flagged.
+    """
+
+    suffixes: tuple[str, ...] = ("T1w",)
+    spacing: float = 1.0
+    transform: str = "rigid"
+    n4: bool = False
+    masks: str = AUTO
+    labels: str = AUTO
+    template: str | None = None
+    margin: float = 8.0
+    floor: float = 0.5
+
+
+@dataclass
+class Session:
+    """One visit: paths of its images, by suffix, and of its mask and label map (empty if none)."""
+
+    name: str
+    images: dict[str, str]
+    mask: str = ""
+    label: str = ""
+
+
+@dataclass
+class Subject:
+    """A subject and its visits, in time order."""
+
+    name: str
+    sessions: list[Session] = field(default_factory=list)
+
+    def files(self) -> list[str]:
+        """Every file that is read."""
+        found: list[str] = []
+        for session in self.sessions:
+            found += [*session.images.values(), session.mask, session.label]
+        return sorted({path for path in found if path})
+
+
+def find_subjects(root: Path, options: Options) -> tuple[list[Subject], pd.DataFrame, list[str]]:
+    """The subjects of a BIDS folder, their visit table, and remarks on what was left out.
+
+    A visit that lacks one of the suffixes is left out and counted.
+    """
+    first, *others = options.suffixes
+    table, remarks = bids_table(root, first)
+    table["image_0"] = table.pop("image")
+    for number, suffix in enumerate(others, 1):
+        more, _ = bids_table(root, suffix)
+        merged = table.merge(more[["subject", "session", "image"]], on=["subject", "session"])
+        if len(merged) < len(table):
+            remarks.append(f"{count(len(table) - len(merged), 'visit')} with {first} but without {suffix}")
+        table = merged.rename(columns={"image": f"image_{number}"})
+    if table.empty:
+        raise InputError(f"No visit of {root} has images of all of {', '.join(options.suffixes)}; name fewer suffixes.")
+    for column, pattern, kind in (("mask", options.masks, MASKS), ("label", options.labels, LABELS)):
+        if pattern == AUTO:
+            table[column], several = _derivatives(root, table, kind)
+            if several:
+                remarks.append(f"{count(several, 'visit')} with several {column}s, none of which is taken; "
+                               f"say which by --{column}s")  # fmt: skip
+        else:
+            table[column] = "" if pattern == "none" else match_files(root, pattern, table, f"{column}s")
+    table = order_visits(table)
+    subjects: dict[str, Subject] = {}
+    for row in _rows(table):
+        images = {suffix: row[f"image_{number}"] for number, suffix in enumerate(options.suffixes)}
+        session = Session(row["session"], images, row["mask"], row["label"])
+        subjects.setdefault(row["subject"], Subject(row["subject"])).sessions.append(session)
+    if unknown := int(np.isnan(table["time"].to_numpy(float)).sum()):
+        remarks.append(f"{count(unknown, 'visit')} without a time (no sessions.tsv, no label such as ses-M012)")
+    return list(subjects.values()), table, remarks
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _derivatives(root: Path, table: pd.DataFrame, ending: str) -> tuple[list[str], int]:
+    """The one file of each visit below ``derivatives/`` that ends so, in the image's own space.
+
+    A file of the session goes before one of the subject; where there are several, none is taken.
+    """
+    found, several = [], 0
+    pipelines = sorted(glob.glob("derivatives/*/", root_dir=root))
+    for subject, session in zip(table["subject"], table["session"], strict=True):
+        hits: list[str] = []
+        for place in dict.fromkeys((os.path.join(subject, session), subject)):
+            names = [
+                os.path.join(pipeline, name)
+                for pipeline in pipelines
+                for name in glob.glob(f"{place}/anat/*{ending}.nii*", root_dir=root / pipeline)
+                if "_space-" not in name
+            ]
+            hits = hits or sorted(names)
+        several += len(hits) > 1
+        found.append(os.path.join(root, hits[0]) if len(hits) == 1 else "")
+    return found, several

@@ -1,0 +1,147 @@
+"""``lssl prepare`` and ``lssl inspect``: their options, and what they print."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lssl.errors import InputError, nearest
+
+__all__ = ["inspect_command", "prepare_command"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes become InputError, with the nearest option that exists."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the usage."""
+        if found := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            raise InputError(f"{self.prog} has no option {found[1]}{nearest(found[1], options)}")
+        raise InputError(f"{self.prog}: {message}; see {self.prog} --help.")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"a shard is i/n with 1 ≤ i ≤ n, such as 2/8, not {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1000:
+        raise argparse.ArgumentTypeError(f"it must be positive, not {text}")
+    return value
+
+
+def _prepare_parser() -> Parser:
+    parser = Parser(
+        prog="lssl prepare",
+        description="Registers the visits of every subject of a BIDS folder and writes them as cached, chunked arrays.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("bids", type=Path, metavar="BIDS_DIR", help="folder with sub-*/[ses-*]/anat/*_<suffix>.nii[.gz]; only read")
+    add("out", type=Path, metavar="OUT_DIR", help="new folder, or one that an earlier run on this cohort wrote")
+    add(
+        "--suffix",
+        nargs="+",
+        default=["T1w"],
+        metavar="NAME",
+        help="image suffixes; several become channels of one visit, registered within the session to the first (T1w)",
+    )
+    add("--spacing", type=_positive, default=1.0, metavar="MM", help="side of the isotropic voxels (1.0)")
+    add("--transform", choices=["rigid", "affine"], default="rigid", help="between visits (rigid)")
+    add("--n4", action="store_true", help="even out the bias field by N4 before anything else")
+    add(
+        "--masks",
+        default="auto",
+        metavar="PATTERN",
+        help="brain or head masks below BIDS_DIR, with {subject} and {session}; auto takes *desc-brain_mask below "
+        "derivatives/*/, none finds the head in every image (auto)",
+    )
+    add("--labels", default="auto", metavar="PATTERN", help="label maps, likewise; auto takes *dseg (auto)")
+    add("--template", metavar="FILE", help="image whose space the subjects are brought into, by an affine map")
+    add("--margin", type=_positive, default=8.0, metavar="MM", help="kept around the foreground (8)")
+    add("--floor", type=float, default=0.5, metavar="NCC", help="visits that correlate less are flagged (0.5)")
+    add("--workers", type=int, default=1, metavar="N", help="processes, each with one thread (1)")
+    add("--shard", type=_shard, default=(1, 1), metavar="i/n", help="only every n-th subject, from the i-th on")
+    return parser
+
+
+def prepare_command(args: list[str]) -> None:
+    """Runs ``lssl prepare``; a failed subject ends it with status 1, after all others are done."""
+    chosen = _prepare_parser().parse_args(args)
+    if chosen.workers < 1:
+        raise InputError(f"--workers is {chosen.workers}; at least one process is needed.")
+    if len(set(chosen.suffix)) < len(chosen.suffix):
+        raise InputError(f"--suffix names {' '.join(chosen.suffix)}; name every suffix once.")
+    if chosen.template and not Path(chosen.template).is_file():
+        raise InputError(f"The template {chosen.template} does not exist; correct its path.")
+    from lssl.prepare.cohort import Options
+    from lssl.prepare.runner import TABLE, prepare
+
+    options = Options(
+        suffixes=tuple(chosen.suffix), spacing=chosen.spacing, transform=chosen.transform, n4=chosen.n4,
+        masks=chosen.masks, labels=chosen.labels, template=chosen.template, margin=chosen.margin, floor=chosen.floor,
+    )  # fmt: skip
+    outcome = prepare(chosen.bids, chosen.out, options, chosen.workers, chosen.shard)
+    for visit, reasons in outcome.flagged.items():
+        picture = chosen.out / "pictures" / f"{visit.split()[0]}.png"
+        print(f"look at {visit}: {'; '.join(reasons)} ({picture})")
+    _print_fates(outcome, chosen.out / TABLE)
+    if outcome.failed:
+        raise SystemExit(1)
+
+
+def _print_fates(outcome: Any, table: Path) -> None:
+    for name, reason in outcome.failed.items():
+        print(f"lssl: {name} failed: {reason}", file=sys.stderr)
+    parts = [f"{len(outcome.done)} prepared in {outcome.seconds:.0f} s", f"{len(outcome.kept)} finished before"]
+    parts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
+    parts += [f"{len(outcome.flagged)} visits to look at"] if outcome.flagged else []
+    print(f"Subjects: {', '.join(parts)}. The visits are listed in {table}.")
+
+
+def _inspect_parser() -> Parser:
+    parser = Parser(prog="lssl inspect", description="Says what a BIDS or prepared folder holds.", allow_abbrev=False)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="a BIDS folder, or one that lssl prepare wrote")
+    add("--suffix", default="T1w", metavar="NAME", help="of the images in a BIDS folder (T1w)")
+    add(
+        "--subjects",
+        type=int,
+        default=10,
+        metavar="N",
+        help="of how many subjects of a BIDS folder the voxels are read, some seconds each (10)",
+    )
+    add("--spacing", type=_positive, default=1.0, metavar="MM", help="for which the cache is estimated (1.0)")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--sheet", type=Path, metavar="FILE.png", help="write a picture of it, too")
+    return parser
+
+
+def inspect_command(args: list[str]) -> None:
+    """Runs ``lssl inspect``."""
+    chosen = _inspect_parser().parse_args(args)
+    from lssl.prepare.inspection import inspect_folder
+
+    report = inspect_folder(chosen.folder, chosen.suffix, chosen.subjects, chosen.spacing)
+    if chosen.json:
+        import json
+
+        print(json.dumps(report.as_json(), indent=1, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from lssl.prepare.sheet import show
+
+        show(report, Console(width=None if sys.stdout.isatty() else 120, highlight=False))
+    if chosen.sheet:
+        from lssl.prepare.sheet import draw
+
+        draw(report, chosen.sheet)

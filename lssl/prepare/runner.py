@@ -1,0 +1,259 @@
+"""The whole cohort: in parallel, resumable, sharded; with a table at the end that is always whole."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import lssl
+from lssl.cohort.pairs import count
+from lssl.errors import InputError, input_error
+from lssl.prepare.cohort import Options, Subject, find_subjects
+from lssl.prepare.files import digest, read_json, whole, write_json
+from lssl.prepare.subject import current, prepare_subject, record_path, settings
+
+__all__ = ["COLUMNS", "DATASET", "QUALITY", "TABLE", "Outcome", "assemble", "prepare"]
+
+DATASET, TABLE, QUALITY = "dataset.json", "visits.csv", "quality.csv"
+#: What training reads, in the table; all else is in the second one, as it would only slow reading down.
+COLUMNS = (
+    "subject", "session", "age", "days", "image", "site", "size_d", "size_h", "size_w", "channels", "flags",
+)  # fmt: skip
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass
+class Outcome:
+    """What a run did: names of subjects by fate, with reasons, and the flags of visits."""
+
+    done: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    flagged: dict[str, list[str]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def prepare(root: Path, out: Path, options: Options, workers: int = 1, shard: tuple[int, int] = (1, 1)) -> Outcome:
+    """Prepares the subjects of a BIDS folder that are not prepared yet.
+
+    Args:
+        root: the BIDS folder; it is only read.
+        out: the folder to write to: new, empty, or holding an earlier run on the same cohort.
+        options: how.
+        workers: processes.
+        shard: ``(i, n)`` takes every n-th subject, beginning with the i-th; shards may run at the same time.
+
+    Returns:
+        What became of every subject of the shard.
+    """
+    start = time.monotonic()
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    subjects, table, remarks = find_subjects(root, options)
+    _claim(out, root, options)
+    mine = subjects[shard[0] - 1 :: shard[1]]
+    outcome = Outcome(kept=[subject.name for subject in mine if current(subject, options, out)])
+    kept = set(outcome.kept)
+    waiting = [subject for subject in mine if subject.name not in kept]
+    part = f" (shard {shard[0]} of {shard[1]})" if shard[1] > 1 else ""
+    console.print(
+        f"{count(len(subjects), 'subject')}, {count(len(table), 'visit')}{part}: {len(waiting)} to prepare, "
+        f"{len(outcome.kept)} finished before" + "".join(f"; {remark}" for remark in remarks) + "."
+    )
+    try:
+        for subject, error in _progress(_run(waiting, options, out, workers), len(waiting), console):
+            if error is None:
+                outcome.done.append(subject.name)
+            else:
+                outcome.failed[subject.name] = error
+                record_path(out, subject.name).unlink(missing_ok=True)  # what lies there is of an earlier state
+    finally:
+        assembled = assemble(out, table, options)
+    outcome.flagged = _flagged(assembled, {subject.name for subject in mine})
+    outcome.seconds = time.monotonic() - start
+    return outcome
+
+
+def _flagged(table: pd.DataFrame, subjects: set[str]) -> dict[str, list[str]]:
+    """What looks wrong with the visits of these subjects."""
+    return {
+        f"{row['subject']} {row['session']}": row["flags"].split("; ")
+        for row in table.to_dict("records")
+        if row["flags"] and row["subject"] in subjects
+    }
+
+
+def _claim(out: Path, root: Path, options: Options) -> None:
+    """Makes the folder ours, or refuses one that holds something else."""
+    known = read_json(out / DATASET)
+    source = os.path.realpath(root)
+    if known is None and out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder to write the prepared visits to.")
+    if known is None and out.is_dir() and any(entry.name[0] != "." for entry in os.scandir(out)):
+        raise InputError(f"{out} is not empty and holds no prepared visits; name a new folder.")
+    if known is not None and known.get("source") != source:
+        raise InputError(
+            f"{out} holds the visits of another cohort, {known.get('source')}; name a new folder, or correct 'source' "
+            f"in {out / DATASET} if that cohort has moved to {source}."
+        )
+    content = {"format": 1, "source": source, "lssl": lssl.__version__, "versions": _versions(),
+               "options": settings(options), "settings": digest(settings(options))}  # fmt: skip
+    try:
+        write_json(out / DATASET, content)
+    except OSError as error:
+        raise InputError(f"Nothing can be written to {out} ({error.strerror}); name another folder.") from error
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("SimpleITK", "blosc2", "nibabel", "numpy", "scipy")}
+
+
+def _one(subject: Subject, options: Options, out: Path) -> str | None:
+    """Prepares one subject; the reason if that fails. A full disk is no reason of the subject's."""
+    try:
+        prepare_subject(subject, options, out)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        mistake = input_error(error)
+        return str(mistake) if mistake else f"{type(error).__name__}: {error}"
+    except Exception as error:
+        mistake = input_error(error)
+        return str(mistake) if mistake else f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+def _run(subjects: list[Subject], options: Options, out: Path, workers: int) -> Iterator[tuple[Subject, str | None]]:
+    """Yields each subject as it is finished, with the reason if it failed."""
+    try:
+        if workers <= 1:
+            for subject in subjects:
+                yield subject, _one(subject, options, out)
+            return
+        yield from _pool(subjects, options, out, workers)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise InputError(
+            f"The disk of {out} is full; what is finished stays finished: free some space and run the command again."
+        ) from error
+
+
+def _pool(subjects: list[Subject], options: Options, out: Path, workers: int) -> Iterator[tuple[Subject, str | None]]:
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    with ProcessPoolExecutor(min(workers, max(1, len(subjects))), mp_context=context) as pool:
+        queue = iter(subjects)
+        running: dict[Future[str | None], Subject] = {}
+        try:
+            while True:
+                while len(running) < 2 * workers and (subject := next(queue, None)) is not None:
+                    running[pool.submit(_one, subject, options, out)] = subject
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "A worker was killed, perhaps for want of memory; what is finished stays finished: run the same "
+                "command again with fewer --workers."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _progress(
+    results: Iterator[tuple[Subject, str | None]], total: int, console: Console
+) -> Iterator[tuple[Subject, str | None]]:
+    """A bar with the time left on a terminal; elsewhere a line at every twentieth of the way."""
+    bar = Progress(
+        TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty() or not total,
+    )  # fmt: skip
+    start, step = time.monotonic(), max(1, -(-total // 20))
+    with bar:
+        task = bar.add_task("", total=total)
+        for number, result in enumerate(results, 1):
+            bar.advance(task)
+            yield result
+            if bar.disable and (number % step == 0 or number == total):
+                spent = time.monotonic() - start
+                left = spent / number * (total - number)
+                console.print(f"{number} of {total} subjects, {spent:.0f} s, about {left:.0f} s left")
+
+
+def assemble(out: Path, table: pd.DataFrame, options: Options) -> pd.DataFrame:
+    """Writes the visit table from the records of all finished subjects of this cohort, whoever made them.
+
+    Matrices, quality figures and hashes go to a second table of the same rows. Shards may finish at the same time:
+    whoever writes looks once more whether records have come in the meantime.
+    """
+    times = {(row["subject"], row["session"]): row for row in table.to_dict("records")}
+    wanted = digest(settings(options))
+    while True:
+        seen = _records(out)
+        rows: list[dict[str, Any]] = []
+        for name in dict.fromkeys(table["subject"]):
+            record = read_json(record_path(out, name)) if f"{name}.json" in seen else None
+            if record and record["settings"] == wanted:
+                rows += _table_rows(name, record, times)
+        frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
+        rest = ["subject", "session", *(name for name in frame if name not in COLUMNS)]
+        for name, columns in ((QUALITY, rest), (TABLE, list(COLUMNS))):
+            with whole(out / name) as part:
+                frame[columns].to_csv(part, index=False)
+        if _records(out) == seen:
+            return frame
+
+
+def _records(out: Path) -> dict[str, int]:
+    folder = out / "records"
+    if not folder.is_dir():
+        return {}
+    found = {}
+    for entry in os.scandir(folder):
+        if entry.name.endswith(".json"):
+            try:
+                found[entry.name] = entry.stat().st_mtime_ns
+            except FileNotFoundError:
+                continue
+    return found
+
+
+def _table_rows(
+    name: str, record: dict[str, Any], times: dict[tuple[str, str], dict[Any, Any]]
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    before = float("nan")
+    for visit in record["visits"]:
+        known = times.get((name, visit["session"]))
+        if known is None:  # no longer in the cohort
+            continue
+        interval, before = known["time"] - before, known["time"]
+        rest = {key: value for key, value in visit.items() if key not in ("session", "image", "flags")}
+        rows.append({
+            "subject": name, "session": visit["session"] or name, "age": _round(known["age"], 4),
+            "days": _round(known["time"] * 365.25, 2), "image": visit["image"], "site": known.get("site") or "",
+            "years_since_last": _round(interval, 4),
+            **{key: _round(value, 6) if isinstance(value, float) else value for key, value in rest.items()},
+            "flags": "; ".join(visit["flags"]), "settings": record["settings"],
+        })  # fmt: skip
+    return rows
+
+
+def _round(value: float, digits: int) -> float:
+    return value if np.isnan(value) else round(float(value), digits)

@@ -1,0 +1,110 @@
+"""Averages of rigid and affine maps, and the half-way frame of several visits.
+
+A map is a ``(4, 4)`` float64 matrix on points in mm (RAS+). Averages are taken in the Lie algebra: the midpoint of the
+identity and ``T`` is ``exp(½ log T)``, which is rigid if ``T`` is, and which does not depend on where the origin lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.linalg import expm, logm
+
+__all__ = ["between", "closure", "displacement", "exponential", "half_way", "logarithm", "rotation_degrees"]
+
+ITERATIONS = 200
+TOLERANCE = 1e-10
+
+
+def logarithm(matrix: np.ndarray) -> np.ndarray:
+    """Real principal logarithm of a ``(4, 4)`` map."""
+    return np.real(logm(matrix))
+
+
+def exponential(tangent: np.ndarray) -> np.ndarray:
+    """The map of a ``(4, 4)`` tangent; its last row is (0, 0, 0, 1) to the bit."""
+    matrix = expm(tangent)
+    matrix[3] = (0, 0, 0, 1)
+    return matrix
+
+
+def between(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    """The middle of a map and the inverse of the map measured the other way round.
+
+    ``F exp(½ log(F⁻¹ B⁻¹))``: exchanging the two gives the inverse.
+    """
+    return forward @ exponential(0.5 * logarithm(np.linalg.inv(forward) @ np.linalg.inv(backward)))
+
+
+def half_way(number: int, measured: Mapping[tuple[int, int], np.ndarray]) -> list[np.ndarray]:
+    """Maps from one half-way frame into the space of every visit, from pairwise registrations.
+
+    With ``M_i`` from frame to visit ``i``, a registration measures ``T_ij = M_j M_i⁻¹`` (a point of visit ``i`` → the
+    same point in visit ``j``). The ``M_i`` are the least-squares solution ``Σ ‖log(T_ij M_i M_j⁻¹)‖²``, found by moving
+    each visit to the mean of what the others say of it; the frame is the one in which the ``M_i`` average to the
+    identity, ``Σ log M_i = 0``. No visit is the reference, and all maps between visits, ``M_j M_i⁻¹``, agree with each
+    other by construction.
+
+    Args:
+        number: of visits.
+        measured: ``(i, j)`` → ``T_ij``, one direction of each pair; the pairs connect all visits.
+
+    Returns:
+        ``number`` maps, frame → visit; the identity for a single visit.
+    """
+    both = {**measured, **{(j, i): np.linalg.inv(matrix) for (i, j), matrix in measured.items()}}
+    maps = _along_tree(number, both)
+    for _ in range(ITERATIONS if number > 2 else 0):
+        change = 0.0
+        for j in range(number):
+            said = [matrix @ maps[i] @ np.linalg.inv(maps[j]) for (i, to), matrix in both.items() if to == j]
+            step = np.mean([logarithm(matrix) for matrix in said], 0)
+            maps[j] = exponential(step) @ maps[j]
+            change = max(change, float(np.abs(step).max()))
+        if change < TOLERANCE:
+            break
+    return _centred(maps)
+
+
+def _along_tree(number: int, both: Mapping[tuple[int, int], np.ndarray]) -> list[np.ndarray]:
+    """A first guess: visit 0 is the frame, the others follow from it one measurement at a time."""
+    maps: dict[int, np.ndarray] = {0: np.eye(4)}
+    while len(maps) < number:
+        i, j = next((i, j) for i, j in sorted(both) if i in maps and j not in maps)
+        maps[j] = both[i, j] @ maps[i]
+    return [maps[i] for i in range(number)]
+
+
+def _centred(maps: list[np.ndarray]) -> list[np.ndarray]:
+    """The same maps from the frame in which they average to the identity."""
+    for _ in range(ITERATIONS):
+        mean = np.mean([logarithm(matrix) for matrix in maps], 0)
+        if np.abs(mean).max() < TOLERANCE:
+            break
+        maps = [matrix @ exponential(-mean) for matrix in maps]
+    return maps
+
+
+def closure(measured: Mapping[tuple[int, int], np.ndarray], points: np.ndarray) -> float:
+    """Largest mean displacement in mm of points ``(N, 3)`` that go once round any triangle of registrations."""
+    both = {**measured, **{(j, i): np.linalg.inv(matrix) for (i, j), matrix in measured.items()}}
+    rounds = [
+        both[k, i] @ both[j, k] @ both[i, j]
+        for (i, j) in measured
+        for k in {a for a, _ in both}
+        if k > j and (j, k) in both and (k, i) in both
+    ]
+    return max((displacement(matrix, np.eye(4), points) for matrix in rounds), default=0.0)
+
+
+def displacement(one: np.ndarray, other: np.ndarray, points: np.ndarray) -> float:
+    """Mean distance in mm between two maps of points ``(N, 3)``."""
+    difference = (one - other)[:3]
+    return float(np.linalg.norm(points @ difference[:, :3].T + difference[:, 3], axis=1).mean())
+
+
+def rotation_degrees(matrix: np.ndarray) -> float:
+    """Angle of the rotation nearest to the linear part."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    return float(np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1))))

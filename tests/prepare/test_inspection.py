@@ -1,0 +1,135 @@
+"""`lssl inspect`: what it counts, and what it finds suspicious."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scans import REAL, image_path, rigid, save, scan
+
+from lssl.cli import main
+
+
+def told(capsys, *args: str) -> dict:
+    main(["inspect", *args, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def bids(tmp_path_factory) -> Path:
+    """a: one image twice; b: flipped; c: constant; d: moved although on one grid; e: no orientation, thick slices."""
+    root = tmp_path_factory.mktemp("inspect") / "bids"
+    coarse = (6.0, 6.0, 6.0)
+    first = save(scan(None, coarse), image_path(root, "a", "M000"))
+    image_path(root, "a", "M006").parent.mkdir(parents=True)
+    shutil.copy(first, image_path(root, "a", "M006"))
+    save(scan(None, coarse, subject=2), image_path(root, "b", "M000"))
+    flipped = scan(rigid(2, 2), coarse, 1, subject=2)
+    flipped.voxels = np.ascontiguousarray(flipped.voxels[::-1])
+    save(flipped, image_path(root, "b", "M012"))
+    constant = scan(None, coarse)
+    constant.voxels[:] = 5
+    save(constant, image_path(root, "c", "M000"))
+    save(scan(None, coarse, subject=4), image_path(root, "d", "M000"))
+    save(scan(rigid(6, 12), coarse, 1, subject=4), image_path(root, "d", "M036"))
+    thick = scan(None, (4.0, 4.0, 9.0), subject=5)
+    image = nib.Nifti1Image(thick.voxels, thick.affine)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    path = image_path(root, "e", "M000")
+    path.parent.mkdir(parents=True)
+    nib.save(image, path)
+    (root / "participants.tsv").write_text("participant_id\tage\nsub-a\t61.5\n")
+    return root
+
+
+def test_a_bids_folder_is_counted_and_doubted(bids, capsys, tmp_path):
+    report = told(capsys, str(bids), "--sheet", str(tmp_path / "sheet.png"))
+    assert (report["subjects"], report["visits"]) == (5, 8)
+    assert report["subjects_by_visits"] == {"1": 2, "2": 3}
+    assert report["pairs"] == {"any": 3, "consecutive": 3, "baseline": 3}
+    assert dict(zip(report["interval_years"]["from"], report["interval_years"]["pairs"], strict=True)) == {
+        0.0: 0, 0.25: 0, 0.5: 1, 1.0: 1, 1.5: 0, 2.0: 0, 3.0: 1, 5.0: 0, 10.0: 0,
+    }  # fmt: skip
+    assert report["shapes"] == {"32×32×32": 7, "48×48×21": 1}
+    assert report["spacings_mm"] == {"6×6×6": 7, "4×4×9": 1}
+    assert report["orientations"]["none"] == 1
+    assert report["without_age"] == 6
+    found = {(entry["visit"], entry["reason"].split(":")[0]) for entry in report["suspicious"]}
+    assert ("sub-a ses-M006", "the same image as sub-a ses-M000") in found
+    assert ("sub-b ses-M012", "left–right flipped against the visit before") in found
+    assert ("sub-e ses-M000", "slices of 9 mm") in found
+    assert ("sub-e ses-M000", "no orientation in its header") in found
+    reasons = [entry["reason"] for entry in report["suspicious"]]
+    assert any("is constant" in reason for reason in reasons)
+    assert any(reason.startswith("not aligned with the visit before, by about 1") for reason in reasons)
+    assert len(found) == 6
+    assert report["gigabytes"] > 0
+    assert report["hours_with_one_worker"] is not None
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
+
+
+def test_a_bids_folder_on_the_screen(bids, capsys):
+    main(["inspect", str(bids), "--subjects", "0"])
+    text = capsys.readouterr().out
+    assert "5 (2 seen 1×, 3 seen 2×)" in text
+    assert "0.5–1: 1, 1–1.5: 1, 3–5: 1" in text
+    assert "sub-a ses-M006: the same image as sub-a ses-M000" in text
+
+
+def test_a_prepared_folder(tmp_path, capsys):
+    root, out = tmp_path / "bids", tmp_path / "out"
+    path = save(scan(None, (12.0, 12.0, 12.0)), image_path(root, "a", "M000"))
+    image_path(root, "b", "M000").parent.mkdir(parents=True)
+    shutil.copy(path, image_path(root, "b", "M000"))
+    main(["prepare", str(root), str(out), "--spacing", "12"])
+    (out / "visits/sub-a/sub-a_ses-M000.b2nd").rename(tmp_path / "gone")
+    capsys.readouterr()
+    report = told(capsys, str(out))
+    assert (report["kind"], report["subjects"], report["channels"]) == ("prepared", 2, ["T1w"])
+    assert report["spacings_mm"] == {"12": 2}
+    assert {"visit": "sub-b ses-M000", "reason": "the same image as sub-a ses-M000"} in report["suspicious"]
+    assert any("its file is missing" in entry["reason"] for entry in report["suspicious"])
+    main(["inspect", str(out)])
+    assert "on disk" in capsys.readouterr().out
+    (out / "visits.csv").unlink()
+    assert "its preparation was interrupted" in mistake(capsys, str(out))
+
+
+def mistake(capsys, *args: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", *args])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_mistakes(tmp_path, capsys):
+    assert "There is no folder" in mistake(capsys, str(tmp_path / "none"))
+    assert "holds no sub-* folders" in mistake(capsys, str(tmp_path))
+    assert "no option --jsn; did you mean '--json'?" in mistake(capsys, str(tmp_path), "--jsn")
+
+
+def test_light_start(tmp_path):
+    program = (
+        "import sys\nfrom lssl.cli import main\n"
+        "try:\n    main(['inspect', sys.argv[1]])\nexcept SystemExit:\n    pass\n"
+        "import lssl.prepare.inspection\n"
+        "print('heavy:', *{'torch', 'lightning', 'monai', 'SimpleITK', 'scipy', 'blosc2'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy:"
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.skipif(not (REAL / "mri").is_dir(), reason=f"no real MRI in {REAL}")
+def test_real_scans_raise_no_false_alarm(capsys):
+    report = told(capsys, str(REAL / "mri"), "--suffix", "FLAIR")
+    assert report["suspicious"] == []
+    assert report["pairs"]["any"] == 3
