@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from lssl.prepare.picture import draw_subject
 from lssl.prepare.register import Match, mirror_gain, register
 from lssl.prepare.store import write_stored
 from lssl.prepare.transforms import closure, displacement, half_way, rotation_degrees
-from lssl.prepare.volumes import Grid, Volume, common_grid, resample, resample_label, resample_mask
+from lssl.prepare.volumes import Grid, Volume, common_grid, resample, resample_label, resample_mask, thick
 
 __all__ = ["VERSION", "current", "prepare_subject", "record_path", "settings"]
 
@@ -99,6 +100,9 @@ def prepare_subject(subject: Subject, options: Options, out: Path) -> dict[str, 
     inputs = {path: fingerprint(path, known.get(path)) for path in subject.files()}
     registration, key = _keys(subject, options, inputs)
     scans = [_scans(session, options) for session in subject.sessions]
+    linear = thick(chain.from_iterable(scans), options.spacing)
+    for volume in chain.from_iterable(scans):
+        volume.linear = linear
     if earlier.get("registration_key") == registration:
         found = earlier["registration"]
     else:

@@ -7,12 +7,23 @@ Arrays and affines are in closest canonical axes and mm (RAS+); SimpleITK, which
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import SimpleITK as sitk
 
-__all__ = ["Grid", "Volume", "common_grid", "resample", "resample_label", "resample_mask", "to_itk", "to_itk_map"]
+__all__ = [
+    "Grid",
+    "Volume",
+    "common_grid",
+    "resample",
+    "resample_label",
+    "resample_mask",
+    "thick",
+    "to_itk",
+    "to_itk_map",
+]
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -26,12 +37,14 @@ class Volume:
         affine: ``(4, 4)`` float64, index → mm.
         foreground: ``(D, H, W)`` bool.
         brain: the foreground is a mask that was given, not the head that was found.
+        linear: interpolated linearly, not by cubic splines; see :func:`thick`.
     """
 
     voxels: np.ndarray
     affine: np.ndarray
     foreground: np.ndarray
     brain: bool = False
+    linear: bool = False
 
     def centre(self) -> np.ndarray:
         """Centre of mass of the foreground in mm."""
@@ -144,8 +157,19 @@ def _without_alias(image: sitk.Image, spacing: float) -> sitk.Image:
     return image
 
 
+def thick(volumes: Iterable[Volume], spacing: float) -> bool:
+    """Whether any has slices thicker than two new voxels.
+
+    Between such slices a spline swings, differently in each visit: at 1 mm, the 3-4 mm FLAIR pairs of the tests
+    correlate at 0.92 and 0.70 by splines, 0.94 and 0.71 linearly. All visits of a subject are treated alike.
+    """
+    return any(volume.spacing().max() > 2 * spacing for volume in volumes)
+
+
 def resample(volume: Volume, grid: Grid, matrix: np.ndarray, outside: float = 0.0) -> np.ndarray:
-    """The image on the grid, from its native voxels by one cubic B-spline interpolation, ``(D, H, W)`` float32.
+    """The image on the grid, from its native voxels by one interpolation, ``(D, H, W)`` float32.
+
+    It is a cubic B-spline, or linear where ``volume.linear`` asks for it.
 
     Overshoots of the spline are cut at the darkest and brightest voxel of the image. Cubic splines lose little of the
     fine detail; and in a half-way frame every visit is moved by its share, so none is smoothed more than another.
@@ -157,7 +181,7 @@ def resample(volume: Volume, grid: Grid, matrix: np.ndarray, outside: float = 0.
         outside: value beyond the field of view.
     """
     image = _without_alias(to_itk(volume.voxels, volume.affine), grid.spacing)
-    values = _onto(image, grid, matrix, sitk.sitkBSpline3, outside)
+    values = _onto(image, grid, matrix, sitk.sitkLinear if volume.linear else sitk.sitkBSpline3, outside)
     return np.clip(values, volume.voxels.min(), volume.voxels.max()).astype(np.float32)
 
 

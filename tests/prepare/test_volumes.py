@@ -8,7 +8,17 @@ from scans import rigid, scan
 
 from lssl.prepare.quality import laplacian_energy
 from lssl.prepare.transforms import half_way
-from lssl.prepare.volumes import Grid, Volume, common_grid, resample, resample_label, resample_mask, to_itk, to_itk_map
+from lssl.prepare.volumes import (
+    Grid,
+    Volume,
+    common_grid,
+    resample,
+    resample_label,
+    resample_mask,
+    thick,
+    to_itk,
+    to_itk_map,
+)
 
 AFFINE = np.array([[2.0, 0, 0, -30], [0, 1.5, 0, 12], [0, 0, 3.0, -7], [0, 0, 0, 1]])
 SHAPE = (30, 34, 22)
@@ -110,3 +120,20 @@ def test_coarser_grids_average():
         Volume(noise, np.eye(4), np.ones((64, 64, 64), bool)), Grid((14, 14, 14), 4.0, (5.0, 5.0, 5.0)), np.eye(4)
     )
     assert found.std() < 0.3
+
+
+def test_thick_slices_are_interpolated_linearly():
+    """A step between 4 mm slices: a spline undershoots before it, a straight line does not."""
+    voxels = np.zeros((8, 8, 12), np.float32)
+    voxels[..., 6:] = 100
+    voxels[..., 0] = -50  # so that cutting at the extremes hides nothing
+    affine = np.diag([1.0, 1.0, 4.0, 1.0])
+    volume = Volume(voxels, affine, np.ones(voxels.shape, bool))
+    grid = Grid((8, 8, 41), 1.0, (0.0, 0.0, 0.0))
+    assert thick([volume], 1.0)
+    assert not thick([volume], 2.0)
+    profiles = {}
+    for volume.linear in (False, True):
+        profiles[volume.linear] = resample(volume, grid, np.eye(4))[4, 4, 8:]
+    assert profiles[False].min() < -3
+    np.testing.assert_allclose(profiles[True], np.interp(np.arange(8, 41), 4 * np.arange(12), voxels[4, 4]), atol=1e-3)
