@@ -1,0 +1,58 @@
+"""Strategies out of checkpoints: every checkpoint of ``lssl fit`` carries the config that rebuilds its network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from lssl.backbone import Backbone
+from lssl.errors import InputError
+from lssl.strategy import Strategy
+from lssl.views import ViewSampler
+
+__all__ = ["load_strategy"]
+
+_OF_THE_RUN = {"backbone", "views", "optimizer", "schedule"}  # linked, or of no use without training
+
+
+def load_strategy(path: str | Path) -> Strategy:
+    """The strategy that a checkpoint holds, with its weights, on the CPU; nothing needs to be known of its class.
+
+    The class is imported by the name in the checkpoint's config. Only trust checkpoints from people you trust.
+
+    Args:
+        path: of a checkpoint written by ``lssl fit``.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"There is no checkpoint {path}.")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    if not isinstance(checkpoint, dict) or "config" not in checkpoint.get("lssl", {}):
+        raise InputError(f"{path} was not written by lssl fit: it carries no config to rebuild its network from.")
+    config: dict[str, Any] = yaml.safe_load(checkpoint["lssl"]["config"])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Backbone, "backbone")
+    parser.add_class_arguments(ViewSampler, "views", skip={"transforms"})
+    parser.add_subclass_arguments(Strategy, "model", skip={"optimizer", "schedule"}, required=True)
+    for group in ("backbone", "views"):
+        parser.link_arguments(group, f"model.init_args.{group}", apply_on="instantiate")
+    parsed = parser.parse_object(
+        {
+            "backbone": config["backbone"],
+            "views": _without(config["views"], {"transforms"}),
+            "model": {
+                "class_path": config["model"]["class_path"],
+                "init_args": _without(config["model"].get("init_args") or {}, _OF_THE_RUN),
+            },
+        }
+    )
+    strategy: Strategy = parser.instantiate_classes(parsed).model
+    strategy.load_state_dict(checkpoint["state_dict"])
+    return strategy.eval()
+
+
+def _without(arguments: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in names}
