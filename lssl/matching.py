@@ -68,9 +68,9 @@ class EmbeddingMatcher(Matcher):
     """Nearest neighbour over the lattice of ``second`` in a learned anatomical embedding (Yan et al., TMI 2022).
 
     ``y = argmax_y ½ (f₁(x)·f₂(y) + c₁(x)·c₂(y))`` with the fine and coarse embeddings of both, the coarse one
-    interpolated to the fine lattice and normalised again. Two or more rounds then halve the lattice's step around ``y``,
-    on interpolated embeddings. ``y`` is matched back the same way; where it returns farther than ``round_trip`` mm
-    from ``x``, the score is 0, else it is the similarity (at least 0).
+    interpolated to the fine lattice and normalised again. Rounds of halving the lattice's step around ``y``, on
+    interpolated embeddings, then place it between the voxels. ``y`` is matched back the same way; where it returns
+    farther than ``round_trip`` mm from ``x``, the score is 0, else it is the similarity (at least 0).
 
     Args:
         embedding: path of a checkpoint of ``AnatomicalEmbedding``, or the network itself. It is used as it is, in

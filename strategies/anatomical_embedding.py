@@ -181,7 +181,7 @@ class AnatomicalEmbedding(Strategy):
         views = self.views
         if views.flip[0] and views.geometry == "independent" and not views.flip_together:
             raise InputError(
-                "views: AnatomicalEmbedding tells left from right, so set views.flip_together to true or views.flip to 0."
+                "views: AnatomicalEmbedding tells left from right: set views.flip_together to true, or views.flip to 0."
             )
 
     def _check_strides(self) -> None:

@@ -1,6 +1,7 @@
 """Callbacks: what a run shows of itself, and what it leaves behind."""
 
 from lssl.callbacks.embeddings import EmbeddingWriter
+from lssl.callbacks.landmarks import Landmarks
 from lssl.callbacks.report import Report
 
-__all__ = ["EmbeddingWriter", "Report"]
+__all__ = ["EmbeddingWriter", "Landmarks", "Report"]
