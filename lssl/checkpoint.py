@@ -49,7 +49,7 @@ def load_strategy(path: str | Path) -> Strategy:
             },
         }
     )
-    strategy: Strategy = parser.instantiate_classes(parsed).model
+    strategy: Strategy = parser.instantiate(parsed).model
     strategy.load_state_dict(checkpoint["state_dict"])
     return strategy.eval()
 

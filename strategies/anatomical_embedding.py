@@ -133,7 +133,7 @@ class AnatomicalEmbedding(Strategy):
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """See the module's table."""
         maps = self.anatomical_maps(torch.cat([first.image, second.image]))
-        terms = {}
+        terms, spreads = {}, []
         for number, (name, (values, tap)) in enumerate(zip(self.levels, maps, strict=True)):
             with torch.no_grad():
                 ranked = descriptors(maps[number:])  # the fine map is ranked by both, the coarse one by itself
@@ -146,7 +146,8 @@ class AnatomicalEmbedding(Strategy):
                 self.generator.set_state(state)  # both directions draw alike: neither view is the first
                 losses.append(self._direction(name, one, other, batch.subject))
             terms[name] = torch.stack(losses).mean()
-            self.note(f"{name}_spread", spread(values.flatten(2).transpose(1, 2).flatten(0, 1)))
+            spreads.append(spread(sides[0].rows(values).flatten(0, 1)))
+        self.note("spread", torch.stack(spreads).amin())  # of the map that fills less of its sphere
         return terms
 
     def _direction(self, name: str, one: _Side, other: _Side, subject: Tensor) -> Tensor:

@@ -1,0 +1,93 @@
+"""The measurement of matchers, with matchers of known error."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lssl import geometry as geo
+from lssl.landmarks import displaced, landmark_errors, landmarks, one_pair_per_subject
+from lssl.matching import FrameMatcher, Matcher, whole
+
+
+class Off(Matcher):
+    """Misses every point by a fixed number of mm, and knows it of half of them."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__()
+        self.error = error
+
+    def match(self, points: Tensor, first, second) -> tuple[Tensor, Tensor]:
+        score = torch.arange(points.shape[1]).expand(len(points), -1) % 2
+        return points + self.error / math.sqrt(3), score.float()
+
+
+@pytest.fixture
+def pairs(make_batch):
+    batch = make_batch(4, (28, 24, 20), image="frame", affine="same")
+    return one_pair_per_subject([batch], 8)
+
+
+def test_errors_are_those_of_the_matcher(pairs):
+    result = landmark_errors(Off(2.5), pairs, None, points=50)
+    assert result["visits/median"] == pytest.approx(2.5)
+    assert result["visits/mean"] == pytest.approx(2.5)
+    assert result["visits/median_kept"] == pytest.approx(2.5)
+    assert result["visits/kept"] == pytest.approx(0.5, abs=0.08)
+    assert result["visits/frame"] == 0
+    assert result["voxel"] == pytest.approx((1.1 + 0.9 + 1.3) / 3)
+    assert not [name for name in result if name.startswith("subjects")]  # no truth across subjects
+
+
+def test_truth_is_asked_for_the_right_visits(pairs):
+    asked = []
+
+    def truth(points: Tensor, first: int, second: int) -> Tensor:
+        asked.append((first, second))
+        return points + torch.tensor([0.0, 0.0, 3.0])
+
+    result = landmark_errors(FrameMatcher(), pairs, truth, points=20)
+    assert asked == [(0, 1), (2, 3), (4, 5), (6, 7), (0, 3), (2, 5), (4, 7), (6, 1)]
+    for kind in ("visits", "subjects"):
+        assert result[f"{kind}/median"] == pytest.approx(3)
+        assert result[f"{kind}/frame"] == pytest.approx(3)
+
+
+def test_a_displaced_visit_still_shows_its_frame(make_batch, generator):
+    view = whole(make_batch(3, (28, 24, 20), image="frame"), 1)
+    moved = displaced(view, generator)
+    assert not torch.allclose(moved.affine, view.affine)
+    points = geo.transform(moved.affine, geo.lattice(moved.size)[None])
+    inside = geo.contains(geo.transform(geo.inverse(view.affine), points), view.size)
+    named = moved.image.flatten(2).transpose(1, 2).double()
+    assert (named - points)[inside].abs().max() < 1e-3
+    turn = geo.inverse(view.affine) @ moved.affine
+    assert (geo.volume(turn) > 0.9**3 - 1e-9).all()
+    assert (geo.volume(turn) < 1.1**3 + 1e-9).all()
+
+
+def test_places_lie_in_labels_else_in_the_foreground(make_batch, generator):
+    batch = make_batch(1, (28, 24, 20))
+    batch.foreground[:, 0] = False
+    batch.foreground[:, 0, 6:12] = True
+    places = landmarks(whole(batch, 0), 200, generator)
+    index = geo.transform(geo.inverse(whole(batch, 0).affine), places)
+    assert ((index[..., 0] > 5.4) & (index[..., 0] < 11.6)).all()
+    labels = torch.zeros(1, 2, 28, 24, 20, dtype=torch.int16)
+    labels[:, :, 20:] = 3
+    places = landmarks(whole(dataclasses.replace(batch, labels=labels), 0), 200, generator)
+    assert (geo.transform(geo.inverse(whole(batch, 0).affine), places)[..., 0] > 19.4).all()
+
+
+def test_one_pair_of_two_visits_per_subject(make_batch):
+    batch = make_batch(4)
+    batch.subject = torch.tensor([7, 7, 3, 5])
+    batch.session[2] = torch.tensor([4, 4])
+    chosen = one_pair_per_subject([batch, batch], 8)
+    assert [int(pair.subject) for pair in chosen] == [7, 5]
+    assert [pair.session.tolist() for pair in chosen] == [[[0, 1]], [[6, 7]]]
+    assert len(one_pair_per_subject([batch], 1)) == 1
