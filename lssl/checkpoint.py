@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from lssl.backbone import Backbone
 from lssl.errors import InputError
@@ -22,14 +23,17 @@ _OF_THE_RUN = {"backbone", "views", "optimizer", "schedule"}  # linked, or of no
 def load_strategy(path: str | Path) -> Strategy:
     """The strategy that a checkpoint holds, with its weights, on the CPU; nothing needs to be known of its class.
 
-    The class is imported by the name in the checkpoint's config. Only trust checkpoints from people you trust.
+    The class is imported by the name in the checkpoint's config; nothing else in the file can run code.
 
     Args:
         path: of a checkpoint written by ``lssl fit``.
     """
     if not Path(path).is_file():
         raise InputError(f"There is no checkpoint {path}.")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"{path} is no checkpoint, or holds objects that are not safe to load.") from None
     if not isinstance(checkpoint, dict) or "config" not in checkpoint.get("lssl", {}):
         raise InputError(f"{path} was not written by lssl fit: it carries no config to rebuild its network from.")
     config: dict[str, Any] = yaml.safe_load(checkpoint["lssl"]["config"])
@@ -39,16 +43,17 @@ def load_strategy(path: str | Path) -> Strategy:
     parser.add_subclass_arguments(Strategy, "model", skip={"optimizer", "schedule"}, required=True)
     for group in ("backbone", "views"):
         parser.link_arguments(group, f"model.init_args.{group}", apply_on="instantiate")
-    parsed = parser.parse_object(
-        {
-            "backbone": config["backbone"],
-            "views": _without(config["views"], {"transforms"}),
-            "model": {
-                "class_path": config["model"]["class_path"],
-                "init_args": _without(config["model"].get("init_args") or {}, _OF_THE_RUN),
-            },
-        }
-    )
+    model = config["model"]
+    arguments = _without(model.get("init_args") or {}, _OF_THE_RUN)
+    wanted = {
+        "backbone": config["backbone"],
+        "views": _without(config["views"], {"transforms"}),
+        "model": {"class_path": model["class_path"], "init_args": arguments},
+    }
+    try:
+        parsed = parser.parse_object(wanted)
+    except ArgumentError as error:
+        raise InputError(f"{path}: {model['class_path']} of its config cannot be built here: {error}") from None
     strategy: Strategy = parser.instantiate(parsed).model
     strategy.load_state_dict(checkpoint["state_dict"])
     return strategy.eval()

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssl import geometry as geo
+from lssl.backbone import Backbone
 from lssl.batch import PairBatch
 from lssl.checkpoint import load_strategy
 from lssl.errors import InputError, positive
@@ -31,6 +32,8 @@ __all__ = ["AnatomicalMaps", "EmbeddingMatcher", "FrameMatcher", "Matcher", "des
 
 class AnatomicalMaps(Protocol):
     """What :class:`EmbeddingMatcher` asks of a network (``AnatomicalEmbedding`` has it)."""
+
+    backbone: Backbone  # whose strides divide the padded images
 
     def anatomical_maps(self, image: Tensor) -> list[tuple[Tensor, Tap]]:
         """L2-normalised maps ``(B, D, ...)`` of images ``(B, C, ...)``, the finest first, and where they lie."""
@@ -110,18 +113,19 @@ class EmbeddingMatcher(Matcher):
         here, there = _Embedded(self.network, first), _Embedded(self.network, second)
         self.network.train(training)
         points = points.double()
-        places, score = there.find(here.at(points), self.rounds, self.foreground)
-        good = first.shows(points)
-        if self.round_trip is not None:
-            back, _ = here.find(there.at(places), self.rounds, self.foreground)
-            good = good & ((back - points).norm(dim=-1) <= self.round_trip)
+        with torch.autocast(points.device.type, enabled=False):  # similarities of neighbours differ by little
+            places, score = there.find(here.at(points), self.rounds, self.foreground)
+            good = first.shows(points)
+            if self.round_trip is not None:
+                back, _ = here.find(there.at(places), self.rounds, self.foreground)
+                good = good & ((back - points).norm(dim=-1) <= self.round_trip)
         return places, score.clamp(0, 1).masked_fill(~good, 0)
 
 
 class _Embedded:
     """One view's maps, and the search among them."""
 
-    def __init__(self, network: Any, view: View) -> None:
+    def __init__(self, network: AnatomicalMaps, view: View) -> None:
         maps = network.anatomical_maps(_padded(view.image, network.backbone.taps.values()))
         self.view, self.tap, self.size = view, maps[0][1], maps[0][0].shape[2:]
         self.map = descriptors(maps)

@@ -108,6 +108,8 @@ class AnatomicalEmbedding(Strategy):
         backbone.check_taps([fine, coarse])
         self._check_views()
         self.levels = {name: tap for name, tap in (("fine", fine), ("coarse", coarse)) if self.uses(name)}
+        if not self.levels:
+            raise InputError("weights: give fine or coarse a weight other than 0.")
         self._check_strides()
         backbone.freeze_unused(list(self.levels.values()))
         self.heads = nn.ModuleDict(
@@ -156,9 +158,9 @@ class AnatomicalEmbedding(Strategy):
         places, weight = corresponding_points(one.view, other.view, one.tap, count, generator, self.foreground)
         candidates = torch.cat([one.places, other.places], 1).float()
         apart = torch.cdist(places.float(), candidates, compute_mode="donot_use_mm_for_euclid_dist")
-        with torch.no_grad():
-            ranking = one.at(one.rank, places) @ torch.cat([one.rows(one.rank), other.rows(other.rank)], 1).mT
         rows = torch.cat([one.rows(one.maps), other.rows(other.maps)], 1)
+        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+            ranking = one.at(one.rank, places) @ torch.cat([one.rows(one.rank), other.rows(other.rank)], 1).mT
         loss = self.fine_loss if name == "fine" else self.coarse_loss
         return loss(
             one.at(one.maps, places),

@@ -8,11 +8,12 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT, TINY_NET, fit, resolved, tiny
+from jsonargparse import ArgumentParser
 
 from lssl.checkpoint import load_strategy
 from lssl.cli import main
 from lssl.datamodules.phantom import PhantomDataModule
-from lssl.matching import EmbeddingMatcher, whole
+from lssl.matching import EmbeddingMatcher, Matcher, whole
 
 
 @pytest.mark.parametrize("config", ["demo.yaml", "longitudinal_local.yaml", "paper/longitudinal_local.yaml"])
@@ -53,6 +54,10 @@ def test_anatomical_embedding_ends_with_its_landmarks_and_plugs_into_the_matcher
     assert errors["trained"]["subjects/frame"] == errors["untrained"]["subjects/frame"] > 0
 
     path = run / "checkpoints" / "last.ckpt"
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Matcher, "matcher")
+    config = {"class_path": "lssl.matching.EmbeddingMatcher", "init_args": {"embedding": str(path)}}
+    assert isinstance(parser.instantiate(parser.parse_object({"matcher": config})).matcher, EmbeddingMatcher)
     strategy = load_strategy(path)
     assert type(strategy).__name__ == "AnatomicalEmbedding"
     weights = torch.load(path, weights_only=False)["state_dict"]

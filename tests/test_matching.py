@@ -34,6 +34,7 @@ class Planted(nn.Module):
         self.waves = {name: torch.randn(128, 3, generator=draw) for name in self.taps}
         self.phases = {name: 2 * math.pi * torch.rand(128, generator=draw) for name in self.taps}
 
+    @torch.autocast("cpu", enabled=False)
     def anatomical_maps(self, image: Tensor) -> list[tuple[Tensor, Tap]]:
         maps = []
         for (name, tap), length in zip(self.taps.items(), (12.0, 30.0), strict=False):
@@ -213,6 +214,15 @@ def test_products_of_descriptors_are_the_mean_of_cosines(batch):
         torch.testing.assert_close(both[:, :, i[0], i[1], i[2]].double(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_places_are_the_same_to_the_bit_under_autocast(batch):
+    points = inner(whole(batch, 0))
+    matcher = EmbeddingMatcher(Planted())
+    plain = matcher.match(points, whole(batch, 0), whole(batch, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = matcher.match(points, whole(batch, 0), whole(batch, 1))
+    assert all(torch.equal(one, other) for one, other in zip(plain, mixed, strict=True))
+
+
 def test_the_mode_of_the_network_is_left_alone(batch):
     network = Planted().train()
     EmbeddingMatcher(network).match(inner(whole(batch, 0)), whole(batch, 0), whole(batch, 1))
@@ -227,6 +237,9 @@ def test_bad_input(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(InputError, match="not written by lssl fit"):
         EmbeddingMatcher(str(tmp_path / "other.ckpt"))
+    torch.save({"lssl": Planted()}, tmp_path / "unsafe.ckpt")
+    with pytest.raises(InputError, match="not safe"):
+        EmbeddingMatcher(str(tmp_path / "unsafe.ckpt"))
     with pytest.raises(InputError, match="round_trip"):
         EmbeddingMatcher(Planted(), round_trip=0)
     with pytest.raises(InputError, match="rounds"):

@@ -250,5 +250,7 @@ def test_bad_input():
         AnatomicalEmbedding(make().backbone, "nowhere", "deep", views=sampler())
     with pytest.raises(InputError, match="coarser"):
         AnatomicalEmbedding(make().backbone, "deep", "fine", views=sampler())
+    with pytest.raises(InputError, match="other than 0"):
+        make(weights={"fine": 0.0, "coarse": 0.0})
     with pytest.raises(InputError, match="no term 'medium'"):
         make(weights={"medium": 1.0})
