@@ -78,8 +78,8 @@ class PairBatch:
         """The same batch in page-locked memory, for asynchronous copies to the device."""
         return self._map(Tensor.pin_memory)
 
-    def rows(self, index: slice) -> PairBatch:
-        """Some of the pairs."""
+    def rows(self, index: slice | Tensor) -> PairBatch:
+        """Some of the pairs, in the order of ``index``."""
         return self._map(lambda tensor: tensor[index])
 
     def visits(self, index: Tensor) -> PairBatch:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lssl import geometry as geo
+from lssl.callbacks import Landmarks
+from lssl.errors import InputError
 from lssl.landmarks import displaced, landmark_errors, landmarks, one_pair_per_subject
 from lssl.matching import FrameMatcher, Matcher, whole
 
@@ -91,3 +93,10 @@ def test_one_pair_of_two_visits_per_subject(make_batch):
     assert [int(pair.subject) for pair in chosen] == [7, 5]
     assert [pair.session.tolist() for pair in chosen] == [[[0, 1]], [[6, 7]]]
     assert len(one_pair_per_subject([batch], 1)) == 1
+
+
+def test_the_callback_refuses_a_strategy_without_an_embedding():
+    with pytest.raises(InputError, match="Landmarks needs anatomical maps, which Linear has not"):
+        Landmarks().setup(None, torch.nn.Linear(1, 1), "fit")
+    with pytest.raises(InputError, match="points"):
+        Landmarks(points=0)
