@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import pytest
 import torch
+from helpers import ROOT
 from torch import Tensor
 
 from lssl import geometry as geo
 from lssl.callbacks import Landmarks
+from lssl.cli import main
 from lssl.errors import InputError
 from lssl.landmarks import displaced, landmark_errors, landmarks, one_pair_per_subject
 from lssl.matching import FrameMatcher, Matcher, whole
@@ -100,3 +103,15 @@ def test_the_callback_refuses_a_strategy_without_an_embedding():
         Landmarks().setup(None, torch.nn.Linear(1, 1), "fit")
     with pytest.raises(InputError, match="points"):
         Landmarks(points=0)
+
+
+@pytest.mark.slow
+def test_the_shipped_config_finds_places_again_across_visits_and_subjects(tmp_path):
+    main(["fit", "--config", str(ROOT / "configs/anatomical_embedding.yaml"), "--trainer.accelerator", "cpu",
+          "--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(tmp_path / "run")])  # fmt: skip
+    errors = json.loads((tmp_path / "run" / "landmarks.json").read_text())
+    assert errors["trained"]["visits/median"] < 2 * errors["trained"]["voxel"]
+    assert errors["trained"]["subjects/median"] < 4 * errors["trained"]["voxel"]
+    assert errors["trained"]["visits/kept"] > 0.9
+    assert errors["untrained"]["visits/median"] > 8 * errors["untrained"]["voxel"]
+    assert errors["untrained"]["subjects/median"] > 8 * errors["untrained"]["voxel"]
