@@ -19,9 +19,9 @@ and the same with the views swapped; a term is the mean of both directions. See 
 What differs from the published code, and why: places are compared at interpolated features, not at the nearest voxel
 within some mm; excluded voxels have the logit -∞ (there: similarity 0, which can outrank true negatives); 8 mm are
 excluded, not 20, as a brain is small; views rotate and change in contrast, as MR needs; half of the positives may come
-from another visit (``views.same_visit``); every sample of a batch has its own subject's voxels excluded from the other
-subjects', however often the subject is in the batch. Left and right are never confused by a mirror: both views are
-mirrored together, or none.
+from another visit (``views.same_visit``); a subject is no stranger to itself, however often a batch holds it; a sample
+whose views share no place is left out (there: compared with itself). Left and right are never confused by a mirror:
+both views are mirrored together, or none.
 
 A checkpoint of it is what :class:`lssl.matching.EmbeddingMatcher` takes.
 """
@@ -63,7 +63,7 @@ class AnatomicalEmbedding(Strategy):
         norm: of the heads: ``batch``, or ``layer``.
         anchors: of the fine map, per sample and direction.
         coarse_anchors: of the coarse map; fewer where the map is small.
-        temperature: of both terms; SAM's is 0.5.
+        temperature: of both terms; SAM's is 0.5. The shipped config takes 0.1 and says what it changed.
         hard: candidates kept per fine anchor (SAM: 2000).
         diverse: of them used (SAM: 500).
         coarse_hard: likewise in the coarse map (SAM: 250).
