@@ -74,7 +74,7 @@ def interpolated(values: np.ndarray, view: View, name: str, row: int, place: np.
     """``values (D, ...)`` at one place of the frame, trilinear, of unit length."""
     stride, offset = TAPS[name]
     voxel = (np.linalg.inv(view.affine[row].numpy()) @ np.r_[place, 1])[:3]
-    index = (voxel - offset) / stride
+    index = np.clip((voxel - offset) / stride, 0, np.array(values.shape[1:]) - 1)
     low = np.clip(np.floor(index).astype(int), 0, np.array(values.shape[1:]) - 2)
     vector = np.zeros(len(values))
     for corner in itertools.product((0, 1), repeat=3):
@@ -170,13 +170,26 @@ def test_hard_fine_negatives_are_ranked_by_both_maps(batch):
     strategy = make(hard=5, diverse=5)
     views = draw(strategy, batch)
     caught = {}
-    strategy.fine_loss.register_forward_pre_hook(lambda _, args: caught.update(ranking=args[5], rows=args[:3]))
+
+    def keep(_, args):
+        if not caught:  # of the direction 1 → 2
+            caught.update(ranking=args[5], rows=args[:3])
+
+    strategy.fine_loss.register_forward_pre_hook(keep)
     terms(strategy, batch, views)
     anchor, _, rows = caught["rows"]
     fine = F.normalize(anchor, dim=-1) @ F.normalize(rows, dim=-1).mT
-    rest = 2 * caught["ranking"] - fine  # what remains is a cosine: that of the interpolated coarse map
-    assert rest.abs().max() <= 1 + 1e-4
-    assert rest.std() > 0.01
+    rest = 2 * caught["ranking"] - fine  # a cosine too: that of the coarse map, interpolated at both places
+    coarse = strategy.anatomical_maps(torch.cat([view.image for view in views]))[1][0].detach().double().numpy()
+    strategy.generator.manual_seed(1)
+    places, _ = corresponding_points(*views, strategy.backbone.taps["fine"], 9, strategy.generator, True)
+    node = 5 * 10 * 8 + 4 * 8 + 3  # index (5, 4, 3) of the lattice of 12 × 10 × 8, in either view
+    for row, side in itertools.product(range(3), range(2)):
+        place = lattice_places(views[side], "fine", row)[node]
+        there = interpolated(coarse[3 * side + row], views[side], "deep", row, place)
+        for k in range(9):
+            here = interpolated(coarse[row], views[0], "deep", row, places[row, k].numpy())
+            assert rest[row, k, 960 * side + node].item() == pytest.approx(here @ there, abs=1e-4)
     assert not caught["ranking"].requires_grad
 
 
