@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +104,15 @@ def test_the_callback_refuses_a_strategy_without_an_embedding():
         Landmarks().setup(None, torch.nn.Linear(1, 1), "fit")
     with pytest.raises(InputError, match="points"):
         Landmarks(points=0)
+
+
+def test_the_callback_says_when_there_is_nothing_to_measure(make_batch):
+    batch = make_batch(2)
+    batch.session[:, 1] = batch.session[:, 0]
+    data = SimpleNamespace(val_dataloader=lambda: [batch])
+    trainer = SimpleNamespace(is_global_zero=True, global_step=0, datamodule=data)
+    with pytest.warns(UserWarning, match="no held-out subject has two visits"):
+        Landmarks().on_train_start(trainer, torch.nn.Linear(1, 1))
 
 
 @pytest.mark.slow

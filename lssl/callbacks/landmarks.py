@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
@@ -48,6 +49,8 @@ class Landmarks(L.Callback):
         """Measures the network as it starts."""
         if trainer.is_global_zero and trainer.global_step == 0:
             self.before = self._measure(trainer, pl_module)
+            if not self.before:
+                rank_zero_warn("Landmarks: no held-out subject has two visits, so nothing is measured.")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures again, prints, writes."""
