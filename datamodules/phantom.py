@@ -7,13 +7,14 @@ import math
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from lssl.batch import Visit
 from lssl.errors import InputError
 
 from .base import PairDataModule
-from .phantom_ageing import LONGEST, volumes
-from .phantom_image import Scan, scan, subject, visit_time
+from .phantom_ageing import LONGEST, canonical, locate, volumes
+from .phantom_image import Scan, residual, scan, subject, visit_time
 
 __all__ = ["PhantomDataModule"]
 
@@ -83,7 +84,7 @@ class PhantomDataModule(PairDataModule):
     def read(self, row: int) -> Visit:
         """Makes the visit in a row of the table, or takes it from the cache."""
         if self.cache is None or row not in self.cache:
-            index, visit = (int(self.table[name].iloc[row]) for name in ("index", "visit"))
+            index, visit = self._visit_number(row)
             made = self.scan(index, visit)
             result = Visit(made.image[None], made.affine, made.head, float(self.table["age"].iloc[row]), made.label)
             if self.cache is None:
@@ -101,6 +102,29 @@ class PhantomDataModule(PairDataModule):
         """Image, labels, head mask, affine and true misregistration of a visit."""
         return scan(self.seed, index, visit, self.time(index, visit), self.size, self.spacing)
 
+    def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
+        """Where the anatomy at some places of one visit truly lies in another, of the same subject or of another one.
+
+        Misregistration, ageing and shape are undone and redone exactly. Another subject's places are those of the same
+        canonical coordinates (see `phantom_ageing.locate`).
+
+        Args:
+            points: ``(N, 3)`` mm in the recorded frame of the first visit.
+            first: row of its visit in the table, as ``PairBatch.session`` gives it.
+            second: row of the other visit.
+
+        Returns:
+            ``(N, 3)`` mm in the recorded frame of the second visit, float64.
+        """
+        index, visit = self._visit_number(first)
+        index2, visit2 = self._visit_number(second)
+        rigid = residual(self.seed, index, visit, self.spacing)
+        true = rigid[:3, :3] @ points.double().T + rigid[:3, 3:]
+        common = canonical(subject(self.seed, index), true, self.time(index, visit))
+        there = locate(subject(self.seed, index2), common, self.time(index2, visit2))
+        rigid = residual(self.seed, index2, visit2, self.spacing)
+        return (rigid[:3, :3].T @ (there - rigid[:3, 3:])).T
+
     def volumes(self, index: int, visit: int) -> dict[int, float]:
         """True volume of each label in mm³, free of voxel effects; see :func:`phantom_ageing.volumes`.
 
@@ -111,6 +135,9 @@ class PhantomDataModule(PairDataModule):
     def rates(self, index: int) -> dict[str, float]:
         """True change of the logarithm of the volumes of "ventricles", "hippocampus" and "cortex" per year."""
         return dict(subject(self.seed, index).rates)
+
+    def _visit_number(self, row: int) -> tuple[int, int]:
+        return int(self.table["index"].iloc[row]), int(self.table["visit"].iloc[row])
 
     def _single(self, index: int) -> bool:
         """Spreads the single visits evenly, so that the first subjects stay the same when more are asked for."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from .phantom_anatomy import TUBES, cerebrum, paint
 from .phantom_subject import Subject
 
-__all__ = ["LONGEST", "RATED", "amplitudes", "canonical", "displacement", "jacobian", "labels_at", "volumes"]
+__all__ = ["LONGEST", "RATED", "amplitudes", "canonical", "displacement", "jacobian", "labels_at", "locate", "volumes"]
 
 RATED: dict[str, tuple[int, ...]] = {"ventricles": (4, 43), "hippocampus": (17, 53), "cortex": (3, 42)}
 """The structures whose volumes change at known yearly rates, and their labels."""
@@ -97,6 +97,15 @@ def canonical(subject: Subject, points: Tensor, time: float = 0.0) -> Tensor:
     return _pull_back(subject, _shape(subject, points), amplitudes(subject, time))
 
 
+def locate(subject: Subject, points: Tensor, time: float = 0.0) -> Tensor:
+    """Frame points ``(3, N)`` in mm, ``time`` years after baseline, of canonical ones: the inverse of `canonical`.
+
+    Composed with another subject's or time's `canonical`, it carries any place of one head to the same place of the
+    other. Between subjects that is the place in the average head: sizes and folds of structures differ about it.
+    """
+    return _solve(subject, points, amplitudes(subject, time), points * subject.scale.to(points.dtype)[:, None])
+
+
 def displacement(subject: Subject, points: Tensor, time: float) -> Tensor:
     """``φ_t(x) − x`` in mm: how far the material at frame points ``(3, N)`` of baseline has moved in ``time`` years."""
     return _displacement(subject, points, amplitudes(subject, time))
@@ -163,15 +172,18 @@ def _lattice(subject: Subject, step: float) -> tuple[Tensor, Tensor]:
 
 
 def _displacement(subject: Subject, points: Tensor, alpha: tuple[float, ...]) -> Tensor:
-    """Solves ``ψ(S(y)) = S(x)`` for ``y − x`` by a fixed-point iteration; ``S`` and ``ψ`` are mild, so it contracts."""
-    target, scale = _shape(subject, points), subject.scale.to(points.dtype)[:, None]
-    moved = points
+    return _solve(subject, _shape(subject, points), alpha, points) - points
+
+
+def _solve(subject: Subject, target: Tensor, alpha: tuple[float, ...], start: Tensor) -> Tensor:
+    """``y`` with ``ψ(S(y)) = target`` by a fixed-point iteration; ``S`` and ``ψ`` are mild, so it contracts."""
+    scale, moved = subject.scale.to(target.dtype)[:, None], start
     for _ in range(40):
         miss = target - _pull_back(subject, _shape(subject, moved), alpha)
         moved = moved + scale * miss
-        if miss.abs().max() < (1e-7 if points.dtype == torch.float64 else 1e-4):
+        if miss.abs().max() < (1e-7 if target.dtype == torch.float64 else 1e-4):
             break
-    return moved - points
+    return moved
 
 
 def _jacobian(subject: Subject, points: Tensor, alpha: tuple[float, ...]) -> Tensor:

@@ -85,6 +85,10 @@ class PairBatch:
         """The same batch in page-locked memory, for asynchronous copies to the device."""
         return self._map(Tensor.pin_memory)
 
+    def rows(self, index: slice | Tensor) -> PairBatch:
+        """Some of the pairs, in the order of ``index``."""
+        return self._map(lambda tensor: tensor[index])
+
     def visits(self, index: Tensor) -> PairBatch:
         """The same subjects with visits ``index (B, 2)``, of 0 and 1, in place of their first and second."""
         rows = torch.arange(len(self), device=index.device)[:, None]

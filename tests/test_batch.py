@@ -69,3 +69,12 @@ def test_to_keeps_everything(batch: PairBatch):
     assert batch.to("meta").labels.device.type == "meta"
     batch.labels = None
     assert batch.to("meta").labels is None
+
+
+def test_rows_by_slice_and_by_index(make_batch):
+    batch = make_batch(3, labels=True)
+    assert torch.equal(batch.rows(slice(1, 3)).images, batch.images[1:])
+    turned = batch.rows(torch.tensor([2, 0, 1]))
+    for name in ("images", "affines", "extent", "foreground", "ages", "labels", "subject", "session"):
+        assert torch.equal(getattr(turned, name)[0].nan_to_num(), getattr(batch, name)[2].nan_to_num())
+        assert torch.equal(getattr(turned, name)[1].nan_to_num(), getattr(batch, name)[0].nan_to_num())

@@ -1,5 +1,7 @@
 """Every shipped YAML runs, through the same door a user takes, with a tiny override."""
 
+import json
+import math
 import shutil
 from pathlib import Path
 
@@ -7,8 +9,12 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT, TINY_NET, fit, resolved, tiny
+from jsonargparse import ArgumentParser
 
+from lssl.checkpoint import load_strategy
 from lssl.cli import main
+from lssl.datamodules.phantom import PhantomDataModule
+from lssl.matching import EmbeddingMatcher, Matcher, whole
 
 
 @pytest.mark.parametrize("config", ["demo.yaml", "longitudinal_local.yaml", "paper/longitudinal_local.yaml"])
@@ -39,6 +45,37 @@ def test_global_contrastive_changes_its_objective_in_one_line(objective, tmp_pat
         "batch",
     }  # none inherited from another class
     assert "val/similarity" in (run / "metrics.csv").read_text()
+
+
+def test_anatomical_embedding_ends_with_its_landmarks_and_plugs_into_the_matcher(tmp_path, capsys):
+    options = [
+        "--model.init_args.fine=decoder.1",
+        "--model.init_args.coarse=bottleneck",
+        "--data.init_args.batch_size=2",
+    ]
+    options += ["--data.init_args.split=[0.5,0.5,0.0]", "--model.init_args.anchors=8"]
+    run = fit(tmp_path, "anatomical_embedding.yaml", options=options, backbone=TINY_NET)
+    assert "Landmarks found again" in capsys.readouterr().out
+    errors = json.loads((run / "landmarks.json").read_text())
+    assert errors.keys() == {"untrained", "trained"}
+    assert all(math.isfinite(value) for value in errors["trained"].values())
+    assert errors["trained"]["subjects/frame"] == errors["untrained"]["subjects/frame"] > 0
+
+    path = run / "checkpoints" / "last.ckpt"
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Matcher, "matcher")
+    config = {"class_path": "lssl.matching.EmbeddingMatcher", "init_args": {"embedding": str(path)}}
+    assert isinstance(parser.instantiate(parser.parse_object({"matcher": config})).matcher, EmbeddingMatcher)
+    strategy = load_strategy(path)
+    assert type(strategy).__name__ == "AnatomicalEmbedding"
+    weights = torch.load(path, weights_only=False)["state_dict"]
+    assert all(torch.equal(value, weights[name]) for name, value in strategy.state_dict().items())
+    data = PhantomDataModule(subjects=2, visits=2, size=40, spacing=5.0, batch_size=2, split=(1.0, 0.0, 0.0))
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    points = torch.zeros(2, 5, 3, dtype=torch.float64) + 10 * torch.arange(5)[:, None]
+    one, other = (EmbeddingMatcher(e).match(points, whole(batch, 0), whole(batch, 1)) for e in (str(path), strategy))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("config", ["prior_guided_local.yaml", "prior_guided_local_multiscale.yaml"])

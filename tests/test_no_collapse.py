@@ -11,6 +11,7 @@ from lssl.batch import collate
 from lssl.datamodules.phantom import PhantomDataModule
 from lssl.intensity import Contrast, Noise
 from lssl.metrics import EffectiveRank
+from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 
@@ -82,6 +83,12 @@ def locally(objective, **options) -> PriorGuidedLocal:
     )
 
 
+def anatomically(**options) -> AnatomicalEmbedding:
+    sampler = ViewSampler(32, same_visit=0.5, transforms=[Contrast(), Noise()])  # mirrored together: left is not right
+    small = {"anchors": 16, "coarse_anchors": 16, "hard": 64, "diverse": 32, "others": 64, "temperature": 0.1}
+    return AnatomicalEmbedding(backbone(), "mid", "deep", views=sampler, **{**small, **options})
+
+
 OBJECTIVES = {
     "SimCLR": lambda: globally(SimCLR),
     "MoCo": lambda: globally(MoCo, queue=128),
@@ -90,6 +97,7 @@ OBJECTIVES = {
     "cosine": lambda: locally("cosine"),
     "info_nce": lambda: locally("info_nce"),
     "vicreg": lambda: locally("vicreg"),
+    "anatomical": anatomically,
 }
 COLLAPSING = {
     "VICReg": lambda: globally(VICReg, {"variance": 0.0, "covariance": 0.0}, norm="layer"),

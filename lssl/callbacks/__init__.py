@@ -1,7 +1,8 @@
 """Callbacks: what a run shows of itself, and what it leaves behind."""
 
 from lssl.callbacks.embeddings import EmbeddingWriter
+from lssl.callbacks.landmarks import Landmarks
 from lssl.callbacks.report import Report
 from lssl.callbacks.waiting import DataWait
 
-__all__ = ["DataWait", "EmbeddingWriter", "Report"]
+__all__ = ["DataWait", "EmbeddingWriter", "Landmarks", "Report"]

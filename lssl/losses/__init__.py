@@ -3,6 +3,7 @@
 from lssl.losses.aligned_cosine import AlignedCosine
 from lssl.losses.covariance import Covariance
 from lssl.losses.dense_info_nce import DenseInfoNCE
+from lssl.losses.mined_info_nce import MinedInfoNCE
 from lssl.losses.negative_cosine import NegativeCosine
 from lssl.losses.nt_xent import NTXent
 from lssl.losses.orthogonality import Orthogonality
@@ -13,6 +14,7 @@ __all__ = [
     "AlignedCosine",
     "Covariance",
     "DenseInfoNCE",
+    "MinedInfoNCE",
     "NTXent",
     "NegativeCosine",
     "Orthogonality",

@@ -1,0 +1,88 @@
+"""InfoNCE of points against hard and diverse negatives (Yan et al., TMI 2022)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lssl.distributed import weighted_mean
+from lssl.errors import positive
+
+__all__ = ["MinedInfoNCE"]
+
+
+class MinedInfoNCE(nn.Module):
+    """Each anchor must prefer its positive to the candidates that look most like it.
+
+    ``L = -log e^{a·p/τ} / (e^{a·p/τ} + Σ_{n∈N(a)} e^{a·n/τ} + Σ_o e^{a·o/τ})`` with everything L2-normalised. ``N(a)``
+    are ``diverse`` candidates drawn at random among the ``hard`` allowed ones that rank highest for ``a``: the top
+    alone would be a few neighbourhoods over and over. ``o`` are further negatives common to all anchors, such as
+    places of other subjects. What is not allowed has the logit -∞, not 0: a similarity of 0 would outrank true
+    negatives, whose similarity is often below it. (SAM: Yan et al., IEEE TMI 2022, arXiv 2012.02383.)
+
+    Args:
+        temperature: τ; SAM's 0.5.
+        hard: candidates kept per anchor; SAM's 2000 (250 in its coarse map).
+        diverse: of them used; SAM's 500 (200).
+
+    Example:
+        >>> import torch
+        >>> loss = MinedInfoNCE(temperature=0.05, hard=2, diverse=2)
+        >>> a, rows = torch.eye(3)[None, :1], torch.eye(3)[None]
+        >>> allowed = torch.tensor([[[False, True, True]]])  # the first row is the anchor itself
+        >>> loss(a, a, rows, allowed, generator=torch.Generator()).item() < 1e-4
+        True
+    """
+
+    def __init__(self, temperature: float = 0.5, hard: int = 2000, diverse: int = 500) -> None:
+        super().__init__()
+        positive(temperature=temperature, hard=hard, diverse=diverse)
+        self.temperature, self.hard, self.diverse = temperature, hard, diverse
+
+    def forward(
+        self,
+        anchor: Tensor,
+        own: Tensor,
+        candidates: Tensor,
+        allowed: Tensor,
+        generator: torch.Generator,
+        ranking: Tensor | None = None,
+        others: tuple[Tensor, Tensor] | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Mean loss of ``(B, K)`` anchors.
+
+        Args:
+            anchor: ``(B, K, D)``.
+            own: ``(B, K, D)``, each anchor's positive.
+            candidates: ``(B, M, D)`` possible negatives.
+            allowed: ``(B, K, M)`` bool.
+            generator: on the CPU; draws the diverse ones.
+            ranking: ``(B, K, M)`` what the hard ones are picked by; ``None`` takes the similarity itself.
+            others: rows ``(L, D)`` and which samples may use them ``(B, L)`` bool.
+            weight: ``(B,)`` share of each sample in the mean; a sample without corresponding points has 0.
+        """
+        with torch.autocast(anchor.device.type, enabled=False):
+            anchor, own, candidates = (F.normalize(rows.float(), dim=-1) for rows in (anchor, own, candidates))
+            index, used = self.mine(
+                anchor @ candidates.transpose(1, 2) if ranking is None else ranking, allowed, generator
+            )
+            rows = candidates.gather(1, index.flatten(1)[..., None].expand(-1, -1, candidates.shape[2]))
+            negative = torch.einsum("bkd,bkmd->bkm", anchor, rows.unflatten(1, index.shape[1:]))
+            logits = [(anchor * own).sum(-1, keepdim=True), negative.masked_fill(~used, float("-inf"))]
+            if others is not None:
+                extra = anchor @ F.normalize(others[0].float(), dim=-1).T
+                logits.append(extra.masked_fill(~others[1][:, None], float("-inf")))
+            both = torch.cat(logits, 2) / self.temperature
+            return weighted_mean((both.logsumexp(2) - both[..., 0]).mean(1), weight)
+
+    @torch.no_grad()
+    def mine(self, ranking: Tensor, allowed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Indices ``(B, K, diverse)`` of candidates, and which of them are allowed (fewer, if there are fewer)."""
+        ranking = ranking.masked_fill(~allowed, float("-inf"))
+        hard = ranking.topk(min(self.hard, ranking.shape[2]), dim=2, sorted=False).indices
+        scores = torch.rand(hard.shape, generator=generator).to(hard.device, non_blocking=True)
+        scores = scores - allowed.gather(2, hard).logical_not().float()  # those not allowed come last
+        index = hard.gather(2, scores.topk(min(self.diverse, hard.shape[2]), dim=2, sorted=False).indices)
+        return index, allowed.gather(2, index)
