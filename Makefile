@@ -18,7 +18,7 @@ demo: setup ## pretrain on procedural heads and show what was learned: minutes o
 	$(BIN)/lssl fit --config configs/demo.yaml
 
 test: lint ## lint, types, and all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: setup ## the slow tests
 	$(BIN)/python -m pytest -m slow

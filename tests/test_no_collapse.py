@@ -21,7 +21,7 @@ STEPS, PAIRS = 200, 8
 @pytest.fixture(scope="module")
 def pairs():
     """Sixteen subjects of two visits each, drawn once."""
-    data = PhantomDataModule(subjects=16, visits=2, size=36, spacing=5.0, split=(1.0, 0.0, 0.0))
+    data = PhantomDataModule(subjects=16, visits=2, size=28, spacing=6.5, split=(1.0, 0.0, 0.0))
     data.setup("fit")
     return [data._dataset(data.train_pairs, None)[number] for number in range(16)]
 
@@ -36,7 +36,7 @@ def backbone() -> Backbone:
 
 
 def views() -> ViewSampler:
-    return ViewSampler(32, same_visit=0.5, flip_together=False, transforms=[Contrast(), Noise()])
+    return ViewSampler(24, same_visit=0.5, flip_together=False, transforms=[Contrast(), Noise()])
 
 
 def train(strategy: Strategy, pairs: list) -> Strategy:
@@ -84,7 +84,7 @@ def locally(objective, **options) -> PriorGuidedLocal:
 
 
 def anatomically(**options) -> AnatomicalEmbedding:
-    sampler = ViewSampler(32, same_visit=0.5, transforms=[Contrast(), Noise()])  # mirrored together: left is not right
+    sampler = ViewSampler(24, same_visit=0.5, transforms=[Contrast(), Noise()])  # mirrored together: left is not right
     small = {"anchors": 16, "coarse_anchors": 16, "hard": 64, "diverse": 32, "others": 64, "temperature": 0.1}
     return AnatomicalEmbedding(backbone(), "mid", "deep", views=sampler, **{**small, **options})
 
