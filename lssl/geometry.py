@@ -24,6 +24,7 @@ __all__ = [
     "about",
     "align",
     "contains",
+    "displace",
     "feature_affine",
     "flip",
     "homogeneous",
@@ -37,6 +38,7 @@ __all__ = [
     "spacing",
     "transform",
     "translation",
+    "undisplace",
     "volume",
 ]
 
@@ -177,6 +179,28 @@ def sample(volume: Tensor, affine: Tensor, points: Tensor, mode: str = "bilinear
     """
     grid = transform(_normalise(volume.shape[-3:], affine) @ inverse(affine), points.to(affine.dtype))
     return _interpolate(volume, grid[:, :, None, None], mode, padding).flatten(2).transpose(1, 2)
+
+
+def displace(points: Tensor, field: Tensor, affine: Tensor) -> Tensor:
+    """``p + u(p)``: points of the frame moved by a displacement field, as a non-rigid registration gives.
+
+    Args:
+        points: ``(B, N, 3)`` mm.
+        field: ``(B, 3, D, H, W)`` mm, u along the frame's axes; 0 beyond its outer voxels.
+        affine: ``(B, 4, 4)``, index of ``field`` → frame.
+    """
+    return points + sample(field, affine, points, padding="zeros").to(points.dtype)
+
+
+def undisplace(points: Tensor, field: Tensor, affine: Tensor, rounds: int = 50) -> Tensor:
+    """The points that :func:`displace` moves to ``points``, by ``p ← q - u(p)``, which converges where u is mild.
+
+    (Its derivative must stay below 1, so that the field folds nothing.)
+    """
+    found = points
+    for _ in range(rounds):
+        found = points - sample(field, affine, found, padding="zeros").to(points.dtype)
+    return found
 
 
 def lookup(volume: Tensor, affine: Tensor, points: Tensor, outside: float) -> Tensor:

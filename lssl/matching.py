@@ -3,6 +3,7 @@
 One interface, :meth:`Matcher.match`, in mm of the visits' own frames, whatever finds the places:
 
 * :class:`FrameMatcher`: the visits share a frame (one subject's, or a template's). Exact and free.
+* :class:`FieldMatcher`: a displacement field leads from one frame to the other, as non-rigid registration gives it.
 * :class:`EmbeddingMatcher`: nearest neighbour in a learned anatomical embedding, for visits that share none.
 
 :func:`ladder` then chooses among several candidates, or falls back to the same visit.
@@ -27,7 +28,16 @@ from lssl.errors import InputError, positive
 from lssl.receptive_field import Tap
 from lssl.views import View
 
-__all__ = ["AnatomicalMaps", "EmbeddingMatcher", "FrameMatcher", "Matcher", "descriptors", "ladder", "whole"]
+__all__ = [
+    "AnatomicalMaps",
+    "EmbeddingMatcher",
+    "FieldMatcher",
+    "FrameMatcher",
+    "Matcher",
+    "descriptors",
+    "ladder",
+    "whole",
+]
 
 
 class AnatomicalMaps(Protocol):
@@ -65,6 +75,30 @@ class FrameMatcher(Matcher):
         """See :meth:`Matcher.match`."""
         points = points.double()
         return points, second.shows(points).float()
+
+
+class FieldMatcher(Matcher):
+    """A displacement field of a non-rigid registration carries the frame of ``first`` to that of ``second``.
+
+    The score is 1 where ``second`` shows the place, else 0. ``lssl prepare`` makes no such fields yet; those of another
+    tool fit, of the pairs that are matched.
+
+    Args:
+        field: ``(B, 3, D, H, W)`` mm, see :func:`lssl.geometry.displace`.
+        affine: ``(B, 4, 4)``, index of ``field`` → frame.
+        backward: the field carries ``second`` to ``first``, so that it must be inverted.
+    """
+
+    def __init__(self, field: Tensor, affine: Tensor, backward: bool = False) -> None:
+        super().__init__()
+        self.field, self.affine, self.backward = field, affine, backward
+
+    @torch.no_grad()
+    def match(self, points: Tensor, first: View, second: View) -> tuple[Tensor, Tensor]:
+        """See :meth:`Matcher.match`."""
+        move = geo.undisplace if self.backward else geo.displace
+        places = move(points.double(), self.field, self.affine)
+        return places, second.shows(places).float()
 
 
 class EmbeddingMatcher(Matcher):

@@ -288,3 +288,38 @@ def test_views_that_share_nothing_have_no_valid_feature_and_no_gradient():
     loss = (F.mse_loss(aligned, torch.ones_like(aligned), reduction="none") * valid[:, None]).sum()
     loss.backward()
     assert features.grad.abs().sum() == 0
+
+
+def linear_field(affine: Tensor, size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """``u(p) = A p + b``, which trilinear interpolation reproduces, and ``[I + A | b]``."""
+    matrix = 0.15 * torch.randn(len(affine), 3, 3, generator=torch.Generator().manual_seed(3), dtype=D64)
+    offset = torch.tensor([[1.5, -2.0, 0.7]], dtype=D64).expand(len(affine), 3)
+    places = geo.transform(affine, geo.lattice(size))
+    field = (places @ matrix.mT + offset[:, None]).mT.unflatten(2, size)
+    return field, geo.homogeneous(torch.eye(3, dtype=D64) + matrix, offset)
+
+
+def test_displacement_fields_move_points_and_back():
+    size = (20, 18, 16)
+    affine = matrices(2)
+    field, whole = linear_field(affine, size)
+    index = 6 + 5 * torch.rand(2, 30, 3, dtype=D64)
+    points = geo.transform(affine, index)
+    moved = geo.displace(points, field, affine)
+    torch.testing.assert_close(moved, geo.transform(whole, points), rtol=0, atol=1e-9)
+    assert (moved - points).norm(dim=-1).max() > 1
+    far = geo.transform(affine, index + 100)
+    assert torch.equal(geo.displace(far, field, affine), far)  # nothing is known there
+
+
+def test_a_displacement_is_undone():
+    """A smooth field, bent and not symmetric, so that forth and back differ."""
+    size, affine = (24, 24, 24), torch.eye(4, dtype=D64)[None] * torch.tensor([2.0, 2.0, 2.0, 1.0])
+    x, y, z = geo.lattice(size).T.reshape(3, *size) / 4
+    field = torch.stack([y.sin() + 0.3, (z + x).cos(), 0.5 * x.sin()])[None].double()
+    points = geo.transform(affine, 8 + 8 * torch.rand(1, 50, 3, dtype=D64))
+    back = geo.undisplace(geo.displace(points, field, affine), field, affine)
+    torch.testing.assert_close(back, points, rtol=0, atol=1e-6)
+    moved = geo.displace(points, field, affine)
+    one_step = moved - (geo.displace(moved, field, affine) - moved)
+    assert (one_step - points).norm(dim=-1).max() > 0.05  # the field taken at the wrong end

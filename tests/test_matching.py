@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lssl import geometry as geo
 from lssl.errors import InputError
-from lssl.matching import EmbeddingMatcher, FrameMatcher, descriptors, ladder, whole
+from lssl.matching import EmbeddingMatcher, FieldMatcher, FrameMatcher, descriptors, ladder, whole
 from lssl.receptive_field import Tap
 from lssl.views import ViewSampler
 
@@ -89,6 +89,20 @@ def test_frame_is_the_identity_where_the_other_view_shows_the_point(batch, gener
 
 
 # --- embedding --------------------------------------------------------------------------------------------------------
+
+
+def test_a_field_carries_one_frame_to_the_other_and_back(batch):
+    first, second = whole(batch, 0), whole(batch, 1)
+    points = inner(first)
+    field = torch.zeros(len(points), 3, *first.size, dtype=torch.float64)
+    field[:, 0], field[:, 2] = 3.0, -2.0  # mm along the axes of the frame, not of the grid
+    forth = FieldMatcher(field, first.affine)
+    places, score = forth.match(points, first, second)
+    moved = points + torch.tensor([3.0, 0.0, -2.0])
+    torch.testing.assert_close(places, moved, rtol=0, atol=1e-9)
+    assert torch.equal(score > 0, second.shows(moved))
+    back, _ = FieldMatcher(field, first.affine, backward=True).match(moved, second, first)
+    torch.testing.assert_close(back, points, rtol=0, atol=1e-9)
 
 
 def test_match_of_itself_is_the_identity(batch):
