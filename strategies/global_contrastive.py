@@ -14,8 +14,8 @@ objective    what keeps the vectors apart              paper                    
 
 Widths, temperatures and momenta are those papers' where small 3D batches allow, and common for such batches where
 not (a queue of 2048, embeddings of 128 numbers). The batch counted is that of all devices. Heads have batch norm, as
-published: with ``layer`` norm, often advised for small batches, 200 steps on procedural heads at 8 pairs taught SimCLR
-half as much and collapsed MoCo, for pooled features of different images are nearly parallel at first.
+published: with ``layer`` norm, often advised for small batches, 200 steps on procedural heads at 8 pairs (one seed)
+taught SimCLR half as much and collapsed MoCo: pooled features of different images are nearly parallel at first.
 
 Positives are two crops of one visit, two visits of a subject, or a mix, by ``views.same_visit``. Two visits as
 positives teach the network to ignore what changes between them; ``interval`` weighs such pairs down the longer the
@@ -45,6 +45,9 @@ from lssl.views import View
 
 __all__ = ["BYOL", "GlobalContrastive", "MoCo", "Objective", "SimCLR", "VICReg"]
 
+Pair = tuple[Tensor, Tensor]
+"""Embeddings ``(B, D)`` of view 1 and of view 2."""
+
 
 class Objective(nn.Module, ABC):
     """Heads on pooled features and the terms of a pair of embeddings; built by the strategy from the pooled width.
@@ -71,9 +74,7 @@ class Objective(nn.Module, ABC):
         self.predictor = nn.Identity()
 
     @abstractmethod
-    def forward(
-        self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], subject: Tensor, weight: Tensor | None
-    ) -> dict[str, Tensor]:
+    def forward(self, online: Pair, target: Pair, subject: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
         """Terms of ``(B, D)`` predictions and targets of both views.
 
         Args:
@@ -109,9 +110,7 @@ class SimCLR(Objective):
         self.projector = Projector(in_features, hidden or 2048, projection or 128, norm=norm)
         self.loss = NTXent(temperature)
 
-    def forward(
-        self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], subject: Tensor, weight: Tensor | None
-    ) -> dict[str, Tensor]:
+    def forward(self, online: Pair, target: Pair, subject: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
         """See :class:`lssl.losses.NTXent`."""
         return {"similarity": self.loss(*online, subject, weight)}
 
@@ -148,9 +147,7 @@ class MoCo(Objective):
         self.queue = KeyQueue(queue, projection)
         self.loss = QueueInfoNCE(temperature)
 
-    def forward(
-        self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], subject: Tensor, weight: Tensor | None
-    ) -> dict[str, Tensor]:
+    def forward(self, online: Pair, target: Pair, subject: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
         """See :class:`lssl.losses.QueueInfoNCE`; in training, the keys of both views then join the queue."""
         (q1, q2), (k1, k2) = online, target
         queue, owner = self.queue.keys, self.queue.owner
@@ -188,9 +185,7 @@ class BYOL(Objective):
         self.momentum = (0.996 if momentum is None else momentum, 1.0)
         self.loss = NegativeCosine()
 
-    def forward(
-        self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], subject: Tensor, weight: Tensor | None
-    ) -> dict[str, Tensor]:
+    def forward(self, online: Pair, target: Pair, subject: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
         """See :class:`lssl.losses.NegativeCosine`."""
         p1, t1, p2, t2 = (vectors[:, None] for vectors in (online[0], target[0], online[1], target[1]))
         return {"similarity": self.loss(p1, t1, p2, t2, weight)}
@@ -222,9 +217,7 @@ class VICReg(Objective):
         self.projector = Projector(in_features, hidden or 2048, projection or 2048, layers, norm)
         self.variance, self.covariance = Variance(), Covariance()
 
-    def forward(
-        self, online: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], subject: Tensor, weight: Tensor | None
-    ) -> dict[str, Tensor]:
+    def forward(self, online: Pair, target: Pair, subject: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
         """Mean squared difference, and the two regularisers over the batches of all ranks."""
         z1, z2 = (z.float() for z in online)
         distance = (z1 - z2).square().mean(1)
