@@ -49,8 +49,8 @@ class VisitsDataModule(PairDataModule):
         labels: pattern of label maps, likewise.
         table: CSV of visits, instead of the BIDS layout. Its columns mask and label go before the patterns. For a
             prepared folder: rows of its ``visits.csv``, perhaps with a column split.
-        common_frame: whether all subjects lie in one template's frame, so that a place in mm is about the same anatomy in
-            all of them; ``None``: if they were prepared to a template.
+        common_frame: whether all subjects lie in one template's frame, where a place in mm is about the same anatomy in
+            each; ``None``: if they were prepared to a template.
         cache_gb: memory for the compressed visits of a prepared folder, shared out among the workers; worth it where
             storage is slow, as a local disk is cached by the system anyway.
         **options: those of :class:`PairDataModule`.

@@ -89,7 +89,8 @@ class AnatomicalInvariance(Strategy):
         projection: width of the embeddings and of the attention (256; Alice: 256 and 512).
         heads: of the attention.
         prototypes: K (Alice: 512).
-        norm: of the heads; Alice has none.
+        norm: of the heads. Alice has none; without it their outputs nearly coincide in small batches (spread 0.02 after
+            200 steps at 8 pairs, with batch norm 0.37; one seed).
         temperature: of the student's soft-max (0.1), or of InfoNCE.
         teacher_temperature: first and last of the teacher's.
         teacher_warmup: share of the training in which it moves.
@@ -123,7 +124,7 @@ class AnatomicalInvariance(Strategy):
         projection: int = 256,
         heads: int = 8,
         prototypes: int = 512,
-        norm: Literal["batch", "layer", "none"] = "none",
+        norm: Literal["batch", "layer", "none"] = "batch",
         temperature: float = 0.1,
         teacher_temperature: tuple[float, float] = (0.008, 0.01),
         teacher_warmup: float = 0.03,
