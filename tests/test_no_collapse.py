@@ -12,6 +12,7 @@ from lssl.datamodules.phantom import PhantomDataModule
 from lssl.intensity import Contrast, Noise
 from lssl.metrics import EffectiveRank
 from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
+from lssl.strategies.anatomical_invariance import AnatomicalInvariance
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 
@@ -88,6 +89,13 @@ def anatomically(**options) -> AnatomicalEmbedding:
     return AnatomicalEmbedding(backbone(), "mid", "deep", views=sampler, **{**small, **options})
 
 
+def invariantly(objective: str) -> AnatomicalInvariance:
+    sampler = ViewSampler(24, overlap=0.6, transforms=[Contrast(), Noise()])
+    small = {"hidden": 128, "projection": 64, "prototypes": 128, "block": 8, "other_subject": 0.5}
+    only = {"reconstruction": 0.0}
+    return AnatomicalInvariance(backbone(), "deep", "mid", objective=objective, weights=only, views=sampler, **small)
+
+
 OBJECTIVES = {
     "SimCLR": lambda: globally(SimCLR),
     "MoCo": lambda: globally(MoCo, queue=128),
@@ -97,6 +105,8 @@ OBJECTIVES = {
     "info_nce": lambda: locally("info_nce"),
     "vicreg": lambda: locally("vicreg"),
     "anatomical": anatomically,
+    "Alice, DINO": lambda: invariantly("dino"),
+    "Alice, InfoNCE": lambda: invariantly("info_nce"),
 }
 COLLAPSING = {
     "VICReg": lambda: globally(VICReg, {"variance": 0.0, "covariance": 0.0}, norm="layer"),
