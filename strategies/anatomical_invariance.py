@@ -238,7 +238,7 @@ class AnatomicalInvariance(Strategy):
         """Conditional alignment within each crop."""
         assert self.teacher is not None
         cells = seen[0].numel()
-        asked = cells if self.condition == "all" else max(1, round((1 - self.masking.ratio) * cells))
+        asked = cells if self.condition == "all" else max(1, cells - round(self.masking.ratio * cells))
         chosen = seen.flatten(1).topk(asked).indices[..., None]
         q = self.query(_each(self.psi, _rows(online).gather(1, chosen.expand(-1, -1, online.shape[1]))))
         answer = self.lookup(q, _each(self.phi, _rows(decoded)))

@@ -144,7 +144,7 @@ def looked_up(lookup: nn.Module, q: Tensor, rows: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("condition", ["visible", "all"])
 def test_values_by_loops_over_crops_and_features(batch, condition):
-    strategy = make(condition=condition)
+    strategy = make(condition=condition, teacher_temperature=(0.3, 0.3))  # a sharp one would hide what it is fed
     views = draw(strategy, batch)
     hidden = strategy.masking.draw(6, torch.Generator().manual_seed(1), "cpu")
     strategy.masking.draw = lambda *_: hidden
@@ -179,7 +179,7 @@ def test_values_by_loops_over_crops_and_features(batch, condition):
 
 
 def cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
-    return -((teacher / 0.008).softmax(0) * (student / 0.1).log_softmax(0)).sum()
+    return -((teacher / 0.3).softmax(0) * (student / 0.1).log_softmax(0)).sum()
 
 
 def test_info_nce_by_loops(batch):
