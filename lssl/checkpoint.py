@@ -17,7 +17,7 @@ from lssl.views import ViewSampler
 
 __all__ = ["load_strategy"]
 
-_OF_THE_RUN = {"backbone", "views", "optimizer", "schedule"}  # linked, or of no use without training
+_OF_THE_RUN = {"backbone", "views", "optimizer", "schedule", "matcher"}  # linked, or of no use without training
 
 
 def load_strategy(path: str | Path) -> Strategy:

@@ -48,13 +48,12 @@ def train(strategy: Strategy, pairs: list) -> Strategy:
         strategy.generator.manual_seed(step)
         chosen = torch.randperm(len(pairs), generator=strategy.generator)[:PAIRS].tolist()
         batch = collate([pairs[number] for number in chosen])
-        terms = strategy.terms(*strategy.views(batch, strategy.generator), batch)
+        terms = strategy.terms(*strategy.sample(batch), batch)
         optimizer.zero_grad()
         sum(strategy.weights.get(name, 1.0) * value for name, value in terms.items()).backward()
         optimizer.step()
         schedule.step()
-        if strategy.teacher is not None:
-            strategy.teacher.follow((step + 1) / STEPS)
+        strategy.advance((step + 1) / STEPS)
     return strategy
 
 
@@ -63,7 +62,7 @@ def health(strategy: Strategy, pairs: list, tap: str) -> tuple[float, float]:
     """Of fresh views in evaluation mode: effective rank of the tap's voxels, and spread of the projections."""
     strategy.eval().generator.manual_seed(-1)
     batch = collate(pairs)
-    first, second = strategy.views(batch, strategy.generator)
+    first, second = strategy.sample(batch)
     strategy.terms(first, second, batch)
     features = strategy.backbone(torch.cat([first.image, second.image]), [tap])[tap]
     rank = EffectiveRank(features.shape[1])
