@@ -72,6 +72,12 @@ def test_anatomical_invariance_on_every_kind_of_network(network, tmp_path):
     assert all(name in log for name in ("train/inter", "train/intra", "train/match/same_visit", "val/match/score"))
 
 
+def test_masked_autoencoder(tmp_path):
+    run = fit(tmp_path, "masked_autoencoder.yaml", options=["--model.init_args.block=8"], backbone=TINY_NET)
+    log = (run / "metrics.csv").read_text()
+    assert all(name in log for name in ("train/reconstruction", "train/explained", "val/explained"))
+
+
 def test_the_frame_pairs_no_subjects_that_share_none(tmp_path, bids, capsys):
     options = ["--model.init_args.hidden=16", "--model.init_args.block=8", "--data.init_args.source_size=null"]
     data = {"class_path": "VisitsDataModule", "init_args": {"root": str(bids)}}

@@ -256,7 +256,7 @@ def test_of_different_maps_nothing_corresponds(data):
 
 def test_volumes_change_as_the_rates_say(data):
     names = data.classes
-    for index in (1, 4):
+    for index in (4,):
         volumes = [data.volumes(index, visit) for visit in range(3)]
         for name, label, sign in (("ventricles", names.index("lateral ventricle"), 1), ("cortex", 1, -1)):
             course = [volume[label] for volume in volumes]
