@@ -14,6 +14,7 @@ from lssl.errors import InputError
 
 from .base import PairDataModule
 from .phantom_ageing import LONGEST, canonical, locate, volumes
+from .phantom_anatomy import STRUCTURES
 from .phantom_image import Scan, residual, scan, subject, visit_time
 
 __all__ = ["PhantomDataModule"]
@@ -70,6 +71,7 @@ class PhantomDataModule(PairDataModule):
             raise InputError(f"size is {list(self.size)}; a phantom needs at least 8 voxels along each axis.")
         self.single_visit_fraction = single_visit_fraction
         self.cache: dict[int, Visit] | None = {} if cache else None
+        self.label_names = STRUCTURES
 
     def visit_table(self) -> pd.DataFrame:
         """One row per visit; ``index`` and ``visit`` are the numbers that :meth:`scan` takes."""
