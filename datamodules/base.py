@@ -165,7 +165,7 @@ class PairDataModule(L.LightningDataModule):
         """``(visits,)`` bool; here as if all were like the first visit. Override where the table tells."""
         return np.full(len(self.table), self.read(0).label is not None)
 
-    def spacing(self) -> np.ndarray:
+    def voxel_size(self) -> np.ndarray:
         """``(3,)`` mm between voxels; here as if all were like the first visit. Override where headers tell."""
         return np.linalg.norm(self.read(0).affine[:3, :3].numpy(), axis=0)
 

@@ -105,7 +105,7 @@ class VisitsDataModule(PairDataModule):
             return
         grids = read_grids(table["image"].tolist())
         self._shapes = np.stack([grid.shape for grid in grids])
-        self._spacing = np.median([np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in grids], axis=0)
+        self._voxel_size = np.median([np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in grids], axis=0)
         if not self.predicting:  # which takes each visit by itself
             _refuse_moving_subjects(table, grids)
         for column in ("mask", "label"):
@@ -122,9 +122,9 @@ class VisitsDataModule(PairDataModule):
         """``(visits, 3)`` voxels per axis, from the headers."""
         return self._shapes
 
-    def spacing(self) -> np.ndarray:
+    def voxel_size(self) -> np.ndarray:
         """``(3,)`` mm, the median over all headers."""
-        return super().spacing() if self.prepared else self._spacing
+        return super().voxel_size() if self.prepared else self._voxel_size
 
     def has_label(self) -> np.ndarray:
         """``(visits,)`` bool, from the table."""

@@ -134,7 +134,11 @@ class Strategy(L.LightningModule, ABC):
         for rate, trained in self.rates().items():
             groups += [
                 {"params": [parameter for parameter in trained if parameter.ndim > 1], "rate": rate},
-                {"params": [parameter for parameter in trained if parameter.ndim <= 1], "rate": rate, "weight_decay": 0.0},
+                {
+                    "params": [parameter for parameter in trained if parameter.ndim <= 1],
+                    "rate": rate,
+                    "weight_decay": 0.0,
+                },
             ]
         optimizer = self.optimizer([group for group in groups if group["params"]])
         for group in optimizer.param_groups:

@@ -37,9 +37,7 @@ class Consistency(nn.Module):
         0.0
     """
 
-    def __init__(
-        self, targets: Literal["hard", "soft"] = "hard", threshold: float = 0.0, absent: bool = True
-    ) -> None:
+    def __init__(self, targets: Literal["hard", "soft"] = "hard", threshold: float = 0.0, absent: bool = True) -> None:
         super().__init__()
         if not 0 <= threshold < 1:
             raise InputError(f"threshold: give a probability of at least 0 and below 1, not {threshold}.")

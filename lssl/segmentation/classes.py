@@ -30,7 +30,7 @@ class LabelledData(Protocol):
     def read_label(self, row: int) -> np.ndarray | None:
         """``(D, H, W)`` int16."""
 
-    def spacing(self) -> np.ndarray:
+    def voxel_size(self) -> np.ndarray:
         """``(3,)`` mm between voxels."""
 
     def supervise(self, unlabelled_pairs: bool) -> None:
@@ -63,7 +63,7 @@ class LabelCounts:
         return -1 if share >= ONE_SIDED else 1 if share <= 1 - ONE_SIDED else 0
 
 
-def count_labels(data: LabelledData, rows: Sequence[int]) -> LabelCounts:
+def count_labels(data: LabelledData, rows: np.ndarray) -> LabelCounts:
     """Reads label maps and counts their values; the first damaged one ends it with its sentence."""
     counts = LabelCounts({}, {}, {})
     for row in rows:
@@ -162,12 +162,14 @@ class Classes:
             elif other != name or counts.side(self.values[number - 1]):
                 alone.append(number)
         sides = {counts.side(self.values[number - 1]) for number in alone}
-        named = [self.names[number - 1] for number in alone if _mirrored(self.names[number - 1]) != self.names[number - 1]]
+        named = [
+            self.names[number - 1] for number in alone if _mirrored(self.names[number - 1]) != self.names[number - 1]
+        ]
         if flips and (named or {-1, 1} <= sides):
             name = (named or [self.names[number - 1] for number in alone])[0]
             raise InputError(
                 f"views.flip mirrors left and right, but class '{name}' lies on one side and has no partner; name "
-                f"partners 'left …' and 'right …' in model.init_args.classes, merge them, or set views.flip to [0, 0, 0]."
+                f"partners 'left …' and 'right …' in model.init_args.classes, merge them or set views.flip to 0."
             )
         return torch.tensor(swapped)
 

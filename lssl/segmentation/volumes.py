@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def segment(
 
     own, wanted = own.double().cpu(), wanted.double().cpu()
     size, matrix = working_grid(image.shape[1:], own, wanted)
-    probability = sliding_window_inference(
+    probability: Any = sliding_window_inference(
         _resampled(image, size, matrix)[None], list(window), 4, predict, overlap=overlap, mode="gaussian"
     )
     if size == list(image.shape[1:]) and torch.equal(matrix, torch.eye(4, dtype=matrix.dtype)):
