@@ -50,7 +50,7 @@ def choose_labelled(rows: np.ndarray, subject: np.ndarray, labelled: Labelled) -
         labelled: what to choose.
     """
     names = np.unique(subject[rows])
-    if labelled.subjects is not None:
+    if labelled.subjects is not None and len(names):
         if labelled.subjects > len(names):
             raise InputError(
                 f"labelled: {labelled.subjects} subjects are asked for, but {len(names)} training subjects have a "

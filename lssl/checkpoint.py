@@ -26,7 +26,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"There is no checkpoint {path}.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
         raise InputError(f"{path} is no checkpoint, is cut off, or holds objects that are not safe to load.") from None
     if not isinstance(checkpoint, dict) or "config" not in checkpoint.get("lssl", {}):
         raise InputError(f"{path} was not written by lssl fit: it carries no config to rebuild its network from.")

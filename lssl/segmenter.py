@@ -102,6 +102,7 @@ class Segmenter(Strategy):
         self.interval, self.ramp, self.overlap = interval, ramp, overlap
         self.classes: Classes | None = None
         self._check_rates()
+        self._encoder = backbone.encoder() if {"encoder", "decoder"} & self.factors.keys() else set()
 
     def build(self, classes: Classes, spacing: Tensor, other_side: Tensor, class_weight: Tensor) -> None:
         """Makes the head, once the classes are known: from the data in ``fit``, from the checkpoint afterwards."""
@@ -236,12 +237,11 @@ class Segmenter(Strategy):
         self.train(self.training)
 
     def _factors(self) -> list[tuple[float, nn.Parameter]]:
-        encoder = self.backbone.encoder() if {"encoder", "decoder"} & self.factors.keys() else set()
         found = [(self.factors.get("head", 1.0), parameter) for parameter in self.head.parameters()]
         for name, parameter in self.backbone.named_parameters():
             path = name.removeprefix("network.")
             special = [key for key in self.factors if path == key or path.startswith(key + ".")]
-            part = "encoder" if name in encoder else "decoder"
+            part = "encoder" if name in self._encoder else "decoder"
             found.append((self.factors[max(special, key=len)] if special else self.factors.get(part, 1.0), parameter))
         return found
 

@@ -15,7 +15,7 @@ from lssl.errors import InputError
 
 __all__ = ["Classes", "LabelCounts", "LabelledData", "count_labels", "refuse_unknown"]
 
-ONE_SIDED = 0.95  # share of its voxels in one half of the labelled head, above which a class lies on one side
+ONE_SIDED = 0.95  # share of its voxels in one half of the volumes, above which a class lies on one side
 
 
 class LabelledData(Protocol):
@@ -39,7 +39,7 @@ class LabelledData(Protocol):
 
 @dataclass
 class LabelCounts:
-    """Voxels of each label value, in both halves of the labelled head.
+    """Voxels of each label value, in both halves of the volumes.
 
     Attributes:
         left: value → voxels in the first half (of lower index, the patient's left).
@@ -71,10 +71,8 @@ def count_labels(data: LabelledData, rows: np.ndarray) -> LabelCounts:
         if label is None:
             continue
         counts.seen[int(row)] = np.unique(label).tolist()
-        marked = np.flatnonzero((label > 0).any((1, 2)))
-        middle = (marked[0] + marked[-1] + 1) / 2 if len(marked) else label.shape[0] / 2
-        cut = int(np.ceil(middle))
-        for half, part in ((counts.left, label[:cut]), (counts.right, label[cut:])):
+        middle = label.shape[0] // 2
+        for half, part in ((counts.left, label[:middle]), (counts.right, label[middle:])):
             for value, number in zip(*np.unique(part, return_counts=True), strict=True):
                 half[int(value)] = half.get(int(value), 0) + int(number)
     return counts
@@ -157,7 +155,7 @@ class Classes:
         swapped, alone = list(range(self.number)), []
         for number, name in enumerate(self.names, 1):
             other = _mirrored(name)
-            if other in self.names:
+            if other != name and other in self.names:
                 swapped[number] = self.names.index(other) + 1
             elif other != name or counts.side(self.values[number - 1]):
                 alone.append(number)

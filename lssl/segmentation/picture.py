@@ -51,7 +51,7 @@ def draw_subject(subject: str, visits: Sequence[SegmentedVisit], classes: int, p
 
 def _busiest(label: Tensor) -> int:
     """The slice with most classes, then with most labelled voxels."""
-    several = torch.stack([torch.tensor(len(part.unique()) + (part > 0).float().mean()) for part in label.unbind(2)])
+    several = torch.tensor([len(part.unique()) + float((part > 0).float().mean()) for part in label.unbind(2)])
     return int(several.argmax())
 
 
