@@ -196,11 +196,16 @@ def pretrained(tmp_path_factory):
     )
 
 
+def fine_tune(folder, pretrained, *options):
+    """From the checkpoint, with a frozen encoder."""
+    checkpoint = pretrained / "checkpoints" / "last.ckpt"
+    start = [f"--model.init_args.pretrained={checkpoint}", "--model.init_args.rates={encoder: 0}"]
+    return fit(folder, "finetune.yaml", options=[*QUIET, *start, *options], backbone=TINY_NET)
+
+
 @pytest.fixture(scope="module")
 def run(pretrained, tmp_path_factory):
-    checkpoint = pretrained / "checkpoints" / "last.ckpt"
-    options = [*QUIET, f"--model.init_args.pretrained={checkpoint}", "--model.init_args.rates={encoder: 0}"]
-    return fit(tmp_path_factory.mktemp("run"), "finetune.yaml", options=options, backbone=TINY_NET)
+    return fine_tune(tmp_path_factory.mktemp("run"), pretrained)
 
 
 def state(run, name="last"):
@@ -263,20 +268,17 @@ def test_a_strategy_out_of_its_checkpoint(run):
     assert loaded.segment(torch.rand(1, 20, 20, 20), torch.eye(4).double() * 5).shape == (20, 20, 20)
 
 
-def test_unlabelled_pairs_change_no_crop_of_the_labelled(tmp_path):
-    """The first step's supervised term is the same with and without them; later weights differ."""
-    logs = []
-    for name, weight in (("without", 0), ("with", 1)):
-        (tmp_path / name).mkdir()
-        options = [*QUIET, f"--model.init_args.weights.consistency={weight}"]
-        made = fit(tmp_path / name, "finetune.yaml", options=options, backbone=TINY_NET)
-        logs.append(pd.read_csv(made / "metrics.csv"))
-    first, second = (log["train/supervised"].dropna().iloc[0] for log in logs)
+def test_unlabelled_pairs_change_no_crop_of_the_labelled(tmp_path, run, pretrained):
+    """The first step's supervised term is the same with and without them."""
+    other = fine_tune(tmp_path, pretrained, "--model.init_args.weights.consistency=1")
+    without, with_pairs = (pd.read_csv(made / "metrics.csv") for made in (run, other))
+    first, second = (log["train/supervised"].dropna().iloc[0] for log in (without, with_pairs))
     assert first == second
-    assert "train/consistency" in logs[1]
-    assert "train/consistency" not in logs[0]
+    assert "train/consistency" in with_pairs
+    assert "train/consistency" not in without
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_exactly(tmp_path):
     weights = []
     for name, stages in {"whole": [4], "halves": [2, 4]}.items():
