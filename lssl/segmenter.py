@@ -131,7 +131,7 @@ class Segmenter(Strategy):
         if stage == "fit":
             super().setup(stage)
             self._learn_classes(data)
-            if self.pretrained and not self.trainer.ckpt_path:  # a resumed run has its own weights
+            if self.pretrained:
                 rank_zero_info(load_pretrained(self.backbone, self.pretrained, self.part, self.partial))
             self._freeze()
 
@@ -264,7 +264,7 @@ class Segmenter(Strategy):
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Mean Dice of the structures of a whole visit; ``val/loss``, 1 less it, is what ``best.ckpt`` goes by."""
         predicted, truth = self._segmented(batch), self.class_of(_label(batch))
-        dice = dice_scores(predicted, truth, self._known().number)[1:].nanmean()
+        dice = dice_scores(predicted, truth, self.known_classes().number)[1:].nanmean()
         self.log_dict({"val/loss": 1 - dice, "val/dice": dice}, prog_bar=True, batch_size=1, sync_dist=True)
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor | None]:  # type: ignore[override]
@@ -284,13 +284,9 @@ class Segmenter(Strategy):
             raise InputError(f"There are no visits to test on, because of this: {data.summary}")
         if not len(rows):
             raise InputError("No test visit has a label; give labels, or use `lssl predict` to segment without them.")
-        refuse_unknown(self._known(), count_labels(data, rows), _names(data, rows))
+        refuse_unknown(self.known_classes(), count_labels(data, rows), _names(data, rows))
         if self.trainer.world_size > 1:
             raise InputError("trainer.devices: the visits of a subject are scored together; test on one device.")
-
-    def on_predict_start(self) -> None:
-        """Refuses an untrained network."""
-        self._known()
 
     def configure_callbacks(self) -> list[Callback]:
         """Scores in ``test``, files in ``predict``."""
@@ -300,7 +296,7 @@ class Segmenter(Strategy):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The classes, so that prediction needs no labels."""
-        classes = self._known()
+        classes = self.known_classes()
         checkpoint["classes"] = {"names": classes.names, "values": classes.values, "open": classes.open}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -316,7 +312,8 @@ class Segmenter(Strategy):
         elif self.classes != classes:
             raise InputError("ckpt_path: it was trained on other classes than the labelled visits hold now.")
 
-    def _known(self) -> Classes:
+    def known_classes(self) -> Classes:
+        """The classes; refuses an untrained Segmenter, which has none."""
         if self.classes is None:
             raise InputError("A Segmenter learns its classes in `lssl fit`; give its checkpoint with --ckpt_path.")
         return self.classes

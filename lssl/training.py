@@ -116,6 +116,11 @@ class TrainingCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
+    def before_fit(self) -> None:
+        """A resumed run has its own weights, and need not find those that it once started from."""
+        if self.config.fit.get("ckpt_path") and isinstance(self.model, Segmenter):
+            self.model.pretrained = None
+
 
 def _forget_labels(config: Any) -> None:
     """Prediction needs no labels, and the folder it is given need not have any."""

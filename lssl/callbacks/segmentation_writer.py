@@ -37,7 +37,7 @@ class SegmentationWriter(L.Callback):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Says what the folder is, and what the values mean."""
-        self.rows = []
+        self.rows, classes = [], pl_module.known_classes()
         folder = _folder(trainer)
         if not trainer.is_global_zero:
             return
@@ -45,7 +45,6 @@ class SegmentationWriter(L.Callback):
         about = {"Name": "lssl segmentations", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
         made = {**about, "GeneratedBy": [{"Name": "lssl", "Version": lssl.__version__}]}
         _write_text(folder / "dataset_description.json", json.dumps(made, indent=1) + "\n")
-        classes = pl_module.classes
         lines = [f"{values[0]}\t{name}" for name, values in zip(classes.names, classes.values, strict=True)]
         _write_text(folder / "desc-lssl_dseg.tsv", "\n".join(["index\tname", *lines]) + "\n")
 
