@@ -306,6 +306,11 @@ def refused(capsys, tmp_path, *options):
     return text
 
 
+def test_an_option_that_is_misspelt(capsys, tmp_path):
+    text = refused(capsys, tmp_path, "--model.init_args.pretraind=x")
+    assert "Segmenter has no option 'pretraind'; did you mean 'pretrained'?" in text
+
+
 def test_a_class_that_is_never_seen(capsys, tmp_path):
     text = refused(capsys, tmp_path, "--model.init_args.classes={'tumour': [99]}")
     assert "'tumour' (99) is never seen in the labelled training visits, which hold 0, 2, 3" in text
