@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -13,130 +11,18 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import distributed
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader
 
 from lssl.batch import Visit, collate
-from lssl.cohort import STEP
 from lssl.cohort.pairs import SPLITS, build_pairs, count, given_split, order_visits, split_subjects, visit_name
 from lssl.errors import InputError
 
 from .balance import pair_weights
 from .boxes import crop, source_box
+from .labelled import Labelled, choose_labelled, repeated
+from .loading import PairDataset, PairSampler, one_thread
 
 __all__ = ["PairDataModule", "PairDataset", "PairSampler"]
-
-
-class PairDataset(Dataset[tuple[Visit, Visit]]):
-    """Reads the same source box of the two visits of a pair.
-
-    It is indexed by the number of a pair, which gives the box centred on the foreground, or by ``(row, row, seed)``,
-    which gives a random box. Only flat arrays live here, so workers share them without copying.
-
-    Args:
-        read: reads the two visits of a pair, see :meth:`PairDataModule.read_pair`.
-        pairs: ``(pairs, 2)`` rows of the visit table.
-        subject: ``(visits,)`` number of each row's subject.
-        age: ``(visits,)`` years, NaN where unknown.
-        size: voxels of the source box; ``None`` takes the whole visit.
-        transform: applied to each visit's source.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[int, int, tuple[int, int, int] | None, int | None], tuple[Visit, Visit]],
-        pairs: np.ndarray,
-        subject: np.ndarray,
-        age: np.ndarray,
-        size: tuple[int, int, int] | None = None,
-        transform: Callable[[Visit], Visit] | None = None,
-    ) -> None:
-        self.read, self.pairs, self.subject, self.age = read, pairs, subject, age
-        self.size, self.transform = size, transform
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int | tuple[int, int, int]) -> tuple[Visit, Visit]:
-        drawn = isinstance(index, tuple)
-        row, later, seed = index if isinstance(index, tuple) else (*self.pairs[index].tolist(), index)
-        first, second = self.read(row, later, self.size, seed if drawn else None)
-        first, second = self._named(first, row), self._named(second, later)
-        if self.transform is not None:
-            first, second = (self._scaled(visit) for visit in (first, second))
-            second = copy.deepcopy(second) if later == row else second
-            with torch.random.fork_rng(devices=[]):  # the draws of a transform must not depend on the worker
-                torch.manual_seed(seed)
-                first, second = self.transform(first), self.transform(second)
-        return first, second
-
-    @staticmethod
-    def _scaled(visit: Visit) -> Visit:
-        """Float32, as transforms expect it."""
-        if visit.image.dtype != torch.int16:
-            return visit
-        return dataclasses.replace(visit, image=visit.image.float() * STEP)
-
-    def _named(self, visit: Visit, row: int) -> Visit:
-        age = float(self.age[row]) if math.isnan(visit.age) else visit.age
-        return dataclasses.replace(visit, subject=int(self.subject[row]), session=row, age=age)
-
-
-class PairSampler(DistributedSampler):
-    """Yields ``(row, later row, seed)``: the training order of one epoch, the same however many workers read it.
-
-    Every draw of an epoch comes from one generator seeded by (seed, epoch), then the ranks take turns, so that all
-    ranks agree on the order; a list that does not divide evenly is continued from its beginning. The sampler counts
-    epochs itself, and the datamodule keeps the count in the checkpoint: Lightning's own count skips one on resuming.
-
-    Args:
-        dataset: the training pairs, sorted by subject.
-        every_pair: all pairs in each epoch, instead of one per subject drawn at random.
-        seed: of the whole order.
-        epoch: the first one.
-        weights: ``(pairs,)``; an epoch then draws as many pairs as without them, each by its weight, with replacement.
-    """
-
-    def __init__(
-        self, dataset: PairDataset, every_pair: bool, seed: int, epoch: int = 0, weights: np.ndarray | None = None
-    ) -> None:
-        world, rank = 1, 0
-        if distributed.is_available() and distributed.is_initialized():
-            world, rank = distributed.get_world_size(), distributed.get_rank()
-        super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed)
-        self.pairs = dataset.pairs
-        subject = dataset.subject[self.pairs[:, 0]]
-        start = np.arange(len(subject)) if every_pair else np.flatnonzero(np.diff(subject, prepend=-1))
-        self.start = torch.from_numpy(start)
-        self.number = torch.from_numpy(np.diff(start, append=len(subject)))
-        self.num_samples = math.ceil(len(start) / world)
-        self.total_size = self.num_samples * world
-        self.epoch = epoch
-        self.cumulative = None if weights is None else torch.from_numpy(np.cumsum(weights))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Ignored; see the class."""
-
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
-        draw = torch.rand(len(self.start), dtype=torch.float64, generator=generator)
-        chosen = self.start + (draw * self.number).long()
-        if self.cumulative is not None:
-            chosen = torch.searchsorted(self.cumulative, draw * self.cumulative[-1], right=True)
-            chosen = chosen.clamp_max(len(self.pairs) - 1)
-        order = chosen[torch.randperm(len(chosen), generator=generator)]
-        order = order.repeat(math.ceil(self.total_size / len(order)))[: self.total_size]
-        seeds = torch.randint(2**62, (self.total_size,), generator=generator)
-        mine = slice(self.rank, None, self.num_replicas)
-        rows = self.pairs[order[mine].numpy()]
-        return zip(rows[:, 0].tolist(), rows[:, 1].tolist(), seeds[mine].tolist(), strict=True)
-
-
-def one_thread(_: int) -> None:
-    """One torch thread per worker: workers are the parallelism, more threads only compete."""
-    torch.set_num_threads(1)
 
 
 class PairDataModule(L.LightningDataModule):
@@ -165,6 +51,8 @@ class PairDataModule(L.LightningDataModule):
         single_visits: a subject seen once gives a pair of the ``same`` visit twice, or is left out (``drop``).
         split: shares of subjects in train, val and test, where the visit table has no column ``split``.
         seed: of the split, the order and the boxes.
+        labelled: for training on labels: which of them may be seen (few-shot), and how labelled visits are drawn; see
+            :class:`.labelled.Labelled`. ``None`` lets all be seen. Of no account in pretraining.
         transform: applied to the source of each visit on the CPU; random ones must draw from torch's global generator.
 
     Attributes:
@@ -176,6 +64,7 @@ class PairDataModule(L.LightningDataModule):
         summary: after ``setup``: what was found, used and excluded, in words.
         excluded: phrases with counts that :meth:`visit_table` may add to: which visits it left out, and why.
         remarks: phrases that :meth:`visit_table` and :meth:`inspect` may add to the summary.
+        label_names: what label values are called, where that is known.
     """
 
     def __init__(
@@ -191,6 +80,7 @@ class PairDataModule(L.LightningDataModule):
         single_visits: Literal["same", "drop"] = "same",
         split: tuple[float, float, float] = (0.8, 0.1, 0.1),
         seed: int = 0,
+        labelled: Labelled | None = None,
         transform: Callable[[Visit], Visit] | None = None,
     ) -> None:
         super().__init__()
@@ -205,8 +95,11 @@ class PairDataModule(L.LightningDataModule):
         self.policy, self.min_interval, self.max_interval = pairs, min_interval, max_interval
         self.every_pair = pairs_per_subject == "all" or pairs == "all"
         self.balance, self.single_visits, self.split, self.seed = balance, single_visits, tuple(split), seed
-        self._sampler: PairSampler | None = None
-        self._epoch = 0
+        self.labelled = labelled or Labelled()
+        self.supervised = self.unlabelled_pairs = self.predicting = False
+        self.label_names: dict[int, str] = {}
+        self._samplers: dict[str, PairSampler] = {}
+        self._epochs: dict[str, int] = {}
         self.table: pd.DataFrame = pd.DataFrame()
         self.subjects: list[str] = []
         self.excluded: list[str] = []
@@ -252,7 +145,7 @@ class PairDataModule(L.LightningDataModule):
     def reader(self) -> PairDataModule:
         """What goes to the workers: a copy without the trainer, which spawned workers could not receive."""
         reader = copy.copy(self)
-        reader.trainer = reader._sampler = None
+        reader.trainer, reader._samplers = None, {}
         return reader
 
     def inspect(self, table: pd.DataFrame) -> None:
@@ -263,10 +156,24 @@ class PairDataModule(L.LightningDataModule):
         first = self.read(0).foreground.shape
         return np.tile(np.array(first), (len(self.table), 1))
 
+    def read_label(self, row: int) -> np.ndarray | None:
+        """``(D, H, W)`` int16 label map of a visit, ``None`` if it has none; override where it can be read alone."""
+        label = self.read(row).label
+        return None if label is None else label.numpy()
+
+    def has_label(self) -> np.ndarray:
+        """``(visits,)`` bool; here as if all were like the first visit. Override where the table tells."""
+        return np.full(len(self.table), self.read(0).label is not None)
+
+    def voxel_size(self) -> np.ndarray:
+        """``(3,)`` mm between voxels; here as if all were like the first visit. Override where headers tell."""
+        return np.linalg.norm(self.read(0).affine[:3, :3].numpy(), axis=0)
+
     def setup(self, stage: str | None = None) -> None:
         """Builds the table and the pairs, once."""
         if len(self.table):
             return
+        self.predicting = stage == "predict"
         self.excluded, self.remarks = [], []
         table = order_visits(self.visit_table())
         self.inspect(table)
@@ -315,13 +222,27 @@ class PairDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """For the checkpoint: how many epochs have been drawn."""
-        return {"epoch": self._sampler.epoch if self._sampler else self._epoch}
+        return {**self._epochs, **{name: sampler.epoch for name, sampler in self._samplers.items()}}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continues the order where the checkpoint was written."""
-        self._epoch = state_dict["epoch"]
-        if self._sampler:
-            self._sampler.epoch = self._epoch
+        self._epochs = dict(state_dict)
+        for name, sampler in self._samplers.items():
+            sampler.epoch = state_dict.get(name, 0)
+
+    def supervise(self, unlabelled_pairs: bool) -> None:
+        """Loads for training on labels from here on.
+
+        Training then gives a dict of batches: ``labelled`` visits, each as a same-visit pair, and, if asked,
+        ``unlabelled`` pairs of all training subjects, whose labels are withheld. Validation takes each labelled visit
+        of its subjects once, whole, and test every visit.
+        """
+        self.supervised, self.unlabelled_pairs = True, unlabelled_pairs
+
+    def labelled_rows(self, split: str) -> np.ndarray:
+        """Rows of the table whose labels may be seen: in training, those that ``labelled`` chooses."""
+        rows = np.flatnonzero((self.table["split"] == split).to_numpy() & self.has_label())
+        return choose_labelled(rows, self._subject, self.labelled) if split == "train" else rows
 
     def check_crop(self, size: Sequence[int]) -> None:
         """Raises InputError if a view of this size does not fit into the source of every visit.
@@ -344,14 +265,31 @@ class PairDataModule(L.LightningDataModule):
             box = "×".join(map(str, self.source_size))
             raise InputError(f"Views of {wanted} voxels do not fit into source_size {box}; raise source_size.")
 
-    def train_dataloader(self) -> DataLoader:
-        """Pairs with random boxes, in the order of :class:`PairSampler`."""
+    def train_dataloader(self) -> DataLoader | dict[str, DataLoader]:
+        """Pairs with random boxes, in the order of :class:`PairSampler`; see :meth:`supervise` for the dict."""
+        if not self.supervised:
+            return self._train_pairs("epoch")
+        rows = repeated(self.labelled_rows("train"), self.labelled)
+        dataset = self._dataset(np.stack([rows, rows], 1), self.source_size)
+        sampler = self._sampler("labelled", dataset, True, None)
+        loaders = {"labelled": self._loader(dataset, self.labelled.batch_size, sampler=sampler)}
+        if self.unlabelled_pairs:
+            loaders["unlabelled"] = self._train_pairs("epoch", np.zeros(len(self.table), dtype=bool))
+        return loaders
+
+    def _train_pairs(self, name: str, visible: np.ndarray | None = None) -> DataLoader:
         if not len(self.train_pairs):
             raise InputError(f"There are no pairs of visits to train on, because of this: {self.summary}")
-        dataset = self._dataset(self.train_pairs, self.source_size)
+        dataset = self._dataset(self.train_pairs, self.source_size, visible)
         weights = self._weights(self.train_pairs) if self.balance else None
-        sampler = self._sampler = PairSampler(dataset, self.every_pair, self.seed, self._epoch, weights)
+        sampler = self._sampler(name, dataset, self.every_pair, weights)
         return self._loader(dataset, self.batch_size, sampler=sampler, drop_last=len(sampler) > self.batch_size)
+
+    def _sampler(self, name: str, dataset: PairDataset, every_pair: bool, weights: np.ndarray | None) -> PairSampler:
+        """A sampler whose epochs are counted under a name."""
+        sampler = PairSampler(dataset, every_pair, self.seed, self._epochs.get(name, 0), weights)
+        self._samplers[name] = sampler
+        return sampler
 
     def _weights(self, pairs: np.ndarray) -> np.ndarray:
         site = interval = None
@@ -368,24 +306,33 @@ class PairDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every validation pair with its centred box, in fixed order; an empty list if there is none."""
+        if self.supervised:
+            rows = self.labelled_rows("val")
+            return self._whole(rows) if len(rows) else []
         return self._fixed(self.val_pairs)
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every test pair with its centred box, in fixed order."""
+        if self.supervised:
+            return self._whole(np.flatnonzero(self.table["split"] == "test"))
         if not len(self.test_pairs):
             raise InputError(f"There are no pairs of visits to test on, because of this: {self.summary}")
         return self._fixed(self.test_pairs)
 
     def predict_dataloader(self) -> DataLoader:
         """Every visit once, whole, as a same-visit pair; one per batch, so that none is padded."""
-        rows = np.arange(len(self.table), dtype=np.int32)
-        return self._loader(self._dataset(np.stack([rows, rows], 1), None), 1)
+        return self._whole(np.arange(len(self.table)))
+
+    def _whole(self, rows: np.ndarray) -> DataLoader:
+        return self._loader(self._dataset(np.stack([rows, rows], 1).astype(np.int32), None), 1)
 
     def _fixed(self, pairs: np.ndarray) -> DataLoader | list[DataLoader]:
         return self._loader(self._dataset(pairs, self.source_size), self.batch_size) if len(pairs) else []
 
-    def _dataset(self, pairs: np.ndarray, size: tuple[int, int, int] | None) -> PairDataset:
-        return PairDataset(self.reader().read_pair, pairs, self._subject, self._age, size, self.transform)
+    def _dataset(
+        self, pairs: np.ndarray, size: tuple[int, int, int] | None, visible: np.ndarray | None = None
+    ) -> PairDataset:
+        return PairDataset(self.reader().read_pair, pairs, self._subject, self._age, size, self.transform, visible)
 
     def _loader(self, dataset: PairDataset, batch_size: int, **options: Any) -> DataLoader:
         return DataLoader(

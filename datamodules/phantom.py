@@ -12,6 +12,7 @@ from lssl.batch import Visit
 from lssl.errors import InputError
 
 from .phantom_ageing import LONGEST, canonical, locate, volumes
+from .phantom_anatomy import STRUCTURES
 from .phantom_image import Scan, residual, scan, subject
 from .synthetic import SyntheticDataModule
 
@@ -61,6 +62,7 @@ class PhantomDataModule(SyntheticDataModule):
         if not 0 <= single_visit_fraction <= 1:
             raise InputError(f"single_visit_fraction is {single_visit_fraction:g}; give a share between 0 and 1.")
         self.count, self.single_visit_fraction = subjects, single_visit_fraction
+        self.label_names = STRUCTURES
 
     def visit_table(self) -> pd.DataFrame:
         """One row per visit; ``index`` and ``visit`` are the numbers that :meth:`scan` takes."""

@@ -13,7 +13,7 @@ import torch
 from lssl.batch import Visit
 from lssl.cohort.nifti import Grid, automatic_foreground, read_grids, read_image, read_label, read_mask, scale
 from lssl.cohort.pairs import count, visit_name
-from lssl.cohort.tables import bids_table, csv_table, match_files
+from lssl.cohort.tables import bids_table, csv_table, file_table, match_files
 from lssl.errors import InputError
 
 from .base import PairDataModule
@@ -38,8 +38,8 @@ class VisitsDataModule(PairDataModule):
     visit: background 0, 99.9th percentile of the foreground 1.
 
     Args:
-        root: the BIDS or prepared folder; with ``table``, the folder that its relative paths start from (default: the
-            table's own).
+        root: the BIDS or prepared folder, or a single NIfTI file; with ``table``, the folder that its relative paths
+            start from (default: the table's own).
         suffix: end of the image names in the BIDS folder, which may carry entities: ``T1w``, ``run-1_T1w``,
             ``ce-gad_T1w``. Images with contrast agent are left out unless it names them. Of no account in a prepared
             folder.
@@ -89,6 +89,8 @@ class VisitsDataModule(PairDataModule):
                     f"{self.root} holds {', '.join(channels)}, not {self.suffix}; prepare that, or leave suffix out."
                 )
             return table
+        if self.csv is None and Path(str(self.root)).is_file():
+            return file_table(str(self.root))
         if self.csv is None:
             table, left_out = bids_table(str(self.root), self.suffix, self.masks, self.labels)
             self.excluded += left_out
@@ -108,7 +110,9 @@ class VisitsDataModule(PairDataModule):
             return
         grids = read_grids(table["image"].tolist())
         self._shapes = np.stack([grid.shape for grid in grids])
-        _refuse_moving_subjects(table, grids)
+        self._voxel_size = np.median([np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in grids], axis=0)
+        if not self.predicting:  # which takes each visit by itself
+            _refuse_moving_subjects(table, grids)
         for column in ("mask", "label"):
             _refuse_other_grid(table, grids, column)
             missing = int((table[column] == "").sum())
@@ -122,6 +126,23 @@ class VisitsDataModule(PairDataModule):
     def shapes(self) -> np.ndarray:
         """``(visits, 3)`` voxels per axis, from the headers."""
         return self._shapes
+
+    def voxel_size(self) -> np.ndarray:
+        """``(3,)`` mm, the median over all headers."""
+        return super().voxel_size() if self.prepared else self._voxel_size
+
+    def has_label(self) -> np.ndarray:
+        """``(visits,)`` bool, from the table."""
+        if self.prepared:
+            return np.array([self.prepared.open(row).labelled for row in range(len(self.table))])
+        return (self.table["label"] != "").to_numpy()
+
+    def read_label(self, row: int) -> np.ndarray | None:
+        """The label map alone."""
+        if self.prepared:
+            return super().read_label(row)
+        path = os.fsdecode(self._paths["label"][row])
+        return read_label(path) if path else None
 
     def read(self, row: int) -> Visit:
         """Reads and scales the whole visit in a row of the table."""

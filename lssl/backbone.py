@@ -115,15 +115,24 @@ class Backbone(nn.Module):
 
         Distributed training would wait for the gradients of the rest, which never come.
         """
-        self.check_taps(taps)
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not trained or not (taps or output):
+        if not taps and not output:
             return
+        used = self.beneath(taps, output)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name in used)
+
+    def beneath(self, taps: Sequence[str], output: bool = False) -> set[str]:
+        """Names of the trained parameters that these taps (and the output, if asked) depend on."""
+        self.check_taps(taps)
+        trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if not trained:
+            return set()
         training = self.training
         self.eval()
         coarsest = 2 * max((stride for tap in self.taps.values() for stride in tap.stride), default=8)
+        device = next(iter(trained.values())).device
         for side in sorted({coarsest, 64, 96, 128}):  # some networks take but some sizes
-            image = torch.zeros(1, self.in_channels, side, side, side, device=trained[0].device)
+            image = torch.zeros(1, self.in_channels, side, side, side, device=device)
             try:
                 with torch.enable_grad():
                     features = self(image, taps, output)
@@ -134,10 +143,14 @@ class Backbone(nn.Module):
             raise InputError("backbone: the network accepts no cube of 64, 96 or 128 voxels a side.")
         with torch.enable_grad():
             total = torch.stack([feature.sum() for feature in features.values()]).sum()
-        gradients = torch.autograd.grad(total, trained, allow_unused=True)
-        for parameter, gradient in zip(trained, gradients, strict=True):
-            parameter.requires_grad_(gradient is not None)
+        gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
         self.train(training)
+        return {name for name, gradient in zip(trained, gradients, strict=True) if gradient is not None}
+
+    def encoder(self) -> set[str]:
+        """Names of the parameters that the coarsest tap depends on; the others are the decoder's."""
+        coarsest = max(self.taps, key=lambda name: max(self.taps[name].stride))
+        return self.beneath([coarsest])
 
     def shares(self, taps: Sequence[str], weights: Mapping[str, float] | None) -> dict[str, float]:
         """Weights of taps, normalised to sum 1; all alike if ``None``; taps of weight 0 are left out."""

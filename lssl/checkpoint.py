@@ -1,4 +1,4 @@
-"""Strategies out of checkpoints: every checkpoint of ``lssl fit`` carries the config that rebuilds its network."""
+"""Checkpoints of ``lssl fit``: each carries the config that rebuilds its network."""
 
 from __future__ import annotations
 
@@ -15,27 +15,33 @@ from lssl.errors import InputError
 from lssl.strategy import Strategy
 from lssl.views import ViewSampler
 
-__all__ = ["load_strategy"]
+__all__ = ["load_strategy", "read_checkpoint"]
 
 _OF_THE_RUN = {"backbone", "views", "optimizer", "schedule", "matcher"}  # linked, or of no use without training
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint of ``lssl fit`` holds, on the CPU; nothing in the file can run code."""
+    if not Path(path).is_file():
+        raise InputError(f"There is no checkpoint {path}.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
+        raise InputError(f"{path} is no checkpoint, is cut off, or holds objects that are not safe to load.") from None
+    if not isinstance(checkpoint, dict) or "config" not in checkpoint.get("lssl", {}):
+        raise InputError(f"{path} was not written by lssl fit: it carries no config to rebuild its network from.")
+    return checkpoint
 
 
 def load_strategy(path: str | Path) -> Strategy:
     """The strategy that a checkpoint holds, with its weights, on the CPU; nothing needs to be known of its class.
 
-    The class is imported by the name in the checkpoint's config; nothing else in the file can run code.
+    The class is imported by the name in the checkpoint's config.
 
     Args:
         path: of a checkpoint written by ``lssl fit``.
     """
-    if not Path(path).is_file():
-        raise InputError(f"There is no checkpoint {path}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(f"{path} is no checkpoint, or holds objects that are not safe to load.") from None
-    if not isinstance(checkpoint, dict) or "config" not in checkpoint.get("lssl", {}):
-        raise InputError(f"{path} was not written by lssl fit: it carries no config to rebuild its network from.")
+    checkpoint = read_checkpoint(path)
     config: dict[str, Any] = yaml.safe_load(checkpoint["lssl"]["config"])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Backbone, "backbone")
@@ -55,6 +61,7 @@ def load_strategy(path: str | Path) -> Strategy:
     except ArgumentError as error:
         raise InputError(f"{path}: {model['class_path']} of its config cannot be built here: {error}") from None
     strategy: Strategy = parser.instantiate(parsed).model
+    strategy.on_load_checkpoint(checkpoint)  # a Segmenter learns its classes from it
     strategy.load_state_dict(checkpoint["state_dict"])
     return strategy.eval()
 

@@ -26,10 +26,10 @@ __all__ = ["main"]
 HELP = f"""\
 lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
 
-  lssl fit      --config FILE [--config FILE …] [--key value …]    pretrain
-  lssl validate --config FILE --ckpt_path FILE|best|last           terms on held-out pairs
-  lssl test     --config FILE --ckpt_path FILE|best|last           terms on test pairs
-  lssl predict  --config FILE --ckpt_path FILE|best|last           embeddings of every visit
+  lssl fit      --config FILE [--config FILE …] [--key value …]    pretrain, or fine-tune a Segmenter
+  lssl validate --config FILE --ckpt_path FILE|best|last           terms on held-out pairs; a Segmenter's Dice
+  lssl test     --config FILE --ckpt_path FILE|best|last           terms on test pairs; a Segmenter's scores
+  lssl predict  --config FILE --ckpt_path FILE|best|last           embeddings of every visit; a Segmenter's label maps
   lssl prepare  BIDS_DIR OUT_DIR [--suffix T1w …] [--workers N]    registered, cached visits from a BIDS folder
   lssl inspect  DIR [--json] [--sheet FILE.png]                    what a BIDS or prepared folder holds
   lssl strategies                                                  the methods, one line each
@@ -65,7 +65,7 @@ def main(args: list[str] | None = None) -> None:
         elif command in DATA_COMMANDS:
             getattr(importlib.import_module("lssl.prepare.commands"), DATA_COMMANDS[command])(args[1:])
         elif command in TRAINER_COMMANDS:
-            _train([command, *_with_shipped_configs(args[1:])])
+            _train([command, *_with_files(_with_shipped_configs(args[1:]))])
         else:
             raise InputError(
                 f"There is no command '{command}'{nearest(command, [*TRAINER_COMMANDS, *DATA_COMMANDS, *GROUPS])}"
@@ -106,6 +106,23 @@ def _with_shipped_configs(args: list[str]) -> list[str]:
         else:
             resolved[place + 1] = str(ours)
     return resolved
+
+
+def _with_files(args: list[str]) -> list[str]:
+    """Where a config's data are phantoms (also by default), a root given beside it names files instead of them."""
+    import yaml
+
+    given = [arg.partition("=")[0] for arg in args]
+    if "--data.init_args.root" not in given or {"--data", "--data.class_path"} & {*given}:
+        return args
+    paths = [args[place + 1] if arg in ("--config", "-c") else arg.partition("=")[2] for place, arg in enumerate(args)
+             if arg.partition("=")[0] in ("--config", "-c")]  # fmt: skip
+    configs = [yaml.safe_load(Path(path).read_text()) or {} for path in paths]
+    classes = [config["data"]["class_path"] for config in configs if "class_path" in (config.get("data") or {})]
+    if classes and not classes[-1].endswith("PhantomDataModule"):
+        return args
+    place = given.index("--data.init_args.root")
+    return [*args[:place], "--data.class_path=VisitsDataModule", *args[place:]]
 
 
 def _check_yaml(path: Path) -> None:

@@ -25,16 +25,16 @@ from lssl.points import at_points
 from lssl.strategy import Strategy
 from lssl.views import View
 
-__all__ = ["draw_similarity", "similarity_map"]
+__all__ = ["axial", "draw_similarity", "similarity_map"]
 
 
-def _slice(volume: Tensor, index: int) -> np.ndarray:
+def axial(volume: Tensor, index: int) -> np.ndarray:
     """Axial slice ``(D, H, W) → (H, D)`` image, patient's right on the left, anterior up."""
     return volume[:, :, index].T.flip(0, 1).float().cpu().numpy()
 
 
 def _spot(volume: Tensor, point: Tensor) -> tuple[float, float]:
-    """Where an index lies on :func:`_slice`."""
+    """Where an index lies on :func:`axial`."""
     return volume.shape[0] - 1 - float(point[0]), volume.shape[1] - 1 - float(point[1])
 
 
@@ -42,7 +42,7 @@ def _show(
     axes: Axes, volume: Tensor, point: Tensor, title: str, mark: str | None = "#ffcc00", sides: bool = True
 ) -> None:
     index = int(point[2].round().clamp(0, volume.shape[2] - 1))
-    axes.imshow(_slice(volume, index), cmap="gray", vmin=0, vmax=1.1, interpolation="nearest")
+    axes.imshow(axial(volume, index), cmap="gray", vmin=0, vmax=1.1, interpolation="nearest")
     if mark:
         axes.plot(*_spot(volume, point), "+", color=mark, markersize=14, markeredgewidth=2)
     _finish(axes, title, sides)
@@ -64,7 +64,7 @@ def _outline(axes: Axes, volume: Tensor, source_affine: Tensor, view: View, poin
     index = geo.transform(geo.inverse(view.affine) @ source_affine, plane[None])[0]
     half = torch.tensor(view.size, dtype=index.dtype, device=index.device) / 2
     depth = (half - (index + 0.5 - half).abs()).amin(-1).view(size[0], size[1], 1)
-    axes.contour(_slice(depth, 0), [0.0], colors=[colour], linewidths=1.5)
+    axes.contour(axial(depth, 0), [0.0], colors=[colour], linewidths=1.5)
 
 
 @torch.no_grad()
@@ -162,7 +162,7 @@ def _draw_map(axis: Axes, result: dict, point: Tensor, title: str, tap: str, sam
     whole, similarity = result["whole"], result["similarity"][sample]
     _show(axis, whole.image[sample, 0], point, f"{title}: cosine at {tap}, visit 2", mark=None)
     index = int(point[2].round().clamp(0, similarity.shape[2] - 1))
-    drawn = axis.imshow(_slice(similarity, index), cmap="magma", vmin=0, vmax=1, alpha=0.75)
+    drawn = axis.imshow(axial(similarity, index), cmap="magma", vmin=0, vmax=1, alpha=0.75)
     axis.plot(*_spot(similarity, point), "+", color="#33dd55", markersize=14, markeredgewidth=2)
     axis.figure.colorbar(drawn, ax=axis, shrink=0.8)
 

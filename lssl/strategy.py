@@ -11,7 +11,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -138,13 +138,20 @@ class Strategy(L.LightningModule, ABC):
         return {"subject": batch.subject, "session": batch.session[:, 0], **embeddings}
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over all parameters, one rate, stepped every step."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in trained if parameter.ndim > 1]},
-            {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-        ]
+        """One optimizer over all parameters, stepped every step."""
+        groups: list[dict[str, Any]] = []
+        for rate, trained in self.rates().items():
+            groups += [
+                {"params": [parameter for parameter in trained if parameter.ndim > 1], "rate": rate},
+                {
+                    "params": [parameter for parameter in trained if parameter.ndim <= 1],
+                    "rate": rate,
+                    "weight_decay": 0.0,
+                },
+            ]
         optimizer = self.optimizer([group for group in groups if group["params"]])
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("rate")
         if self.schedule is None and self.teacher is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -158,6 +165,10 @@ class Strategy(L.LightningModule, ABC):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.schedule(optimizer, self._steps), "interval": "step"},
         }
+
+    def rates(self) -> dict[float, list[nn.Parameter]]:
+        """What is trained, by the factor of the learning rate; one rate for all, unless a subclass differs."""
+        return {1.0: [parameter for parameter in self.parameters() if parameter.requires_grad]}
 
     # --- for subclasses, callbacks and evaluation ---------------------------------------------------------------------
 
@@ -182,10 +193,12 @@ class Strategy(L.LightningModule, ABC):
         first, second = self.sample(batch)
         terms = self.terms(first, second, batch)
         self._check_weights(list(terms) or self.TERMS)
+        return self._sum(terms), terms
+
+    def _sum(self, terms: dict[str, Tensor]) -> Tensor:
         if not terms:
             raise InputError("weights: every term has weight 0, so there is nothing to learn.")
-        loss = torch.stack([self.weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
-        return loss, terms
+        return torch.stack([self.weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
 
     def _evaluate(self, batch: PairBatch, batch_idx: int, stage: str) -> None:
         self.seed(stage, batch_idx)

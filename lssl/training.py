@@ -18,6 +18,7 @@ from lssl.backbone import Backbone
 from lssl.callbacks import DataWait, EmbeddingWriter
 from lssl.messages import explain
 from lssl.run import RunFolder, checkpoint_path, claim, keep, run_checkpoints
+from lssl.segmenter import Segmenter
 from lssl.strategy import Strategy
 from lssl.views import ViewSampler
 
@@ -41,7 +42,10 @@ class TrainingCLI(LightningCLI):
         except ArgumentError as error:
             groups = {"trainer": L.Trainer, "views": ViewSampler, "backbone": Backbone}
             rooms = {sys.modules[cls.__module__] for cls in classes}
-            known = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())} | set(classes)
+            known = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())} | {
+                *classes,
+                Segmenter,
+            }
             raise explain(error, groups, sorted(filter(inspect.isclass, known), key=lambda cls: cls.__name__)) from None
 
     @classmethod
@@ -83,6 +87,8 @@ class TrainingCLI(LightningCLI):
         path = checkpoint_path(config.get("ckpt_path"), folder)
         if "ckpt_path" in config:
             config.ckpt_path = path
+        if self.subcommand == "predict":
+            _forget_labels(config)
         logs = folder
         if self.subcommand == "fit":
             logs = folder = claim(folder, resuming=path is not None)
@@ -109,3 +115,14 @@ class TrainingCLI(LightningCLI):
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=20))
         self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """A resumed run has its own weights, and need not find those that it once started from."""
+        if self.config.fit.get("ckpt_path") and isinstance(self.model, Segmenter):
+            self.model.pretrained = None
+
+
+def _forget_labels(config: Any) -> None:
+    """Prediction needs no labels, and the folder it is given need not have any."""
+    if "labels" in config.data.get("init_args", {}):
+        config.data.init_args.labels = None

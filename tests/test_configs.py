@@ -196,6 +196,20 @@ def test_data_prepared(tmp_path, bids):
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
+EARLY = '--trainer.callbacks={"class_path": "EarlyStopping", "init_args": {"monitor": "val/dice", "mode": "max"}}'
+
+
+def test_finetuning_from_scratch_and_from_a_checkpoint_is_one_line(tmp_path):
+    """tests/test_segmenter.py follows what comes of finetune.yaml."""
+    (tmp_path / "pretraining").mkdir()
+    run = fit(tmp_path / "pretraining", "demo.yaml", options=["--trainer.callbacks=null", "--trainer.max_steps=1"])
+    for pretrained in ("null", str(run / "checkpoints" / "last.ckpt")):
+        options = [f"--model.init_args.pretrained={pretrained}", "--data.init_args.labelled.steps=1"]
+        options += ["--data.init_args.spacing=4.5", "--trainer.max_steps=1", EARLY]
+        tuned = fit(tmp_path, "finetune.yaml", options=options)
+        assert "val/dice" in (tuned / "metrics.csv").read_text()
+
+
 def test_every_config_is_run():
     """A new YAML must be named in a test above."""
     text = Path(__file__).read_text()

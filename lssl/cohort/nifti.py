@@ -100,13 +100,18 @@ def read_mask(path: str) -> np.ndarray:
 
 
 def read_label(path: str) -> np.ndarray:
-    """``(D, H, W)`` int16; refuses values that are not whole numbers."""
+    """``(D, H, W)`` int16; refuses values that are not whole numbers from 0 on."""
     voxels, _ = _read(path)
     label = np.nan_to_num(voxels, nan=0.5).round()
     if not np.array_equal(label, voxels) or np.abs(label).max() > np.iinfo(np.int16).max:
         raise InputError(
             f"The label map {path} holds values that are not whole numbers of 16 bits; "
             f"a label map must be resampled with nearest neighbours and hold classes, not probabilities."
+        )
+    if label.min() < 0:
+        raise InputError(
+            f"The label map {path} holds the negative value {label.min():g}; give its classes numbers from 1 on, and "
+            f"0 to the background."
         )
     return label.astype(np.int16)
 

@@ -20,7 +20,7 @@ import pandas as pd
 from lssl.cohort.pairs import count, visit_name
 from lssl.errors import InputError
 
-__all__ = ["add_times", "bids_table", "csv_table", "label_days", "match_files"]
+__all__ = ["add_times", "bids_table", "csv_table", "file_table", "label_days", "match_files"]
 
 DAYS_PER_YEAR = 365.25
 UNITS = {"d": 1.0, "w": 7.0, "m": DAYS_PER_YEAR / 12, "y": DAYS_PER_YEAR}
@@ -76,6 +76,17 @@ def bids_table(
     if contrast:
         left_out.append(f"{count(contrast, 'image')} with contrast agent (ce-)")
     return table, left_out
+
+
+def file_table(path: str | Path) -> pd.DataFrame:
+    """The one visit of a single NIfTI file; its subject and session are those that a BIDS name carries."""
+    name = Path(path).name
+    if not name.endswith((".nii", ".nii.gz")):
+        raise InputError(f"{path} is no NIfTI file; give one that ends in .nii or .nii.gz, or a folder.")
+    entities = {key: re.search(rf"(?:^|_)({key}-[A-Za-z0-9]+)", name) for key in ("sub", "ses")}
+    subject, session = (found[1] if found else "" for found in entities.values())
+    row = {"subject": subject or name.split(".nii")[0], "session": session, "image": str(path), "mask": "", "label": ""}
+    return pd.DataFrame([{**row, "age": np.nan, "time": 0.0}])
 
 
 def _scan(root: Path) -> list[tuple[str, str, list[str]]]:

@@ -1,8 +1,10 @@
 """Losses, one class per file: its formula, its paper, its shapes, an example that runs."""
 
 from lssl.losses.aligned_cosine import AlignedCosine
+from lssl.losses.consistency import Consistency
 from lssl.losses.covariance import Covariance
 from lssl.losses.dense_info_nce import DenseInfoNCE
+from lssl.losses.dice_ce import DiceCE
 from lssl.losses.mined_info_nce import MinedInfoNCE
 from lssl.losses.negative_cosine import NegativeCosine
 from lssl.losses.nt_xent import NTXent
@@ -13,8 +15,10 @@ from lssl.losses.variance import Variance
 
 __all__ = [
     "AlignedCosine",
+    "Consistency",
     "Covariance",
     "DenseInfoNCE",
+    "DiceCE",
     "MinedInfoNCE",
     "NTXent",
     "NegativeCosine",

@@ -1,0 +1,115 @@
+"""SegmentationReport: ``lssl test`` of a Segmenter ends in a table, a CSV and a picture per subject."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
+from rich.table import Table
+
+from lssl.segmentation.scores import METRICS, SegmentedVisit, score_subject
+
+__all__ = ["SegmentationReport", "averages"]
+
+
+class SegmentationReport(L.Callback):
+    """Scores each test subject once all of its visits are segmented, and shows the averages at the end.
+
+    Below the run folder, ``test/segmentation.csv`` holds every value (subject, session, structure, metric, value; see
+    :data:`lssl.segmentation.scores.METRICS`), ``test/pictures`` one picture per subject.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+        self._subject = ""
+        self._visits: list[SegmentedVisit] = []
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts anew."""
+        self.rows, self._subject, self._visits = [], "", []
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps a visit; the visits of a subject follow one another."""
+        visit = trainer.datamodule.table.iloc[int(batch.session[0, 0])]  # type: ignore[attr-defined]
+        if visit["subject"] != self._subject:
+            self._finish(trainer, pl_module)
+            self._subject = visit["subject"]
+        truth = outputs["truth"]
+        self._visits.append(
+            SegmentedVisit(
+                session=visit["session"],
+                age=float(batch.ages[0, 0]),
+                affine=batch.affines[0, 0].cpu(),
+                image=batch.images[0, 0, 0].float().cpu(),
+                predicted=outputs["predicted"].cpu(),
+                truth=None if truth is None or bool((truth < 0).all()) else truth.cpu(),
+            )
+        )
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The last subject, then files, log and table."""
+        self._finish(trainer, pl_module)
+        table = pd.DataFrame(self.rows)
+        path = _folder(trainer) / "segmentation.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.csv")
+        table.to_csv(part, index=False)
+        part.replace(path)
+        means = averages(table)
+        whole = means.loc["mean"].dropna().to_dict()
+        pl_module.log_dict({f"test/{metric}": value for metric, value in whole.items()}, batch_size=1)
+        Console(width=None if sys.stdout.isatty() else 160).print(_table(means))
+        rank_zero_info(f"Scores of {table['subject'].nunique()} subjects: {path}; pictures beside it.")
+
+    def _finish(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not self._visits:
+            return
+        from lssl.segmentation.picture import draw_subject
+
+        names = pl_module.classes.names
+        self.rows += score_subject(self._subject, self._visits, names)
+        draw_subject(self._subject, self._visits, len(names), _folder(trainer) / "pictures" / f"{self._subject}.png")
+        self._visits = []
+
+
+def averages(table: pd.DataFrame) -> pd.DataFrame:
+    """Structures × metrics, each the mean over subjects of the subject's mean; then the mean over structures.
+
+    Args:
+        table: the rows of ``segmentation.csv``.
+    """
+    table = table[table["metric"].isin(list(METRICS))]
+    order = table["structure"].unique()
+    by_subject = table.groupby(["structure", "metric", "subject"])["value"].mean()
+    means = by_subject.groupby(["structure", "metric"]).mean().unstack("metric").reindex(order)
+    means = means[[metric for metric in METRICS if metric in means]]
+    return pd.concat([means, means.mean().to_frame("mean").T])
+
+
+def _folder(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "test"
+
+
+def _table(means: pd.DataFrame) -> Table:
+    table = Table("structure", title="Test subjects: mean over subjects", title_justify="left")
+    for metric in means:
+        table.add_column(METRICS[str(metric)], justify="right")
+    for structure, values in means.iterrows():
+        if structure == "mean":
+            table.add_section()
+        texts = ["–" if value != value else f"{value:.2f}" for value in values]
+        table.add_row(str(structure), *texts)
+    return table

@@ -1,0 +1,198 @@
+"""Classes: label maps of any integers as contiguous classes, their names, frequencies and sides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lssl.errors import InputError
+
+__all__ = ["Classes", "LabelCounts", "LabelledData", "count_labels", "refuse_unknown"]
+
+ONE_SIDED = 0.95  # share of its voxels in one half of the volumes, above which a class lies on one side
+
+
+class LabelledData(Protocol):
+    """What is asked of a datamodule, beside loaders: see :class:`lssl.datamodules.base.PairDataModule`."""
+
+    table: Any
+    label_names: dict[int, str]
+
+    def labelled_rows(self, split: str) -> np.ndarray:
+        """Rows of the table whose labels may be seen."""
+
+    def read_label(self, row: int) -> np.ndarray | None:
+        """``(D, H, W)`` int16."""
+
+    def voxel_size(self) -> np.ndarray:
+        """``(3,)`` mm between voxels."""
+
+    def supervise(self, unlabelled_pairs: bool) -> None:
+        """Asks for loaders of labelled visits."""
+
+
+@dataclass
+class LabelCounts:
+    """Voxels of each label value, in both halves of the volumes.
+
+    Attributes:
+        left: value → voxels in the first half (of lower index, the patient's left).
+        right: value → voxels in the second half.
+        seen: row → values that its label map holds.
+    """
+
+    left: dict[int, int]
+    right: dict[int, int]
+    seen: dict[int, list[int]]
+
+    def total(self, values: Iterable[int]) -> int:
+        """Voxels of some values."""
+        return sum(self.left.get(value, 0) + self.right.get(value, 0) for value in values)
+
+    def side(self, values: Iterable[int]) -> int:
+        """-1 or 1 where nearly all voxels lie on the left or right, else 0."""
+        values = list(values)
+        left = sum(self.left.get(value, 0) for value in values)
+        share = left / max(1, self.total(values))
+        return -1 if share >= ONE_SIDED else 1 if share <= 1 - ONE_SIDED else 0
+
+
+def count_labels(data: LabelledData, rows: np.ndarray) -> LabelCounts:
+    """Reads label maps and counts their values; the first damaged one ends it with its sentence."""
+    counts = LabelCounts({}, {}, {})
+    for row in rows:
+        label = data.read_label(int(row))
+        if label is None:
+            continue
+        counts.seen[int(row)] = np.unique(label).tolist()
+        middle = label.shape[0] // 2
+        for half, part in ((counts.left, label[:middle]), (counts.right, label[middle:])):
+            for value, number in zip(*np.unique(part, return_counts=True), strict=True):
+                half[int(value)] = half.get(int(value), 0) + int(number)
+    return counts
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Class 0 is the background; class k is the k-th entry here.
+
+    Attributes:
+        names: of the classes but the background.
+        values: label values of each; a value that no class has is background, if ``open``.
+        open: whether other values are background (the classes were listed) or unknown (they were found in the data).
+    """
+
+    names: tuple[str, ...]
+    values: tuple[tuple[int, ...], ...]
+    open: bool
+
+    @classmethod
+    def listed(cls, listed: Mapping[str, Sequence[int]], counts: LabelCounts) -> Classes:
+        """As configured; each class must be in the training data, and each value in one class."""
+        values = [value for group in listed.values() for value in group]
+        twice = [value for value in values if values.count(value) > 1]
+        if twice or min(values, default=1) < 1 or not values:
+            what = f"label {twice[0]} stands twice" if twice else "labels of classes are whole numbers from 1 on"
+            raise InputError(f"classes: {what}; write name: [label, …] with every label once.")
+        for name, group in listed.items():
+            if not counts.total(group):
+                raise InputError(
+                    f"classes: '{name}' ({', '.join(map(str, group))}) is never seen in the labelled training visits, "
+                    f"which hold {', '.join(map(str, sorted({*counts.left, *counts.right})))}; take it out, or label "
+                    f"more visits."
+                )
+        return cls(tuple(listed), tuple(tuple(group) for group in listed.values()), True)
+
+    @classmethod
+    def found(cls, counts: LabelCounts, names: Mapping[int, str]) -> Classes:
+        """Every label value of the training data but 0 is a class."""
+        values = sorted(value for value in {*counts.left, *counts.right} if value > 0)
+        if not values:
+            raise InputError(
+                "The label maps of the labelled training visits are empty: they hold no value but 0; check "
+                "data.init_args.labels."
+            )
+        return cls(tuple(names.get(value, str(value)) for value in values), tuple((v,) for v in values), False)
+
+    @property
+    def number(self) -> int:
+        """Classes with the background."""
+        return len(self.names) + 1
+
+    def weights(self, counts: LabelCounts, exponent: float) -> Tensor:
+        """``(K,)`` frequency to the power ``-exponent``, of mean 1."""
+        foreground = [counts.total(group) for group in self.values]
+        every = sum({**counts.left}.values()) + sum(counts.right.values())
+        voxels = torch.tensor([max(1, every - sum(foreground)), *foreground], dtype=torch.float64)
+        weights = (voxels / every) ** -exponent
+        return (weights / weights.mean()).float()
+
+    def lookup(self) -> Tensor:
+        """``(max + 2,)`` int64: class of label value v at ``v + 1``; -1 (no label) stays -1."""
+        table = torch.zeros(max(max(group) for group in self.values) + 2, dtype=torch.long)
+        table[0] = -1
+        for number, group in enumerate(self.values, 1):
+            table[torch.tensor(group) + 1] = number
+        return table
+
+    def label_values(self) -> Tensor:
+        """``(K,)`` int16 that a class is written as: the first of its labels."""
+        return torch.tensor([0, *(group[0] for group in self.values)], dtype=torch.int16)
+
+    def other_side(self, counts: LabelCounts, flips: bool) -> Tensor:
+        """``(K,)`` class that each one becomes in the mirror: *left* and *right* of a name exchanged.
+
+        Args:
+            counts: where the classes lie, to find those whose names do not tell their side.
+            flips: whether views are mirrored; then a class on one side needs a partner.
+        """
+        swapped, alone = list(range(self.number)), []
+        for number, name in enumerate(self.names, 1):
+            other = _mirrored(name)
+            if other != name and other in self.names:
+                swapped[number] = self.names.index(other) + 1
+            elif other != name or counts.side(self.values[number - 1]):
+                alone.append(number)
+        sides = {counts.side(self.values[number - 1]) for number in alone}
+        named = [
+            self.names[number - 1] for number in alone if _mirrored(self.names[number - 1]) != self.names[number - 1]
+        ]
+        if flips and (named or {-1, 1} <= sides):
+            name = (named or [self.names[number - 1] for number in alone])[0]
+            raise InputError(
+                f"views.flip mirrors left and right, but class '{name}' lies on one side and has no partner; name "
+                f"partners 'left …' and 'right …' in model.init_args.classes, merge them or set views.flip to 0."
+            )
+        return torch.tensor(swapped)
+
+
+def refuse_unknown(classes: Classes, counts: LabelCounts, visits: Mapping[int, str]) -> None:
+    """Stops at a label value of a held-out visit that no class has, where classes were found and not listed."""
+    if classes.open:
+        return
+    known = {0, *(value for group in classes.values for value in group)}
+    for row, values in counts.seen.items():
+        if unknown := sorted(set(values) - known):
+            raise InputError(
+                f"The label map of {visits[row]} holds the class {unknown[0]}, never seen in the labelled training "
+                f"visits; list the classes that count in model.init_args.classes, or label more visits."
+            )
+
+
+_SIDES = {"left": "right", "right": "left", "lh": "rh", "rh": "lh", "l": "r", "r": "l"}
+
+
+def _mirrored(name: str) -> str:
+    """``left hippocampus`` → ``right hippocampus``; capitals stay."""
+
+    def swap(found: re.Match[str]) -> str:
+        other = _SIDES[found[0].lower()]
+        return other.upper() if found[0].isupper() else other.title() if found[0].istitle() else other
+
+    return re.sub(r"(?i)(?<![a-z])(left|right|lh|rh|l|r)(?![a-z])", swap, name)

@@ -1,0 +1,83 @@
+"""Weights of a pretrained network, moved into another network of the same layers, with an account of what matched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from torch import Tensor
+
+from lssl.backbone import Backbone
+from lssl.checkpoint import read_checkpoint
+from lssl.errors import InputError
+
+__all__ = ["load_pretrained"]
+
+PREFIX = "backbone.network."
+
+
+@torch.no_grad()
+def load_pretrained(
+    backbone: Backbone, path: str | Path, part: Literal["encoder", "network"] = "network", partial: bool = False
+) -> str:
+    """Copies weights and buffers of a checkpoint's network into a backbone.
+
+    Args:
+        backbone: to start from the checkpoint.
+        path: of a checkpoint of any strategy.
+        part: the whole ``network``, or its ``encoder``: what the coarsest tap depends on.
+        partial: takes what has the same name and shape, instead of refusing a network that differs.
+
+    Returns:
+        What matched, in words.
+    """
+    checkpoint = read_checkpoint(path)
+    config = yaml.safe_load(checkpoint["lssl"]["config"])
+    state = checkpoint["state_dict"]
+    theirs = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    ours: dict[str, Tensor] = dict(backbone.network.state_dict())
+    if part == "encoder":
+        ours, theirs = (_within(state, backbone) for state in (ours, theirs))
+    fitting = [name for name, value in ours.items() if name in theirs and theirs[name].shape == value.shape]
+    if not partial and (wrong := _differences(ours, theirs)):
+        raise InputError(
+            f"The network of {path} differs from this one in {len(wrong)} tensors ({'; '.join(wrong[:3])}"
+            f"{'; …' if len(wrong) > 3 else ''}); use the backbone of its config, or set model.init_args.partial to "
+            f"true to take what fits."
+        )
+    if not fitting:
+        raise InputError(f"Nothing in {path} fits this network: no tensor has the same name and shape.")
+    for name in fitting:
+        ours[name].copy_(theirs[name])
+    parameters = dict(backbone.network.named_parameters())
+    moved = sum(parameters[name].numel() for name in fitting if name in parameters)
+    every = sum(parameter.numel() for parameter in parameters.values())
+    method = config["model"]["class_path"].rpartition(".")[2]
+    text = (
+        f"Pretrained {part} by {method} ({path}): {len(fitting)} of {len(backbone.network.state_dict())} tensors and "
+        f"{moved:,} of {every:,} parameters of the network matched; the head is new."
+    )
+    padding = config["backbone"].get("padding", "zeros")
+    if padding != backbone.padding:
+        text += f" Note: it was trained with padding '{padding}', this network has '{backbone.padding}'."
+    return text
+
+
+def _within(state: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+    """The encoder's tensors: its parameters, and the buffers of modules whose parameters are its own."""
+    modules = {name.removeprefix("network.").rpartition(".")[0] for name in backbone.encoder()}
+    return {name: value for name, value in state.items() if name.rpartition(".")[0] in modules}
+
+
+def _differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
+    """What keeps one network's weights from being the other's, a phrase for each tensor."""
+    wrong = [f"{name} is missing there" for name in ours if name not in theirs]
+    wrong += [f"{name} is missing here" for name in theirs if name not in ours]
+    return wrong + [
+        f"{name} is {'×'.join(map(str, theirs[name].shape))} there and {'×'.join(map(str, value.shape))} here"
+        for name, value in ours.items()
+        if name in theirs and theirs[name].shape != value.shape
+    ]

@@ -1,0 +1,168 @@
+"""Scores of segmented subjects: each visit against its truth, and the visits against one another."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lssl import geometry as geo
+from lssl.metrics import PercentChange, ReversalRate, TemporalConsistency, TrajectoryError
+
+__all__ = ["METRICS", "Row", "SegmentedVisit", "dice_scores", "score_subject"]
+
+METRICS = {
+    "dice": "↑ Dice",
+    "hd95": "↓ 95 % Hausdorff, mm",
+    "asd": "↓ surface distance, mm",
+    "missed": "↓ not found",
+    "aspc": "ASPC, %",
+    "true_aspc": "true ASPC, %",
+    "stcs": "STCS",
+    "true_stcs": "true STCS",
+    "trajectory_error": "↓ trajectory error, %/y",
+    "reversal_rate": "↓ reversals",
+}
+"""What is measured, and what it is called in the table.
+
+``dice``, ``hd95`` and ``asd`` compare a visit with its truth: overlap, 95th percentile of the surface distances
+(Hausdorff) and their mean, both over both surfaces. A structure that the truth has not is left out. One that was not
+found has Dice 0 and no distance: a prediction of nothing would otherwise win, so ``missed`` stands beside them.
+``aspc``, ``stcs``, ``trajectory_error`` and ``reversal_rate`` are described in :mod:`lssl.metrics`, each with what a
+constant prediction scores; what the truth itself scores is given beside the two that true change makes worse. The CSV
+also holds ``volume`` and ``true_volume``, in mm³.
+"""
+
+
+@dataclass
+class SegmentedVisit:
+    """A visit with its prediction.
+
+    Attributes:
+        session: its name.
+        age: years, NaN where unknown.
+        affine: ``(4, 4)`` index → frame in mm.
+        image: ``(D, H, W)``, for pictures.
+        predicted: ``(D, H, W)`` classes.
+        truth: ``(D, H, W)`` classes, -1 where unknown; ``None`` where the visit has none.
+    """
+
+    session: str
+    age: float
+    affine: Tensor
+    image: Tensor
+    predicted: Tensor
+    truth: Tensor | None
+
+
+@dataclass
+class Row:
+    """One value of the table: of a visit, of two consecutive ones (``session`` names both), or of a subject."""
+
+    subject: str
+    session: str
+    structure: str
+    metric: str
+    value: float
+
+
+def dice_scores(predicted: Tensor, truth: Tensor, number: int) -> Tensor:
+    """``(K,)`` ``2 |P ∩ T| / (|P| + |T|)`` over voxels whose truth is known; NaN for a class that the truth has not."""
+    known = truth >= 0
+    both, sizes, own = (
+        torch.bincount(part, minlength=number).double()
+        for part in (truth[known & (predicted == truth)], truth[known], predicted[known])
+    )
+    return torch.where(sizes > 0, 2 * both / (sizes + own), torch.nan)
+
+
+def score_subject(subject: str, visits: Sequence[SegmentedVisit], names: Sequence[str]) -> list[Row]:
+    """All rows of one subject.
+
+    Args:
+        subject: its name.
+        visits: in time order, on the CPU.
+        names: of the classes but the background.
+    """
+    rows: list[Row] = []
+
+    def add(session: str, metric: str, values: Tensor) -> None:
+        pairs = zip(names, values.reshape(-1).tolist(), strict=True)
+        rows.extend(Row(subject, session, name, metric, value) for name, value in pairs if value == value)
+
+    volumes = [_volumes(visit.predicted, visit, len(names)) for visit in visits]
+    truths = [
+        torch.full_like(volumes[0], torch.nan) if visit.truth is None else _volumes(visit.truth, visit, len(names))
+        for visit in visits
+    ]
+    for visit, volume, true_volume in zip(visits, volumes, truths, strict=True):
+        for metric, values in {"volume": volume, "true_volume": true_volume, **_against_truth(visit, names)}.items():
+            add(visit.session, metric, values)
+    for number in range(1, len(visits)):
+        one, other = visits[number - 1 : number + 1]
+        for metric, values in _between(one, other, volumes[number - 1 :], truths[number - 1 :], len(names)):
+            add(f"{one.session}/{other.session}", metric, values)
+    if len(visits) > 1:
+        error, reversal = TrajectoryError(len(names)), ReversalRate(len(names))
+        error.update(torch.stack(volumes), torch.stack(truths), torch.tensor([visit.age for visit in visits]))
+        reversal.update(torch.stack(volumes), torch.stack(truths))
+        add("", "trajectory_error", error.compute())
+        add("", "reversal_rate", reversal.compute())
+    return rows
+
+
+def _volumes(label: Tensor, visit: SegmentedVisit, structures: int) -> Tensor:
+    """``(K - 1,)`` mm³."""
+    counts = torch.bincount(label.flatten().clamp_min(0), minlength=structures + 1)[1:]
+    return counts.double() * geo.volume(visit.affine)
+
+
+def _against_truth(visit: SegmentedVisit, names: Sequence[str]) -> dict[str, Tensor]:
+    if visit.truth is None:
+        return {}
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+
+    number = len(names) + 1
+    dice = dice_scores(visit.predicted, visit.truth, number)[1:]
+    known = visit.truth >= 0
+    mine, true = (
+        torch.nn.functional.one_hot(label.where(known, 0), number).movedim(-1, 0)[None]
+        for label in (visit.predicted, visit.truth)
+    )
+    spacing = geo.spacing(visit.affine).tolist()
+    with warnings.catch_warnings():  # that a class is missing is said by its own figure
+        warnings.simplefilter("ignore")
+        hausdorff = compute_hausdorff_distance(mine, true, include_background=False, percentile=95, spacing=spacing)
+        surface = compute_average_surface_distance(
+            mine, true, include_background=False, symmetric=True, spacing=spacing
+        )
+    found = mine.flatten(2).any(2)[0, 1:] & dice.isfinite()
+    distances = {"hd95": hausdorff[0].double(), "asd": surface[0].double()}
+    missed = torch.where(dice.isfinite(), (~found).double(), torch.nan)
+    return {
+        "dice": dice,
+        **{name: value.cpu().where(found, torch.nan) for name, value in distances.items()},
+        "missed": missed,
+    }
+
+
+def _between(
+    one: SegmentedVisit, other: SegmentedVisit, volumes: Sequence[Tensor], truths: Sequence[Tensor], structures: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Agreement of two visits, and of their truths."""
+    for prefix, (first, second) in {"": volumes[:2], "true_": truths[:2]}.items():
+        change = PercentChange(structures)
+        change.update(first[None], second[None])
+        yield f"{prefix}aspc", change.compute()
+    labels = {"": (one.predicted, other.predicted)}
+    if one.truth is not None and other.truth is not None:
+        labels["true_"] = (one.truth, other.truth)
+    points = geo.transform(other.affine, geo.lattice(other.predicted.shape))[None]
+    for prefix, (first, second) in labels.items():
+        brought = geo.lookup(first[None], one.affine[None], points, -1).view(1, *second.shape)
+        agreement = TemporalConsistency(structures + 1)
+        agreement.update(brought, second[None])
+        yield f"{prefix}stcs", agreement.compute().reshape(-1)[1:]

@@ -1,0 +1,93 @@
+"""Whole visits: sliding windows at the spacing that a network was trained at, and back onto the visit's own grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lssl import geometry as geo
+
+__all__ = ["segment", "working_grid"]
+
+CHUNK = 8  # classes that are brought back at a time: all of them at once would not fit for many classes
+
+
+def working_grid(size: Sequence[int], own: Tensor, wanted: Tensor) -> tuple[list[int], Tensor]:
+    """The grid of another spacing that fills the same box.
+
+    Args:
+        size: voxels of the visit.
+        own: ``(3,)`` its spacing in mm.
+        wanted: ``(3,)`` spacing of the new grid; an axis within 1 % of it is left as it is.
+
+    Returns:
+        Voxels of the new grid, and ``(4, 4)`` new index → index of the visit; both grids have one middle.
+    """
+    factor = torch.where((wanted / own - 1).abs() < 0.01, 1.0, wanted / own).double()
+    n = torch.tensor(size, dtype=torch.float64)
+    count = (n / factor - 1e-6).ceil().clamp_min(1)
+    offset = (n - 1) / 2 - factor * (count - 1) / 2
+    return [int(value) for value in count], geo.homogeneous(torch.diag(factor), offset)
+
+
+def segment(
+    image: Tensor,
+    own: Tensor,
+    wanted: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    window: Sequence[int],
+    overlap: float = 0.5,
+) -> Tensor:
+    """Most probable class of each voxel of a visit.
+
+    The image is brought to the network's spacing (averaged where that is coarser), predicted in overlapping windows
+    whose probabilities are blended by Gaussians (MONAI), and the probabilities are interpolated back.
+
+    Args:
+        image: ``(C, D, H, W)``.
+        own: ``(3,)`` spacing in mm.
+        wanted: ``(3,)`` spacing that the network was trained at.
+        predict: images ``(B, C, *window)`` → probabilities ``(B, K, *window)``.
+        window: sides of a window.
+        overlap: of neighbouring windows, as a share of their side.
+
+    Returns:
+        ``(D, H, W)`` int64.
+    """
+    from monai.inferers import sliding_window_inference
+
+    own, wanted = own.double().cpu(), wanted.double().cpu()
+    size, matrix = working_grid(image.shape[1:], own, wanted)
+    probability: Any = sliding_window_inference(
+        _resampled(image, size, matrix)[None], list(window), 4, predict, overlap=overlap, mode="gaussian"
+    )
+    if size == list(image.shape[1:]) and torch.equal(matrix, torch.eye(4, dtype=matrix.dtype)):
+        return probability[0].argmax(0)
+    back = geo.inverse(matrix)[None].to(image.device)
+    best = torch.full(image.shape[1:], -1.0, device=image.device)
+    label = torch.zeros(image.shape[1:], dtype=torch.long, device=image.device)
+    for first in range(0, probability.shape[1], CHUNK):
+        part = geo.resample(probability[:, first : first + CHUNK], back, image.shape[1:], padding="border")[0]
+        value, index = part.max(0)
+        label = torch.where(value > best, index + first, label)
+        best = torch.maximum(value, best)
+    return label
+
+
+def _resampled(image: Tensor, size: Sequence[int], matrix: Tensor) -> Tensor:
+    """The image on the working grid; a voxel larger than the image's is the mean of samples within it."""
+    scale = matrix.diagonal()[:3]
+    each = [max(1, math.ceil(float(factor) - 1e-6)) for factor in scale]
+    if size == list(image.shape[1:]) and torch.equal(matrix, torch.eye(4, dtype=matrix.dtype)):
+        return image
+    steps = torch.tensor(each, dtype=torch.float64)
+    within = geo.homogeneous(torch.diag(1 / steps), (1 / steps - 1) / 2)
+    fine = geo.resample(
+        image[None], (matrix @ within)[None].to(image.device), [n * k for n, k in zip(size, each, strict=True)]
+    )
+    return F.avg_pool3d(fine, each)[0]

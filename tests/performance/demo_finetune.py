@@ -1,0 +1,192 @@
+"""Demonstration: one labelled visit, fine-tuned from scratch, from a pretrained network, and with consistency.
+
+    python tests/performance/demo_finetune.py sweep           # scratch's learning rate, on validation subjects
+    python tests/performance/demo_finetune.py run [SEEDS]     # the paired design; finished runs are not repeated
+    python tests/performance/demo_finetune.py table           # means, differences, two-way bootstrap
+
+STEPS (600) and LR (0.01) in the environment set another budget and rate, whose results lie apart.
+
+Procedural heads of 3 mm; 24 subjects to train on, 2 to validate, 10 to test, two visits each, about 4 years apart. A
+seed draws the labelled visit, the initial weights and the crops of all arms alike. One process, one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+import yaml
+from monai.networks.nets import BasicUNet
+
+from lssl import Backbone, Segmenter, ViewSampler
+from lssl.cli import _hush, _keep_freed_memory, main
+from lssl.datamodules.labelled import Labelled
+from lssl.datamodules.phantom import PhantomDataModule
+from lssl.segmentation.scores import METRICS
+
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "runs" / "demonstration"
+RECIPE = yaml.safe_load((ROOT / "configs/finetune.yaml").read_text())
+STEPS, LR = int(os.environ.get("STEPS", "600")), float(os.environ.get("LR", "0.01"))
+RESULTS = OUT / f"{STEPS} steps"
+DATA = {"subjects": 36, "visits": 2, "interval": 4.0, "split": (24 / 36, 2 / 36, 10 / 36)}
+ARMS = {
+    "scratch": {},
+    "pretrained": {"pretrained": True},
+    "pretrained + consistency": {"pretrained": True, "weights": {"consistency": 1.0}, "absent": False, "ramp": 0.5},
+}
+SHOWN = ("dice", "aspc", "true_aspc", "stcs", "true_stcs", "trajectory_error", "reversal_rate", "missed")
+_cache: dict = {}
+
+
+def pretrained() -> str:
+    """LongitudinalLocal as recommended, on the training subjects' visits without labels."""
+    path = OUT / "pretraining" / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        network = {**RECIPE["backbone"], "padding": "zeros", "channels_last": True}
+        small = {
+            "data": {"class_path": "PhantomDataModule", "init_args": {**DATA, "size": 64, "spacing": 3.0}},
+            "views": {"size": 32},
+            "backbone": network,
+            "model": {"class_path": "LongitudinalLocal", "init_args": {"optimizer": {"init_args": {"lr": 1e-3}}}},
+            "trainer": {
+                "max_steps": 400, "precision": "32-true", "accelerator": "cpu",
+                "default_root_dir": str(path.parents[1]), "enable_progress_bar": False, "check_val_every_n_epoch": 1000,
+            },
+        }  # fmt: skip
+        small["data"]["init_args"]["split"] = list(DATA["split"])
+        OUT.mkdir(parents=True, exist_ok=True)
+        (OUT / "pretraining.yaml").write_text(yaml.safe_dump(small))
+        recommended = str(ROOT / "configs/longitudinal_local.yaml")
+        main(["fit", "--config", recommended, "--config", str(OUT / "pretraining.yaml")])
+    return str(path)
+
+
+def fine_tune(seed: int, lr: float = LR, steps: int = STEPS, held_out: str = "test", **options: object) -> list[dict]:
+    """One run; the rows of all subjects of the split."""
+    L.seed_everything(seed, verbose=False)
+    if options.pop("pretrained", False):
+        options["pretrained"] = pretrained()
+    network = BasicUNet(**RECIPE["backbone"]["network"]["init_args"])
+    backbone = Backbone(network, RECIPE["backbone"]["taps"], channels_last=True)
+    few = Labelled(subjects=1, visits=1, seed=seed, batch_size=1, steps=100)
+    data = PhantomDataModule(**DATA, batch_size=1, labelled=few)
+    data.cache = _cache
+    segmenter = Segmenter(
+        backbone,
+        views=ViewSampler(**RECIPE["views"]),
+        classes=RECIPE["model"]["init_args"]["classes"],
+        overlap=0.25,
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=lr, weight_decay=0.01),
+        **options,
+    )
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = L.Trainer(
+        max_steps=steps, accelerator="cpu", gradient_clip_val=5.0, limit_val_batches=0, num_sanity_val_steps=0,
+        default_root_dir=OUT / "last", **quiet,
+    )  # fmt: skip
+    trainer.fit(segmenter, datamodule=data)
+    if held_out == "val":  # tested on the validation subjects instead
+        data.table["split"] = data.table["split"].cat.rename_categories({"val": "test", "test": "val"})
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.test(segmenter, datamodule=data, verbose=False)
+    report = next(c for c in trainer.callbacks if type(c).__name__ == "SegmentationReport")
+    return [dataclasses.asdict(row) for row in report.rows if row.metric in METRICS]
+
+
+def by_subject(rows: list[dict], metric: str) -> np.ndarray:
+    """``(subjects,)`` mean over structures, visits and pairs, structures first."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row["metric"] == metric:
+            values.setdefault(row["subject"], {}).setdefault(row["structure"], []).append(row["value"])
+    return np.array([np.mean([np.mean(part) for part in each.values()]) for _, each in sorted(values.items())])
+
+
+def sweep() -> None:
+    """Scratch on labelled subject 0, scored on the validation subjects."""
+    rates = [{"lr": lr, "balance": 0.5} for lr in (1e-2, 3e-2, 3e-3)]
+    trials = [*rates, {"lr": 1e-2, "balance": 0.0}]
+    for trial in trials:
+        path = RESULTS / "sweep" / ("-".join(f"{key}={value}" for key, value in trial.items()) + ".json")
+        if not path.is_file():
+            start = time.perf_counter()
+            rows = fine_tune(0, held_out="val", **trial)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(rows))
+            print(f"{time.perf_counter() - start:.0f} s", end="  ")
+        print(trial, f"validation Dice {by_subject(json.loads(path.read_text()), 'dice').mean():.3f}", flush=True)
+
+
+def run(seeds: int) -> None:
+    """All arms of a seed before the next seed."""
+    for seed in range(seeds):
+        for arm, options in ARMS.items():
+            path = RESULTS / f"{LR}" / f"{arm} {seed}.json"
+            if path.is_file():
+                continue
+            start = time.perf_counter()
+            rows = fine_tune(seed, **options)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(rows))
+            shown = ", ".join(f"{metric} {by_subject(rows, metric).mean():.3f}" for metric in SHOWN)
+            print(f"{arm}, seed {seed}: {shown} ({time.perf_counter() - start:.0f} s)", flush=True)
+
+
+def table() -> None:
+    """Means, and differences with a bootstrap over seeds and subjects together."""
+    complete = [
+        seed for seed in range(100) if all((RESULTS / f"{LR}" / f"{arm} {seed}.json").is_file() for arm in ARMS)
+    ]
+    results = {
+        arm: [json.loads((RESULTS / f"{LR}" / f"{arm} {seed}.json").read_text()) for seed in complete] for arm in ARMS
+    }
+    print(f"{len(complete)} seeds, {STEPS} steps, learning rate {LR}")
+    for metric in SHOWN:
+        scores = {arm: np.stack([by_subject(rows, metric) for rows in runs]) for arm, runs in results.items()}
+        for arm, values in scores.items():
+            print(f"{metric:<18}{arm:<26}{values.mean():8.3f}  per seed {np.round(values.mean(1), 3)}")
+        for arm, base in (("pretrained", "scratch"), ("pretrained + consistency", "pretrained")):
+            difference = scores[arm] - scores[base]
+            low, high = two_way(difference)
+            print(f"{'':<18}{arm} - {base}: {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]", end="")
+            print(f"  per seed {np.round(difference.mean(1), 3)}")
+
+
+def two_way(difference: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
+    """95 % interval of the mean of ``(seeds, subjects)``, seeds and subjects both drawn with replacement."""
+    draw = np.random.default_rng(0)
+    seeds, subjects = difference.shape
+    rows = draw.integers(seeds, size=(draws, seeds, 1))
+    columns = draw.integers(subjects, size=(draws, 1, subjects))
+    low, high = np.percentile(difference[rows, columns].mean((1, 2)), [2.5, 97.5])
+    return float(low), float(high)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _keep_freed_memory()
+    _hush()
+    warnings.filterwarnings("ignore")
+    command = sys.argv[1] if len(sys.argv) > 1 else "table"
+    if command == "sweep":
+        sweep()
+    elif command == "run":
+        run(int(sys.argv[2]) if len(sys.argv) > 2 else 5)
+    else:
+        table()

@@ -1,0 +1,109 @@
+"""Label maps of any integers as classes: lookups, weights, sides, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from lssl.errors import InputError
+from lssl.segmentation.classes import Classes, LabelCounts, count_labels, refuse_unknown
+
+
+class Data:
+    def __init__(self, *labels):
+        self.labels = labels
+
+    def read_label(self, row):
+        return self.labels[row]
+
+
+def label(left=17, right=53):
+    volume = np.zeros((20, 4, 4), np.int16)
+    volume[2:6] = left
+    volume[14:18] = right
+    volume[9:11, :2] = 7001
+    return volume
+
+
+@pytest.fixture
+def counts():
+    return count_labels(Data(label(), None), np.array([0, 1]))
+
+
+def test_counts_by_half(counts):
+    assert counts.seen == {0: [0, 17, 53, 7001]}
+    assert (counts.left[17], counts.right.get(17), counts.left[7001], counts.right[7001]) == (64, None, 8, 8)
+    assert [counts.side([value]) for value in (17, 53, 7001)] == [-1, 1, 0]
+
+
+def test_found_classes_and_their_names(counts):
+    classes = Classes.found(counts, {17: "left hippocampus", 53: "right hippocampus"})
+    assert classes.names == ("left hippocampus", "right hippocampus", "7001")
+    assert classes.number == 4
+    table = classes.lookup()
+    assert [int(table[value + 1]) for value in (-1, 0, 17, 53, 7001, 18)] == [-1, 0, 1, 2, 3, 0]
+    assert classes.label_values().tolist() == [0, 17, 53, 7001]
+
+
+def test_listed_classes_merge_and_leave_the_rest_to_the_background(counts):
+    classes = Classes.listed({"hippocampus": [17, 53]}, counts)
+    assert [int(classes.lookup()[value + 1]) for value in (-1, 0, 17, 53)] == [-1, 0, 1, 1]
+    weights = classes.weights(counts, 0.5)
+    assert (weights[1] / weights[0]).item() == pytest.approx(((320 - 128) / 128) ** 0.5)
+    assert classes.weights(counts, 0.0).tolist() == [1, 1]
+
+
+def test_sides_are_exchanged_by_name(counts):
+    classes = Classes.found(counts, {17: "Left-Hippocampus", 53: "Right-Hippocampus", 7001: "cleft"})
+    assert classes.other_side(counts, flips=True).tolist() == [0, 2, 1, 3]
+
+
+@pytest.mark.parametrize("names", [("L hippocampus", "R hippocampus"), ("hippocampus_lh", "hippocampus_rh")])
+def test_other_words_for_sides(names, counts):
+    classes = Classes.found(counts, dict(zip((17, 53), names, strict=True)))
+    assert classes.other_side(counts, flips=True).tolist() == [0, 2, 1, 3]
+
+
+def test_sides_without_names_are_found_in_the_data(counts):
+    nameless = Classes.found(counts, {})
+    with pytest.raises(InputError, match="class '17' lies on one side and has no partner"):
+        nameless.other_side(counts, flips=True)
+    assert nameless.other_side(counts, flips=False).tolist() == [0, 1, 2, 3]
+    with pytest.raises(InputError, match="class 'left hippocampus' lies on one side"):
+        Classes.listed({"left hippocampus": [17], "rest": [7001]}, counts).other_side(counts, flips=True)
+
+
+def test_one_lesion_on_one_side_is_no_side():
+    counts = count_labels(Data(np.where(label() == 53, 0, label())), np.array([0]))
+    assert Classes.found(counts, {}).other_side(counts, flips=True).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        ({"caudate": [11]}, "'caudate' .11. is never seen in the labelled training visits, which hold 0, 17, 53, 7001"),
+        ({"a": [17], "b": [17]}, "label 17 stands twice"),
+        ({"air": [0]}, "whole numbers from 1 on"),
+        ({}, "whole numbers from 1 on"),
+    ],
+)
+def test_refused_lists(listed, words, counts):
+    with pytest.raises(InputError, match=words):
+        Classes.listed(listed, counts)
+
+
+def test_unknown_values_of_held_out_visits(counts):
+    other = LabelCounts({}, {}, {5: [0, 17, 99]})
+    with pytest.raises(InputError, match=r"sub-9 ses-1 holds the class 99, never seen"):
+        refuse_unknown(Classes.found(counts, {}), other, {5: "sub-9 ses-1"})
+    refuse_unknown(Classes.listed({"x": [17]}, counts), other, {5: "sub-9 ses-1"})
+
+
+def test_an_empty_label_map():
+    counts = count_labels(Data(np.zeros((4, 4, 4), np.int16)), np.array([0]))
+    with pytest.raises(InputError, match="no value but 0"):
+        Classes.found(counts, {})
+
+
+def test_weights_have_mean_one(counts):
+    assert Classes.found(counts, {}).weights(counts, 0.5).mean().item() == pytest.approx(1.0)
+    assert torch.isfinite(Classes.found(counts, {}).weights(counts, 0.5)).all()
