@@ -18,14 +18,16 @@ class Teacher(nn.ModuleDict):
     """Copies of modules whose weights follow the originals: ``θ' ← m θ' + (1 - m) θ`` after each step.
 
     ``m`` rises from ``momentum`` to ``final`` by a cosine, ``m = final - (final - momentum) (1 + cos πt) / 2`` with t
-    the share of the steps done (BYOL, Grill et al., NeurIPS 2020). Buffers (running statistics) are copied. The
-    teacher starts equal to the originals, receives no gradient and is kept in checkpoints; ``m`` depends on the step
-    alone, so a resumed run continues it. A strategy that sets ``self.teacher`` has it moved by the base class.
+    the share of the steps done (BYOL, Grill et al., NeurIPS 2020). Buffers (running statistics) are copied, unless the
+    teacher sees other inputs than the originals (``buffers=False``) and gathers its own. The teacher starts equal to
+    the originals, receives no gradient and is kept in checkpoints; ``m`` depends on the step alone, so a resumed run
+    continues it. A strategy that sets ``self.teacher`` has it moved by the base class.
 
     Args:
         modules: name → module to follow; ``teacher[name]`` is its copy.
         momentum: first m.
         final: last m.
+        buffers: copy them.
 
     Example:
         >>> import torch
@@ -38,13 +40,15 @@ class Teacher(nn.ModuleDict):
         0.5
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], momentum: float = 0.996, final: float = 1.0) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], momentum: float = 0.996, final: float = 1.0, buffers: bool = True
+    ) -> None:
         if not 0 <= momentum <= final <= 1:
             raise InputError(f"momentum: a teacher's momentum rises within 0 and 1, not from {momentum} to {final}.")
         super().__init__(copy.deepcopy(dict(modules)))
         self.requires_grad_(False)
         self._followed = tuple(modules.items())  # in a tuple, so that they are not registered twice
-        self._first, self._final = momentum, final
+        self._first, self._final, self._copies_buffers = momentum, final, buffers
 
     def momentum(self, progress: float) -> float:
         """``m`` when this share of the steps is done."""
@@ -57,5 +61,6 @@ class Teacher(nn.ModuleDict):
         for name, module in self._followed:
             for mine, theirs in zip(self[name].parameters(), module.parameters(), strict=True):
                 mine.lerp_(theirs, share)
-            for copied, original in zip(self[name].buffers(), module.buffers(), strict=True):
-                copied.copy_(original)
+            if self._copies_buffers:
+                for copied, original in zip(self[name].buffers(), module.buffers(), strict=True):
+                    copied.copy_(original)

@@ -164,7 +164,8 @@ class AnatomicalInvariance(Strategy):
             followed |= {"psi": self.psi, "lookup": self.lookup}
         if self.uses("reconstruction"):
             self.to_image = nn.Conv3d(backbone.out_channels, backbone.in_channels, 1)
-        self.teacher = Teacher(followed, momentum)
+        # The online network's running statistics are those of masked crops, the teacher's of whole ones.
+        self.teacher = Teacher(followed, momentum, buffers=False)
         self.losses = nn.ModuleDict(
             {
                 term: SelfDistillation(prototypes, temperature, teacher_temperature, teacher_warmup, centre_momentum)

@@ -332,6 +332,21 @@ def test_the_published_residual_lets_the_term_fall_without_the_backbone(make_bat
     assert left[True] < 0.5 * left[False]
 
 
+def test_the_teachers_running_statistics_are_of_whole_crops(batch):
+    """Copied from the online network, they would be those of images that are mostly 0."""
+    strategy = make()
+    for network in (strategy.backbone.network, strategy.teacher["backbone"].network):
+        network.down = nn.Sequential(nn.BatchNorm3d(1, momentum=1.0, affine=False), network.down)
+    views = draw(strategy, batch)
+    strategy.terms(*views, batch)
+    strategy.teacher._followed = tuple((name, getattr(strategy, name)) for name, _ in strategy.teacher._followed)
+    strategy.advance(0.5)
+    own, seen = (net.network.down[0].running_mean for net in (strategy.teacher["backbone"], strategy.backbone))
+    whole = torch.cat([view.image for view in views]).mean()
+    assert own.item() == pytest.approx(whole.item(), rel=1e-5)
+    assert seen.item() == pytest.approx(whole.item() / 4, rel=0.2)
+
+
 def test_the_matcher_is_no_part_of_the_checkpoint(batch):
     network = nn.Conv3d(1, 1, 1)
     network.anatomical_maps = lambda image: []
