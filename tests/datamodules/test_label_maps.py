@@ -255,17 +255,29 @@ def test_of_different_maps_nothing_corresponds(data):
 
 
 def test_volumes_change_as_the_rates_say(data):
-    names = data.classes
-    for index in (4,):
-        volumes = [data.volumes(index, visit) for visit in range(3)]
-        for name, label, sign in (("ventricles", names.index("lateral ventricle"), 1), ("cortex", 1, -1)):
-            course = [volume[label] for volume in volumes]
-            assert sign * (course[1] - course[0]) > 0
-            assert sign * (course[2] - course[1]) > 0
-            rate = math.log(course[1] / course[0]) / data.time(index, 1)
-            assert rate == pytest.approx(data.rates(index)[name], rel=0.1)
-    rates = torch.tensor([list(data.rates(index).values()) for index in range(6)])
+    index, ventricle = 4, data.classes.index("lateral ventricle")
+    volumes = [data.volumes(index, visit) for visit in range(3)]
+    for name, label, sign in (("ventricles", ventricle, 1), ("cortex", 1, -1)):
+        course = [volume[label] for volume in volumes]
+        assert sign * (course[1] - course[0]) > 0
+        assert sign * (course[2] - course[1]) > 0
+        rate = math.log(course[1] / course[0]) / data.time(index, 1)
+        assert rate == pytest.approx(data.rates(index)[name], rel=0.1)
+    rates = torch.tensor([list(data.rates(each).values()) for each in range(6)])
     assert (rates.std(0) / rates.mean(0).abs() > 0.1).all()
+
+
+def test_the_cortex_is_thinned_from_outside(data):
+    """Its field points out of the brain, and away from its surface there is little of it."""
+    anatomy = data.subject(0).anatomy
+    numbers, field = anatomy.numbers[anatomy.code.long()], anatomy.fields[1].double()
+    length = field.norm(dim=0)
+    cortex, white, head = (torch.isin(numbers, torch.tensor(n)) for n in ((3, 42), (2, 41), (507,)))
+    assert length[cortex].mean() > 3 * length[white].mean()
+    assert length[head].mean() < 0.02
+    index = cortex.nonzero().double()
+    outward = (index - index.mean(0)) * (field[:, cortex].T @ anatomy.affine[:3, :3].inverse().T)
+    assert (outward.sum(1)[length[cortex] > 0.3] > 0).double().mean() > 0.8
 
 
 def test_volumes_by_counting_a_fine_lattice(data):
