@@ -14,9 +14,15 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from lssl.batch import Visit
-from lssl.datamodules.label_map_anatomy import STRUCTURES, class_names, classes, read_map
+from lssl.datamodules.label_map_anatomy import (
+    STRUCTURES,
+    _cut_spinal_cord,
+    class_names,
+    classes,
+    read_map,
+)
 from lssl.datamodules.label_map_cells import Cells
-from lssl.datamodules.label_map_subject import LONGEST, Subject, canonical
+from lssl.datamodules.label_map_subject import LONGEST, Subject, canonical, locate
 from lssl.datamodules.label_maps import LabelMapDataModule
 from lssl.datamodules.phantom_image import residual, scan
 from lssl.errors import InputError
@@ -148,10 +154,21 @@ def test_sides(maps):
 
 
 def test_further_subjects_of_a_map_have_a_shape_of_their_own(data):
-    own, bent = data.read(row(data, 0, 0)), data.read(row(data, 4, 0))
-    brain = (own.label > 0) | (bent.label > 0)
-    assert 0.3 < (own.label == bent.label)[brain].double().mean() < 0.9
+    places = 60 * torch.rand(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 30
+    moved = [(locate(data.subject(index), places) - places).norm(dim=1) for index in (0, 4, 5)]
+    assert moved[0].max() == 0
+    assert min(part.mean() for part in moved[1:]) > 1
+    assert max(part.max() for part in moved[1:]) < 20
     assert data.table["map"].iloc[row(data, 4, 0)] == data.table["map"].iloc[row(data, 0, 0)]
+
+
+def test_the_brainstem_ends_where_the_cerebellum_does():
+    label = np.zeros((4, 5, 9), np.int16)
+    label[1, 2, :] = 16  # from the bottom of the scan to the top
+    label[2, 2, 3:6] = 47
+    _cut_spinal_cord(label, np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert label[1, 2].tolist() == [500] * 3 + [16] * 6
+    assert label[2, 2].tolist() == [0] * 3 + [47] * 3 + [0] * 3
 
 
 # --- splits and table -------------------------------------------------------------------------------------------------
