@@ -353,7 +353,7 @@ def test_cells_enclose_what_they_should():
     moved = torch.stack([x + 0.3 * y * z, y, z + 0.2 * x**2], 1)
     centre = mask.nonzero().double() @ affine[:3, :3].T + affine[:3, 3]
     torch.testing.assert_close(
-        cells.volumes(moved), voxel * (1 - 0.12 * centre[:, 0] * centre[:, 1]), rtol=1e-2, atol=0
+        cells.volumes(moved), voxel * (1 - 0.12 * centre[:, 0] * centre[:, 1]), rtol=3e-4, atol=0
     )
 
 
