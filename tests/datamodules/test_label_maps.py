@@ -14,9 +14,15 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from lssl.batch import Visit
-from lssl.datamodules.label_map_anatomy import STRUCTURES, class_names, classes, read_map
+from lssl.datamodules.label_map_anatomy import (
+    STRUCTURES,
+    _cut_spinal_cord,
+    class_names,
+    classes,
+    read_map,
+)
 from lssl.datamodules.label_map_cells import Cells
-from lssl.datamodules.label_map_subject import LONGEST, Subject, canonical
+from lssl.datamodules.label_map_subject import LONGEST, Subject, canonical, locate
 from lssl.datamodules.label_maps import LabelMapDataModule
 from lssl.datamodules.phantom_image import residual, scan
 from lssl.errors import InputError
@@ -148,10 +154,21 @@ def test_sides(maps):
 
 
 def test_further_subjects_of_a_map_have_a_shape_of_their_own(data):
-    own, bent = data.read(row(data, 0, 0)), data.read(row(data, 4, 0))
-    brain = (own.label > 0) | (bent.label > 0)
-    assert 0.3 < (own.label == bent.label)[brain].double().mean() < 0.9
+    places = 60 * torch.rand(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 30
+    moved = [(locate(data.subject(index), places) - places).norm(dim=1) for index in (0, 4, 5)]
+    assert moved[0].max() == 0
+    assert min(part.mean() for part in moved[1:]) > 1
+    assert max(part.max() for part in moved[1:]) < 20
     assert data.table["map"].iloc[row(data, 4, 0)] == data.table["map"].iloc[row(data, 0, 0)]
+
+
+def test_the_brainstem_ends_where_the_cerebellum_does():
+    label = np.zeros((4, 5, 9), np.int16)
+    label[1, 2, :] = 16  # from the bottom of the scan to the top
+    label[2, 2, 3:6] = 47
+    _cut_spinal_cord(label, np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert label[1, 2].tolist() == [500] * 3 + [16] * 6
+    assert label[2, 2].tolist() == [0] * 3 + [47] * 3 + [0] * 3
 
 
 # --- splits and table -------------------------------------------------------------------------------------------------
@@ -255,17 +272,29 @@ def test_of_different_maps_nothing_corresponds(data):
 
 
 def test_volumes_change_as_the_rates_say(data):
-    names = data.classes
-    for index in (4,):
-        volumes = [data.volumes(index, visit) for visit in range(3)]
-        for name, label, sign in (("ventricles", names.index("lateral ventricle"), 1), ("cortex", 1, -1)):
-            course = [volume[label] for volume in volumes]
-            assert sign * (course[1] - course[0]) > 0
-            assert sign * (course[2] - course[1]) > 0
-            rate = math.log(course[1] / course[0]) / data.time(index, 1)
-            assert rate == pytest.approx(data.rates(index)[name], rel=0.1)
-    rates = torch.tensor([list(data.rates(index).values()) for index in range(6)])
+    index, ventricle = 4, data.classes.index("lateral ventricle")
+    volumes = [data.volumes(index, visit) for visit in range(3)]
+    for name, label, sign in (("ventricles", ventricle, 1), ("cortex", 1, -1)):
+        course = [volume[label] for volume in volumes]
+        assert sign * (course[1] - course[0]) > 0
+        assert sign * (course[2] - course[1]) > 0
+        rate = math.log(course[1] / course[0]) / data.time(index, 1)
+        assert rate == pytest.approx(data.rates(index)[name], rel=0.1)
+    rates = torch.tensor([list(data.rates(each).values()) for each in range(6)])
     assert (rates.std(0) / rates.mean(0).abs() > 0.1).all()
+
+
+def test_the_cortex_is_thinned_from_outside(data):
+    """Its field points out of the brain, and away from its surface there is little of it."""
+    anatomy = data.subject(0).anatomy
+    numbers, field = anatomy.numbers[anatomy.code.long()], anatomy.fields[1].double()
+    length = field.norm(dim=0)
+    cortex, white, head = (torch.isin(numbers, torch.tensor(n)) for n in ((3, 42), (2, 41), (507,)))
+    assert length[cortex].mean() > 3 * length[white].mean()
+    assert length[head].mean() < 0.02
+    index = cortex.nonzero().double()
+    outward = (index - index.mean(0)) * (field[:, cortex].T @ anatomy.affine[:3, :3].inverse().T)
+    assert (outward.sum(1)[length[cortex] > 0.3] > 0).double().mean() > 0.8
 
 
 def test_volumes_by_counting_a_fine_lattice(data):
@@ -324,7 +353,7 @@ def test_cells_enclose_what_they_should():
     moved = torch.stack([x + 0.3 * y * z, y, z + 0.2 * x**2], 1)
     centre = mask.nonzero().double() @ affine[:3, :3].T + affine[:3, 3]
     torch.testing.assert_close(
-        cells.volumes(moved), voxel * (1 - 0.12 * centre[:, 0] * centre[:, 1]), rtol=1e-2, atol=0
+        cells.volumes(moved), voxel * (1 - 0.12 * centre[:, 0] * centre[:, 1]), rtol=3e-4, atol=0
     )
 
 
