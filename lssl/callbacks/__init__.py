@@ -2,7 +2,8 @@
 
 from lssl.callbacks.embeddings import EmbeddingWriter
 from lssl.callbacks.landmarks import Landmarks
+from lssl.callbacks.monitor import RepresentationMonitor
 from lssl.callbacks.report import Report
 from lssl.callbacks.waiting import DataWait
 
-__all__ = ["DataWait", "EmbeddingWriter", "Landmarks", "Report"]
+__all__ = ["DataWait", "EmbeddingWriter", "Landmarks", "Report", "RepresentationMonitor"]
