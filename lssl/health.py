@@ -23,7 +23,7 @@ from collections.abc import Mapping
 
 __all__ = ["collapses", "shortcuts"]
 
-SPREAD, SCALE, RANK = 0.02, 1e-3, 1.5
+SPREAD, SCALE, RANK = 0.05, 1e-3, 1.5
 MATCHING, PLACE, EARLY = 0.98, 0.5, 1000
 
 

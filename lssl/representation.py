@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from lssl import geometry as geo
 from lssl.batch import PairBatch
+from lssl.distributed import join
 from lssl.heads import mean_and_max
 from lssl.metrics import (
     AgeR2,
@@ -209,12 +210,14 @@ def measure(
     training = strategy.training
     strategy.eval()
     names = list(strategy.backbone.taps) if taps is None else list(taps)
-    meters = {name: _Meters(strategy.backbone.taps[name], together).to(strategy.device) for name in names}
+    meters = {name: _Meters(strategy.backbone.taps[name]).to(strategy.device) for name in names}
     for case in held_out:
         features = strategy.backbone(case.images, names)
         for name, meter in meters.items():
             meter.add(name, case, features[name].float())
     strategy.train(training)
+    if together:
+        join(metric for meter in meters.values() for metric in meter.values())  # type: ignore[misc]
     values = {f"{kind}/{name}": value for name, meter in meters.items() for kind, value in meter.compute().items()}
     return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))  # waits for the device once
 
@@ -224,8 +227,8 @@ class _Meters(nn.ModuleDict):
 
     VISITS = ("retrieval", "identity", "interval", "order", "age")
 
-    def __init__(self, tap: Tap, together: bool) -> None:
-        c, sync = tap.channels, {"sync_on_compute": together}  # asking processes that do not measure would wait forever
+    def __init__(self, tap: Tap) -> None:
+        c, sync = tap.channels, {"sync_on_compute": False}  # asking processes that do not measure would wait forever
         super().__init__(
             {
                 "spread": FeatureStd(c, **sync),

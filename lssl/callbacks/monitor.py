@@ -103,9 +103,6 @@ class RepresentationMonitor(L.Callback):
         start = time.perf_counter()
         with trainer.precision_plugin.forward_context():
             self.figures = measure(module, self._cases or [], self._taps, together=trainer.world_size > 1)
-        if "spread" in module.notes:  # of the method's own embedding of the last batch
-            spread = trainer.strategy.reduce(module.notes["spread"], reduce_op="mean")
-            self.figures["spread/embedding"] = float(spread)
         known = {f"monitor/{name}": value for name, value in self.figures.items() if not math.isnan(value)}
         for logger in trainer.loggers:
             logger.log_metrics(known, step=trainer.global_step)
