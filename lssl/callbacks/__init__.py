@@ -3,7 +3,8 @@
 from lssl.callbacks.embeddings import EmbeddingWriter
 from lssl.callbacks.landmarks import Landmarks
 from lssl.callbacks.monitor import RepresentationMonitor
+from lssl.callbacks.pictures import Pictures
 from lssl.callbacks.report import Report
 from lssl.callbacks.waiting import DataWait
 
-__all__ = ["DataWait", "EmbeddingWriter", "Landmarks", "Report", "RepresentationMonitor"]
+__all__ = ["DataWait", "EmbeddingWriter", "Landmarks", "Pictures", "Report", "RepresentationMonitor"]

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lssl import geometry as geo
 from lssl.batch import PairBatch
-from lssl.pictures.canvas import cut
+from lssl.pictures.canvas import cut, show
 from lssl.strategy import Strategy
 from lssl.views import View
 
-__all__ = ["Scene", "index_of", "outline", "scene"]
+__all__ = ["Scene", "draw_pair", "index_of", "outline", "scene"]
 
 
 @dataclass
@@ -52,6 +52,20 @@ def scene(strategy: Strategy, batch: PairBatch, number: int = 0) -> Scene:
 def index_of(place: Tensor, affine: Tensor) -> list[float]:
     """Index of a place ``(1, 3)`` on the grid of an affine ``(1, 4, 4)``."""
     return geo.transform(geo.inverse(affine), place[:, None])[0, 0].tolist()
+
+
+def draw_pair(axes: np.ndarray, shown: Scene, plane: int = 0) -> None:
+    """Left: the visits with the views' boxes; right: the views as the network sees them."""
+    for visit, view, colour in ((0, shown.first, "#33bbee"), (1, shown.second, "#ee7733")):
+        whole, (left, right) = shown.visits[visit], axes[visit]
+        age = float(whole.age[0])
+        text = f"visit {visit + 1}" + (f", age {age:.1f}" if age == age else "") + ", with view box"
+        point, affine = index_of(shown.place, whole.affine), whole.affine[0].cpu().numpy()
+        show(left, whole.image[0, 0].cpu().numpy(), affine, point, text, plane)
+        outline(left, whole, view, point, colour, plane)
+        text = f"view {visit + 1}, as the network sees it"
+        seen, matrix = view.image[0, 0].float().cpu().numpy(), view.affine[0].cpu().numpy()
+        show(right, seen, matrix, index_of(shown.place, view.affine), text, plane)
 
 
 def outline(axes: Axes, visit: View, view: View, point: list[float], colour: str, plane: int = 0) -> None:

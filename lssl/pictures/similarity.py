@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lssl import geometry as geo
-from lssl.batch import PairBatch
 from lssl.pictures.canvas import figure, show
-from lssl.pictures.scene import Scene, index_of, outline, scene
+from lssl.pictures.scene import Scene, draw_pair, index_of
 from lssl.points import at_points
 from lssl.strategy import Strategy
 
@@ -19,18 +18,17 @@ __all__ = ["draw_similarity", "similarity_map"]
 
 
 @torch.no_grad()
-def similarity_map(strategy: Strategy, batch: PairBatch, tap: str, number: int = 0) -> tuple[Scene, Tensor]:
+def similarity_map(strategy: Strategy, shown: Scene, tap: str) -> tuple[Scene, Tensor]:
     """One marked voxel of an augmented view of the first visit, compared with all of the second visit.
 
     The features are the tap's, centred on their mean over the second visit's foreground, so that what all voxels share
-    does not count. Everything depends on ``number`` and the batch alone, so that two networks can be shown the same.
+    does not count.
 
     Returns:
         What was shown, and the cosine at every voxel of the second visit, ``(D, H, W)``.
     """
     training = strategy.training
     strategy.eval()
-    shown = scene(strategy, batch, number)
     where = strategy.backbone.taps[tap]
     features = strategy.backbone(shown.first.image, [tap])[tap]
     others = strategy.backbone(shown.visits[1].image, [tap])[tap].float()
@@ -66,17 +64,3 @@ def draw_similarity(maps: dict[str, tuple[Scene, Tensor]], path: Path, tap: str)
             axis.figure.colorbar(drawn, ax=axis, shrink=0.8)
         for axis in axes[:, 2:].T.flatten()[len(maps) :]:
             axis.set_axis_off()
-
-
-def draw_pair(axes: object, shown: Scene, plane: int = 0) -> None:
-    """Left: the visits with the views' boxes; right: the views as the network sees them."""
-    for visit, view, colour in ((0, shown.first, "#33bbee"), (1, shown.second, "#ee7733")):
-        whole, (left, right) = shown.visits[visit], axes[visit]  # type: ignore[index]
-        age = float(whole.age[0])
-        text = f"visit {visit + 1}" + (f", age {age:.1f}" if age == age else "") + ", with view box"
-        point, affine = index_of(shown.place, whole.affine), whole.affine[0].cpu().numpy()
-        show(left, whole.image[0, 0].cpu().numpy(), affine, point, text, plane)
-        outline(left, whole, view, point, colour, plane)
-        text = f"view {visit + 1}, as the network sees it"
-        seen, matrix = view.image[0, 0].float().cpu().numpy(), view.affine[0].cpu().numpy()
-        show(right, seen, matrix, index_of(shown.place, view.affine), text, plane)
