@@ -90,8 +90,8 @@ def join(metrics: Iterable[Metric]) -> None:
         setattr(metric, name, part.view_as(value).to(value.dtype))
     everyone: list[Any] = [None] * world_size()
     distributed.all_gather_object(everyone, [torch.cat(value).cpu() for *_, value in lists])
-    for (metric, name, value), rows in zip(lists, zip(*everyone, strict=True), strict=True):
-        setattr(metric, name, [part.to(value[0].device) for part in rows])
+    for (metric, name, parts_here), rows in zip(lists, zip(*everyone, strict=True), strict=True):
+        setattr(metric, name, [row.to(parts_here[0].device) for row in rows])
 
 
 class _Gather(torch.autograd.Function):

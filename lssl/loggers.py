@@ -51,7 +51,7 @@ class RunWandb(WandbLogger):
             id=known.read_text().strip() if known.is_file() else None,
             log_model=artifact,
             group=group or re.sub(r"-\d+$", "", own),
-            **({"mode": "offline"} if offline else {}),
+            mode="offline" if offline else None,  # Lightning's own option refuses to store checkpoints for later
         )
 
     @property
@@ -59,7 +59,7 @@ class RunWandb(WandbLogger):
         """The W&B run; the first to ask starts it and notes its id."""
         started = self._experiment is not None
         run = super().experiment
-        if not started and getattr(run, "id", None) and rank_zero_only.rank == 0:
+        if not started and getattr(run, "id", None) and int(getattr(rank_zero_only, "rank", 0)) == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / ID).write_text(f"{run.id}\n")
         return run

@@ -37,7 +37,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torchmetrics import Metric
 
 from lssl import geometry as geo
 from lssl.batch import PairBatch
@@ -121,7 +122,9 @@ def cases(
             if subject not in seen and len(seen) == subjects:
                 return
             shown = seen.setdefault(subject, [])
-            new = [visit for visit in (0, 1) if sessions[visit] not in shown and sessions[visit] not in sessions[:visit]]
+            new = [
+                visit for visit in (0, 1) if sessions[visit] not in shown and sessions[visit] not in sessions[:visit]
+            ]
             new = new[: None if visits is None else max(0, visits - len(shown))]
             if not new:
                 continue
@@ -168,7 +171,7 @@ def _add_views(case: Case, strategy: Strategy, pair: PairBatch, generator: torch
         size = [side // stride for side, stride in zip(first.size, tap.stride, strict=True)]
         drawn = torch.rand(math.prod(size), generator=generator).topk(min(VOXELS, math.prod(size))).indices
         drawn = drawn.to(first.image.device)
-        case.indices[name] = drawn, F.adaptive_avg_pool3d(first.foreground, size).flatten()[drawn] > 0.5
+        case.indices[name] = drawn, _shrunk(first.foreground, size).flatten()[drawn] > 0.5
 
 
 def _labelled(view: View, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
@@ -210,56 +213,60 @@ def measure(
     training = strategy.training
     strategy.eval()
     names = list(strategy.backbone.taps) if taps is None else list(taps)
-    meters = {name: _Meters(strategy.backbone.taps[name]).to(strategy.device) for name in names}
+    meters = {name: _Meters(strategy.backbone.taps[name], strategy.device) for name in names}
     for case in held_out:
         features = strategy.backbone(case.images, names)
         for name, meter in meters.items():
             meter.add(name, case, features[name].float())
     strategy.train(training)
     if together:
-        join(metric for meter in meters.values() for metric in meter.values())  # type: ignore[misc]
+        join(metric for meter in meters.values() for metric in meter.metrics.values())
     values = {f"{kind}/{name}": value for name, meter in meters.items() for kind, value in meter.compute().items()}
     return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))  # waits for the device once
 
 
-class _Meters(nn.ModuleDict):
+def _shrunk(foreground: Tensor, size: Sequence[int]) -> Tensor:
+    """The share of foreground in each voxel of a coarser lattice."""
+    return F.adaptive_avg_pool3d(foreground, tuple(size))  # type: ignore[arg-type]
+
+
+class _Meters:
     """The metrics of one tap."""
 
     VISITS = ("retrieval", "identity", "interval", "order", "age")
 
-    def __init__(self, tap: Tap) -> None:
+    def __init__(self, tap: Tap, device: torch.device) -> None:
         c, sync = tap.channels, {"sync_on_compute": False}  # asking processes that do not measure would wait forever
-        super().__init__(
-            {
-                "spread": FeatureStd(c, **sync),
-                "scale": FeatureStd(c, normalise=False, **sync),
-                "rank": EffectiveRank(c, **sync),
-                "correlation": ChannelCorrelation(c, **sync),
-                "uniformity": Uniformity(**sync),
-                "alignment": Alignment(**sync),
-                "matching": MatchingAccuracy(**sync),
-                "consistency": TemporalConsistency(**sync),
-                "position": PositionR2(c, **sync),
-                "shortcut": PositionR2(c, **sync),
-                "dice": LabelProbe(**sync),
-                "retrieval": CrossVisitRetrieval(**sync),
-                "identity": IdentityAUC(**sync),
-                "interval": IntervalCorrelation(**sync),
-                "order": OrderAUC(**sync),
-                "age": AgeR2(**sync),
-            }
-        )
+        metrics: dict[str, Metric] = {
+            "spread": FeatureStd(c, **sync),
+            "scale": FeatureStd(c, normalise=False, **sync),
+            "rank": EffectiveRank(c, **sync),
+            "correlation": ChannelCorrelation(c, **sync),
+            "uniformity": Uniformity(**sync),
+            "alignment": Alignment(**sync),
+            "matching": MatchingAccuracy(**sync),
+            "consistency": TemporalConsistency(**sync),
+            "position": PositionR2(c, **sync),
+            "shortcut": PositionR2(c, **sync),
+            "dice": LabelProbe(**sync),
+            "retrieval": CrossVisitRetrieval(**sync),
+            "identity": IdentityAUC(**sync),
+            "interval": IntervalCorrelation(**sync),
+            "order": OrderAUC(**sync),
+            "age": AgeR2(**sync),
+        }
+        self.metrics = {kind: metric.to(device) for kind, metric in metrics.items()}
         self.tap = tap
-        rows, ids = torch.zeros(0, c), torch.zeros(0, dtype=torch.long)
+        rows, ids = torch.zeros(0, c, device=device), torch.zeros(0, dtype=torch.long, device=device)
         self._points(rows, rows, True)  # so that a process without cases takes part
-        self._voxels(rows, rows, torch.zeros(0, 3), ids.bool(), 0)
-        self["dice"].update(rows, ids, ids)
-        self._visits(torch.zeros(0, 2 * c), ids, ids, torch.zeros(0))
+        self._voxels(rows, rows, rows[:, :1].expand(-1, 3), ids.bool(), 0)
+        self.metrics["dice"].update(rows, ids, ids)
+        self._visits(torch.cat([rows, rows], 1), ids, ids, rows[:, 0])
 
     def add(self, name: str, case: Case, features: Tensor) -> None:
         """Adds a case's features ``(N, C, ...)`` at the tap of this name."""
         seen = len(case.sessions)
-        weight = F.adaptive_avg_pool3d(case.foreground, features.shape[2:])
+        weight = _shrunk(case.foreground, features.shape[2:])
         subject = torch.full_like(case.sessions, case.subject)
         self._visits(mean_and_max(features[:seen], weight), subject, case.sessions, case.ages)
         if name not in case.places:
@@ -272,12 +279,14 @@ class _Meters(nn.ModuleDict):
         self._voxels(image, noise, places, inside, case.number)
         if case.labelled is not None:
             points, labels = case.labelled
-            self["dice"].update(self._at(features, case, 0, points), labels, torch.full_like(labels, case.subject))
+            self.metrics["dice"].update(
+                self._at(features, case, 0, points), labels, torch.full_like(labels, case.subject)
+            )
 
     def compute(self) -> dict[str, Tensor]:
         """Kind → float32 scalar."""
         values: dict[str, Tensor] = {}
-        for kind, metric in self.items():
+        for kind, metric in self.metrics.items():
             value = metric.compute()
             values |= value if isinstance(value, dict) else {kind: value}
         return {kind: value.float() for kind, value in values.items()}
@@ -289,14 +298,14 @@ class _Meters(nn.ModuleDict):
 
     def _points(self, one: Tensor, other: Tensor, two_visits: bool) -> None:
         for kind in ("alignment", "matching", *(["consistency"] if two_visits else [])):
-            self[kind].update(one, other)
+            self.metrics[kind].update(one, other)
 
     def _voxels(self, image: Tensor, noise: Tensor, places: Tensor, inside: Tensor, crop: int) -> None:
         for kind in ("spread", "scale", "rank", "correlation", "uniformity"):
-            self[kind].update(image[inside])
-        self["position"].update(image, places, crop)
-        self["shortcut"].update(noise, places, crop)
+            self.metrics[kind].update(image[inside])
+        self.metrics["position"].update(image, places, crop)
+        self.metrics["shortcut"].update(noise, places, crop)
 
     def _visits(self, embedding: Tensor, subject: Tensor, session: Tensor, age: Tensor) -> None:
         for kind in self.VISITS:
-            self[kind].update(embedding, subject, session, age)
+            self.metrics[kind].update(embedding, subject, session, age)

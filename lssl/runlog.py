@@ -77,14 +77,18 @@ def ordered_taps(runs: Sequence[RunLog]) -> list[str]:
 def read_run(folder: Path) -> RunLog:
     """Reads ``metrics.csv``, and what a resumed run wrote before (``metrics.1.csv`` …), of a run folder."""
     if not folder.is_dir():
-        near = sorted(str(path.parent) for path in folder.parent.glob("*/metrics.csv")) if folder.parent.is_dir() else []
+        near = (
+            sorted(str(path.parent) for path in folder.parent.glob("*/metrics.csv")) if folder.parent.is_dir() else []
+        )
         there = f" {folder.parent} holds the runs {', '.join(near)}." if near else ""
         raise InputError(f"There is no run folder {folder}.{there}")
     parts = sorted(folder.glob("metrics.*.csv"), key=lambda path: int(path.stem.rpartition(".")[2]))
     files = [path for path in [*parts, folder / "metrics.csv"] if path.is_file()]
     if not files:
         inside = sorted(str(path.parent) for path in folder.glob("*/metrics.csv"))
-        hint = f"did you mean {inside[0]}?" if inside else "runs logged to TensorBoard or W&B alone are looked at there."
+        hint = (
+            f"did you mean {inside[0]}?" if inside else "runs logged to TensorBoard or W&B alone are looked at there."
+        )
         raise InputError(f"{folder} holds no metrics.csv, so it is no run of lssl fit that logs to CSV: {hint}")
     return RunLog(folder, _curves(files), _config(folder / "config.yaml"))
 

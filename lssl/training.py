@@ -25,7 +25,7 @@ __all__ = ["TrainingCLI"]
 
 
 class TrainingCLI(LightningCLI):
-    """Groups ``data``, ``views``, ``backbone``, ``model``, ``monitor``, ``trainer``; views, backbone go to the model."""
+    """Groups ``data``, ``views``, ``backbone``, ``model``, ``monitor``, ``trainer``; the model gets two of them."""
 
     @classmethod
     def run(cls, args: list[str], classes: Sequence[type] = ()) -> TrainingCLI:
@@ -39,7 +39,12 @@ class TrainingCLI(LightningCLI):
         try:
             return cls._run(args)
         except ArgumentError as error:
-            groups = {"trainer": L.Trainer, "views": ViewSampler, "backbone": Backbone, "monitor": RepresentationMonitor}
+            groups = {
+                "trainer": L.Trainer,
+                "views": ViewSampler,
+                "backbone": Backbone,
+                "monitor": RepresentationMonitor,
+            }
             rooms = {sys.modules[cls.__module__] for cls in classes}
             known = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())} | set(classes)
             raise explain(error, groups, sorted(filter(inspect.isclass, known), key=lambda cls: cls.__name__)) from None

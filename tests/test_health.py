@@ -38,6 +38,13 @@ def test_healthy_features_and_taps_that_never_gave_a_number_raise_nothing():
     assert collapses(nothing, nothing) == {}
 
 
+def test_a_network_that_starts_so_has_not_collapsed():
+    low = at(spread=0.04, rank=1.3)
+    assert collapses(low, low) == {}
+    assert collapses(at(spread=0.015, rank=1.3), low).keys() == {"decoder.1"}
+    assert collapses(at(spread=0.04, rank=1.1), low).keys() == {"decoder.1"}
+
+
 def test_a_resumed_run_that_knows_no_beginning_still_sees_a_collapse():
     assert collapses(at(spread=0.01), {}).keys() == {"decoder.1"}
     assert collapses(at(), {}) == {}

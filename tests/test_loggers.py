@@ -13,7 +13,6 @@ from helpers import TINY_NET, fit
 from lssl.loggers import RunWandb
 
 
-
 def records(path: Path) -> list[Any]:
     """Records of a W&B file: LevelDB's log format, blocks of 32 KiB after a header of 7 bytes."""
     pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")

@@ -174,11 +174,11 @@ def test_segmentations_are_painted_on_their_voxels_in_three_planes(tmp_path, mon
     labels[12:16, 2:8, 3:6] = 53
     panels = []
     original = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, *a, **k: (panels.extend(self.axes), original(self, *a, **k))[1]
-    )
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (panels.extend(self.axes), original(self, *a, **k))[1])
     other = np.where(labels == 53, -1, labels)
-    draw_segmentations(image, {"truth": labels, "found": other}, RAS, tmp_path / "s.png", names={17: "left", 53: "right"})
+    draw_segmentations(
+        image, {"truth": labels, "found": other}, RAS, tmp_path / "s.png", names={17: "left", 53: "right"}
+    )
     assert (tmp_path / "s.png").stat().st_size > 5000
     assert len(panels) == 6
     colours = label_colours([17, 53])

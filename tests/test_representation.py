@@ -104,9 +104,13 @@ def test_views_show_two_visits_and_are_compared_at_corresponding_places(make_bat
 def test_labels_are_read_at_their_own_places(make_batch):
     """Where the image is its label, voxels tell it perfectly; at half the resolution, not quite."""
     batch = make_batch(4, labels=True)
-    coarse = torch.randint(0, 4, (4, 1, 1, 7, 6, 5), generator=torch.Generator().manual_seed(0)).expand(4, 2, -1, -1, -1, -1)
+    coarse = torch.randint(0, 4, (4, 1, 1, 7, 6, 5), generator=torch.Generator().manual_seed(0)).expand(
+        4, 2, -1, -1, -1, -1
+    )
     fine = coarse.repeat_interleave(4, 3).repeat_interleave(4, 4).repeat_interleave(4, 5)
-    batch = dataclasses.replace(batch, images=F.one_hot(fine[:, :, 0]).movedim(-1, 2).float(), labels=fine[:, :, 0].short())
+    batch = dataclasses.replace(
+        batch, images=F.one_hot(fine[:, :, 0]).movedim(-1, 2).float(), labels=fine[:, :, 0].short()
+    )
     same, halved = nn.Conv3d(4, 4, 1, bias=False), nn.AvgPool3d(4)
     same.weight.data = torch.eye(4).view(4, 4, 1, 1, 1)
     strategy = still(same, halved, channels=4)

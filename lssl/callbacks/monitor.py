@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -20,10 +20,10 @@ __all__ = ["RepresentationMonitor"]
 class RepresentationMonitor(L.Callback):
     """Measures held-out subjects between training steps, logs ``monitor/<kind>/<tap>``, and warns.
 
-    :mod:`lssl.representation` says what is measured, :mod:`lssl.health` when it warns. Measured are the untrained
-    network, a quarter and a half of ``every`` steps, and then every ``every`` steps; the taps whose weights are trained;
-    the same views each time, read once and kept on the device. Processes share the subjects and measure as one. A run
-    that ends before its first measurement is not measured at all.
+    :mod:`lssl.representation` says what is measured, :mod:`lssl.health` when it warns. Measured is the untrained
+    network, then at a quarter and a half of ``every`` steps, then every ``every`` steps: the taps whose weights are
+    trained, on the same views each time, which are read once and kept on the device. Processes share the subjects and
+    measure as one. A run that ends before its first measurement is not measured at all.
 
     Args:
         every: steps from one measurement to the next; 0 switches the monitor off.
@@ -79,7 +79,7 @@ class RepresentationMonitor(L.Callback):
         if self._cases is None or step == self._step or not self._due(step):
             return
         self._step = step
-        self._measure(trainer, pl_module)
+        self._measure(trainer, cast(Strategy, pl_module))
         self._warn(trainer, step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

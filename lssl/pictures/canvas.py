@@ -83,10 +83,10 @@ def show(
         mark: colour of the cross at the point; ``None`` draws none.
         **look: for ``imshow``; grey from 0 to 1.1 by default.
     """
-    look = {"cmap": "gray", "vmin": 0.0, "vmax": 1.1, "interpolation": "nearest"} | look
+    drawing: dict[str, Any] = {"cmap": "gray", "vmin": 0.0, "vmax": 1.1, "interpolation": "nearest"} | look
     step = np.linalg.norm(affine[:3, :3], axis=0)
     across, up = ACROSS[plane], UP[plane]
-    drawn = axes.imshow(cut(volume, point, plane), aspect=step[up] / step[across], **look)
+    drawn = axes.imshow(cut(volume, point, plane), aspect=step[up] / step[across], **drawing)
     if mark:
         axes.plot(*spot(volume.shape, point, plane), "+", color=mark, markersize=12, markeredgewidth=1.8)
     _letters(axes, affine, plane)

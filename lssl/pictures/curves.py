@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -79,7 +80,10 @@ def draw_monitors(runs: Sequence[RunLog], path: Path) -> bool:
             _frame(axis, text)
             if "R²" in text:  # far below 0 it says no more than 0 does
                 axis.set_ylim(bottom=max(axis.get_ylim()[0], -1.0))
-        lines = [mpl.lines.Line2D([], [], color=colour, label=tap) for tap, colour in zip(taps, _colours(len(taps)), strict=True)]
+        lines = [
+            mpl.lines.Line2D([], [], color=colour, label=tap)
+            for tap, colour in zip(taps, _colours(len(taps)), strict=True)
+        ]
         _finish(axes, len(kinds), runs if len(runs) > 1 else [], lines, styled=True)
     return True
 
@@ -106,10 +110,10 @@ def _finish(
         axes[0, 0].figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8)
 
 
-def _colours(number: int) -> list[tuple[float, ...]]:
+def _colours(number: int) -> list[Any]:
     """Told apart by colour-blind eyes, too (tab10 up to ten, then viridis)."""
     if number <= 10:
-        return list(mpl.colormaps["tab10"].colors[:number])
+        return [mpl.colormaps["tab10"](place) for place in range(number)]
     return [mpl.colormaps["viridis"](value) for value in np.linspace(0, 0.95, number)]
 
 

@@ -69,7 +69,7 @@ def draw_features(strategy: Strategy, shown: Scene, path: Path, taps: list[str] 
 def _draw_tap(axes: np.ndarray, strategy: Strategy, shown: Scene, name: str, features: Tensor) -> None:
     tap = strategy.backbone.taps[name]
     foreground = torch.cat([visit.foreground for visit in shown.visits])
-    inside = F.adaptive_avg_pool3d(foreground, features.shape[2:]) > 0.5
+    inside = F.adaptive_avg_pool3d(foreground, features.shape[2:]) > 0.5  # type: ignore[arg-type]
     if not inside.any() or not features.isfinite().all():
         for axis in axes:
             caption(axis, f"{name}: nothing to show")

@@ -50,9 +50,13 @@ def draw_segmentations(
                 axis = axes[row, plane]
                 show(axis, image, affine, where, f"{name}, {text}", plane, mark=None)
                 _fill(axis, cut(labels, where, plane), colours)
-        handles = [Line2D([], [], color=colours[k], linewidth=5, label=v) for k, v in (names or {}).items() if k in colours]
+        handles = [
+            Line2D([], [], color=colours[k], linewidth=5, label=v) for k, v in (names or {}).items() if k in colours
+        ]
         if handles:
-            axes[0, 0].figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8)
+            axes[0, 0].figure.legend(
+                handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8
+            )
 
 
 def _fill(axis: Axes, labels: np.ndarray, colours: Mapping[int, tuple[float, float, float]]) -> None:

@@ -70,7 +70,9 @@ def draw_pair(axes: np.ndarray, shown: Scene, plane: int = 0) -> None:
 
 def outline(axes: Axes, visit: View, view: View, point: list[float], colour: str, plane: int = 0) -> None:
     """The view's cut with this slice: the zero line of the signed distance to the view's nearest face."""
-    index = geo.transform(geo.inverse(view.affine) @ visit.affine, geo.lattice(visit.size, visit.affine.device)[None])[0]
+    index = geo.transform(geo.inverse(view.affine) @ visit.affine, geo.lattice(visit.size, visit.affine.device)[None])[
+        0
+    ]
     half = torch.tensor(view.size, dtype=index.dtype, device=index.device) / 2
     depth = (half - (index + 0.5 - half).abs()).amin(-1).view(visit.size).cpu().numpy()
     inside = cut(depth, point, plane)

@@ -27,9 +27,7 @@ def by_numpy(features: np.ndarray, labels: np.ndarray, subject: np.ndarray, ridg
         x, y = features[half == fit], labels[half == fit]
         names, mean, scale = sorted(set(y)), x.mean(0), x.std(0, ddof=1)
         rows, hot = (x - mean) / scale, np.array([[float(label == name) for name in names] for label in y])
-        slope = np.linalg.solve(
-            rows.T @ rows + ridge * len(rows) * np.eye(rows.shape[1]), rows.T @ (hot - hot.mean(0))
-        )
+        slope = np.linalg.solve(rows.T @ rows + ridge * len(rows) * np.eye(rows.shape[1]), rows.T @ (hot - hot.mean(0)))
         output = (features[half == test] - mean) / scale @ slope + hot.mean(0)
         found, truth = np.array(names)[output.argmax(1)], labels[half == test]
         dice = [
