@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,19 @@ def _table(before: dict[str, float], after: dict[str, float]) -> Table:
     rows = [
         ("↑ subject found again at another visit (retrieval@1)", "retrieval"),
         ("↑ effective rank of voxel features", "rank"),
+        ("↑ corresponding voxels that find each other", "matching"),
+        ("↑ consistency of corresponding voxels across visits", "consistency"),
         ("↓ shortcut: coordinate R² on noise", "shortcut"),
         ("  coordinate R² on images", "position"),
     ]
     for title, kind in rows:
-        # an R² below 0 says no more than 0: the fit does not carry over
-        table.add_row(
-            title, *(" → ".join(f"{max(0, run[f'{kind}/{tap}']):.2f}" for run in (before, after)) for tap in taps)
-        )
+        cells = [" → ".join(_figure(run[f"{kind}/{tap}"]) for run in (before, after)) for tap in taps]
+        table.add_row(title, *cells)
     for name in terms:
         table.add_row(f"↓ term {name.removeprefix('term/')}", f"{before[name]:.3g} → {after[name]:.3g}")
     return table
+
+
+def _figure(value: float) -> str:
+    """An R² below 0 says no more than 0: the fit does not carry over."""
+    return "–" if math.isnan(value) else f"{max(0.0, value):.2f}"

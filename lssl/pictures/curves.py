@@ -79,7 +79,7 @@ def draw_monitors(runs: Sequence[RunLog], path: Path) -> bool:
                         axis.plot(*run.curves[f"monitor/{kind}/{tap}"], style, color=colour, linewidth=1.4)
             _frame(axis, text)
             if "R²" in text:  # far below 0 it says no more than 0 does
-                axis.set_ylim(bottom=max(axis.get_ylim()[0], -1.0))
+                axis.set_ylim(-1.05, 1.05)
         lines = [
             mpl.lines.Line2D([], [], color=colour, label=tap)
             for tap, colour in zip(taps, _colours(len(taps)), strict=True)
