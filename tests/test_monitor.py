@@ -7,11 +7,13 @@ import math
 import warnings
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from helpers import ROOT, TINY_NET, fit
 
 from lssl.cli import main
+from lssl.datamodules.phantom import PhantomDataModule
 
 COLLAPSE = str(Path(__file__).parent / "collapse.yaml")
 
@@ -42,6 +44,24 @@ def test_a_run_shorter_than_its_first_measurement_pays_nothing(every, tmp_path):
     options = [f"--monitor.every={every}", "--trainer.callbacks=null"]
     run = fit(tmp_path, "demo.yaml", options=options, backbone=TINY_NET)
     assert "monitor" not in (run / "metrics.csv").read_text()
+
+
+class NothingHeldOut(L.LightningDataModule):
+    """A user's own source of pairs, for training alone."""
+
+    def train_dataloader(self):
+        data = PhantomDataModule(subjects=2, visits=2, size=40, spacing=5.0, split=(1.0, 0.0, 0.0))
+        data.setup("fit")
+        return data.train_dataloader()
+
+
+def test_without_held_out_pairs_it_says_so_and_training_goes_on(tmp_path):
+    own = ["--data=test_monitor.NothingHeldOut", "--monitor.every=4"]
+    small = [f"--model.init_args.{name}=8" for name in ("hidden", "projection", "bottleneck", "samples")]
+    with pytest.warns(UserWarning, match="no held-out subjects"):
+        run = fit(tmp_path, options=[*own, "--model=LongitudinalLocal", *small, "--trainer.callbacks=lssl.callbacks.Pictures"],
+                  backbone=TINY_NET, data={"class_path": "test_monitor.NothingHeldOut"})  # fmt: skip
+    assert "train/loss" in (run / "metrics.csv").read_text()
 
 
 def test_a_bad_setting_is_one_sentence(capsys):

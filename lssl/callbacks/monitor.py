@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lssl.callbacks.held_out import held_out_pairs
 from lssl.errors import InputError
 from lssl.health import collapses, shortcuts
 from lssl.representation import Case, cases, measure, trained_taps
@@ -60,7 +61,7 @@ class RepresentationMonitor(L.Callback):
         if trainer.estimated_stepping_batches < max(1, self.every // 4):
             return
         world, rank = trainer.world_size, trainer.global_rank
-        read = list(cases(pl_module, trainer.datamodule.val_dataloader(), self.subjects, self.visits))  # type: ignore[attr-defined]
+        read = list(cases(pl_module, held_out_pairs(trainer), self.subjects, self.visits))
         if not read:
             rank_zero_warn("monitor: there are no held-out subjects, so nothing is measured; see data.init_args.split.")
             return

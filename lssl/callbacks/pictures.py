@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lssl.callbacks.held_out import held_out_batch
 from lssl.distributed import alone
 from lssl.errors import InputError
 from lssl.representation import trained_taps
@@ -104,14 +105,6 @@ class Pictures(L.Callback):
             for name, draw in (("terms", draw_terms), ("monitors", draw_monitors)):
                 if draw([run], folder / "pictures" / f"{name}.png"):
                     send(trainer, name, folder / "pictures" / f"{name}.png")
-
-
-def held_out_batch(trainer: L.Trainer, number: int) -> Any:
-    """A validation batch as float32 on the CPU; ``None`` if there are fewer."""
-    from itertools import islice
-
-    batch = next(islice(trainer.datamodule.val_dataloader(), number, None), None)  # type: ignore[attr-defined]
-    return None if batch is None else batch.to("cpu")
 
 
 def send(trainer: L.Trainer, name: str, path: Path) -> None:
