@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import distributed, multiprocessing, nn
 
 from lssl import Backbone, Strategy, ViewSampler
+from lssl import geometry as geo
 from lssl.batch import PairBatch
 from lssl.heads import mean_and_max
-from lssl.metrics import AgeR2, CrossVisitRetrieval, EffectiveRank
+from lssl.metrics import AgeR2, Alignment, CrossVisitRetrieval, EffectiveRank, PositionR2
 from lssl.representation import cases, measure, trained_taps
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive
 
@@ -101,6 +102,16 @@ def test_views_show_two_visits_and_are_compared_at_corresponding_places(make_bat
         assert abs(figures[f"shuffled/{tap}"]) < 0.1
 
 
+def test_views_show_one_visit_each_even_where_training_shows_one_twice(make_batch):
+    batch = make_batch(3, affine="unit")
+    batch.images[:, 0], batch.images[:, 1] = 0.2, 0.8
+    strategy = still(nn.Conv3d(1, 2, 1), transforms=[], same_visit=1.0)
+    for case in cases(strategy, [batch]):
+        first, second = case.images[2], case.images[3]
+        assert first[first > 0].median().item() == pytest.approx(0.2, abs=0.01)
+        assert second[second > 0].median().item() == pytest.approx(0.8, abs=0.01)
+
+
 def test_labels_are_read_at_their_own_places(make_batch):
     """Where the image is its label, voxels tell it perfectly; at half the resolution, not quite."""
     batch = make_batch(4, labels=True)
@@ -124,6 +135,7 @@ def test_figures_of_a_tap_by_hand(batch):
     held_out = list(cases(strategy, [batch]))
     figures = measure(strategy, held_out)
     rank, retrieval, age = EffectiveRank(6), CrossVisitRetrieval(), AgeR2()
+    alignment, shortcut, tap = Alignment(), PositionR2(6), strategy.backbone.taps["tap.2"]
     with torch.no_grad():
         for case in held_out:
             features = strategy.backbone(case.images, ["tap.2"])["tap.2"]
@@ -132,8 +144,16 @@ def test_figures_of_a_tap_by_hand(batch):
             retrieval.update(pooled, subject, case.sessions)
             age.update(pooled, subject, case.sessions, case.ages)
             if case.places:
-                rank.update(features[len(case.sessions)].flatten(1).T)  # 512 voxels: all of them are drawn
+                first, second, noise = features[len(case.sessions) :]
+                rank.update(first.flatten(1).T)  # 512 voxels: all of them are drawn
+                shortcut.update(noise.flatten(1).T, geo.lattice((8, 8, 8)), case.number)
+                where = geo.feature_affine(case.affines[-2:], tap.stride, tap.offset)
+                places = case.places["tap.2"].expand(2, -1, -1)
+                alignment.update(*geo.sample(torch.stack([first, second]), where, places))
     assert figures["rank/tap.2"] == pytest.approx(rank.compute().item(), rel=1e-5)
+    assert figures["alignment/tap.2"] == pytest.approx(alignment.compute().item(), rel=1e-5)
+    assert figures["alignment/tap.2"] > 1e-3
+    assert figures["shortcut/tap.2"] == pytest.approx(shortcut.compute().item(), abs=1e-5)
     assert figures["retrieval/tap.2"] == retrieval.compute().item()
     assert figures["age/tap.2"] == pytest.approx(age.compute().item(), abs=1e-5)
 

@@ -111,10 +111,9 @@ def _finish(
 
 
 def _colours(number: int) -> list[Any]:
-    """Told apart by colour-blind eyes, too (tab10 up to ten, then viridis)."""
-    if number <= 10:
-        return [mpl.colormaps["tab10"](place) for place in range(number)]
-    return [mpl.colormaps["viridis"](value) for value in np.linspace(0, 0.95, number)]
+    """Told apart from their neighbours."""
+    table = mpl.colormaps["tab10" if number <= 10 else "tab20"]
+    return [table(place % table.N) for place in range(number)]
 
 
 def _cycle(values: Sequence[str], number: int) -> list[str]:
