@@ -68,7 +68,7 @@ from lssl.views import View
 __all__ = ["Case", "cases", "measure", "trained_taps"]
 
 POINTS, VOXELS, LABELLED = 256, 512, 512  # per case: corresponding points, voxels of a view, voxels with labels
-FEWEST = 8  # corresponding points, below which finding one among them says nothing
+FEWEST = 32  # corresponding points, below which finding one among them says little
 
 
 @dataclass

@@ -25,7 +25,10 @@ __all__ = ["TrainingCLI"]
 
 
 class TrainingCLI(LightningCLI):
-    """Groups ``data``, ``views``, ``backbone``, ``model``, ``monitor``, ``trainer``; the model gets two of them."""
+    """Groups ``data``, ``views``, ``backbone``, ``model``, ``monitor`` and ``trainer``.
+
+    Views and backbone are handed to the model.
+    """
 
     @classmethod
     def run(cls, args: list[str], classes: Sequence[type] = ()) -> TrainingCLI:

@@ -34,6 +34,7 @@ def test_each_collapse_is_named_with_its_numbers_and_a_remedy(changed, numbers, 
 def test_healthy_features_and_taps_that_never_gave_a_number_raise_nothing():
     assert collapses(at(), at()) == {}
     assert collapses(at(spread=0.06, scale=0.001, rank=1.6), at()) == {}
+    assert collapses(at(scale=6e-4), at(scale=7e-4)) == {}  # small, as it was
     nothing = at(spread=float("nan"), scale=float("nan"), rank=float("nan"))
     assert collapses(nothing, nothing) == {}
 

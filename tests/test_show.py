@@ -61,7 +61,7 @@ def test_runs_side_by_side(tmp_path, capsys):
 
 
 def test_a_resumed_run_is_read_as_one_and_its_later_values_win(tmp_path):
-    run = folder(tmp_path / "run", "step,train/loss\n0,9\n10,8\n20,7\n", "metrics.1.csv")
+    run = folder(tmp_path / "run", "step,train/loss\n0,9\n10,8\n20,7\n", "metrics.2.csv")
     folder(run, "step,train/loss\n11,5\n20,4\n", "metrics.10.csv")
     folder(run, "step,train/loss\n21,3\n")
     steps, values = read_run(run).curves["train/loss"]

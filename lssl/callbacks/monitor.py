@@ -35,7 +35,7 @@ class RepresentationMonitor(L.Callback):
     Attributes:
         first: figures of the untrained network; kept in checkpoints.
         figures: the latest ones.
-        alarms: tap → the collapse that was seen last.
+        alarms: tap → the collapse that the latest two measurements show.
         spent: seconds.
     """
 
@@ -50,6 +50,7 @@ class RepresentationMonitor(L.Callback):
         self._cases: list[Case] | None = None
         self._taps: list[str] = []
         self._warned: set[str] = set()
+        self._suspects: set[str] = set()
         self._step = -1
         self._started = 0.0
 
@@ -110,8 +111,10 @@ class RepresentationMonitor(L.Callback):
         self.spent += time.perf_counter() - start
 
     def _warn(self, trainer: L.Trainer, step: int) -> None:
-        """Each thing once."""
-        self.alarms = collapses(self.figures, self.first)
+        """Each thing once; of a collapse when it lasts."""
+        found = collapses(self.figures, self.first)
+        self.alarms = {tap: text for tap, text in found.items() if tap in self._suspects}
+        self._suspects = set(found)
         for word, found in (("collapse", self.alarms), ("shortcut", shortcuts(self.figures, step))):
             for tap, text in found.items():
                 if f"{word}/{tap}" not in self._warned:
