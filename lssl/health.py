@@ -6,7 +6,7 @@ Thresholds, and where they come from:
   below 0.05 the voxels' own part is 1/400 of the energy, and bfloat16, which rounds values to 1/256, leaves 13 steps of
   it. In 500 steps of every shipped method no trained tap fell below 0.4 from step 50 on; the config that is made to
   collapse passes 0.05 within 25 steps (tests/test_monitor.py).
-- *few directions*, ``rank < 1.5`` with three channels or more: features on a line, whose rank is 1. Noise of a
+- *few directions*, ``rank < 1.5``: features on a line, whose rank is 1. Noise of a
   twentieth of its length across it is the most that remains below 1.5 (8 channels). The lowest of the same runs: 6.
 - *shrunk*, ``scale < 0.001`` of the untrained network's. Spread does not see a network that scales its features down
   to nothing, as a loss without negatives or variance rewards. A weight may well shrink by ten: batch norm undoes it.
@@ -51,7 +51,7 @@ def _collapse(tap: str, now: Mapping[str, float], first: Mapping[str, float]) ->
         if math.isnan(spread_0):
             return ""  # there never was anything to measure
         return "features are no longer finite; lower the learning rate, or take trainer.precision 32"
-    if spread < SPREAD and not spread > spread_0 / 2:  # so that an unknown beginning counts as higher
+    if spread < SPREAD and not spread >= spread_0 / 2:  # so that an unknown beginning counts as higher
         return (
             f"all features point one way (spread {spread:.3f}, was {spread_0:.3f}); nothing in the loss keeps them "
             "apart: give variance, covariance or negatives more weight, or lower the learning rate"
@@ -61,7 +61,7 @@ def _collapse(tap: str, now: Mapping[str, float], first: Mapping[str, float]) ->
             f"features shrink to nothing (scale {scale:.2g}, was {scale_0:.2g}); nothing in the loss keeps their "
             "variance: give variance or negatives more weight, or less weight decay"
         )
-    if rank < RANK and not rank - 1 > (rank_0 - 1) / 2:
+    if rank < RANK and not rank - 1 >= (rank_0 - 1) / 2:
         return (
             f"features lie on a line (effective rank {rank:.1f}, was {rank_0:.1f}); channels repeat one another: give "
             "covariance or negatives more weight, or lower the learning rate"

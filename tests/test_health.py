@@ -42,6 +42,7 @@ def test_healthy_features_and_taps_that_never_gave_a_number_raise_nothing():
 def test_a_network_that_starts_so_has_not_collapsed():
     low = at(spread=0.04, rank=1.3)
     assert collapses(low, low) == {}
+    assert collapses(at(rank=1.0), at(rank=1.0)) == {}  # one channel
     assert collapses(at(spread=0.015, rank=1.3), low).keys() == {"decoder.1"}
     assert collapses(at(spread=0.04, rank=1.1), low).keys() == {"decoder.1"}
 
