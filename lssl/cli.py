@@ -30,6 +30,7 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
   lssl validate --config FILE --ckpt_path FILE|best|last           terms on held-out pairs; a Segmenter's Dice
   lssl test     --config FILE --ckpt_path FILE|best|last           terms on test pairs; a Segmenter's scores
   lssl predict  --config FILE --ckpt_path FILE|best|last           embeddings of every visit; a Segmenter's label maps
+  lssl show     RUN [RUN …]                                        what runs logged: tables, curves, side by side
   lssl prepare  BIDS_DIR OUT_DIR [--suffix T1w …] [--workers N]    registered, cached visits from a BIDS folder
   lssl inspect  DIR [--json] [--sheet FILE.png]                    what a BIDS or prepared folder holds
   lssl strategies                                                  the methods, one line each
@@ -43,7 +44,11 @@ Later configs and options override earlier ones. A config that is no file here i
 so that `--config configs/demo.yaml` works from any folder."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-DATA_COMMANDS = {"prepare": "prepare_command", "inspect": "inspect_command"}
+LIGHT_COMMANDS = {
+    "prepare": "lssl.prepare.commands:prepare_command",
+    "inspect": "lssl.prepare.commands:inspect_command",
+    "show": "lssl.show:show_command",
+}
 GROUPS = {"strategies": "lssl.strategies", "datamodules": "lssl.datamodules"}
 
 
@@ -62,13 +67,14 @@ def main(args: list[str] | None = None) -> None:
             print(__version__)
         elif command in GROUPS:
             _list_classes(GROUPS[command])
-        elif command in DATA_COMMANDS:
-            getattr(importlib.import_module("lssl.prepare.commands"), DATA_COMMANDS[command])(args[1:])
+        elif command in LIGHT_COMMANDS:
+            room, _, name = LIGHT_COMMANDS[command].partition(":")
+            getattr(importlib.import_module(room), name)(args[1:])
         elif command in TRAINER_COMMANDS:
             _train([command, *_with_files(_with_shipped_configs(args[1:]))])
         else:
             raise InputError(
-                f"There is no command '{command}'{nearest(command, [*TRAINER_COMMANDS, *DATA_COMMANDS, *GROUPS])}"
+                f"There is no command '{command}'{nearest(command, [*TRAINER_COMMANDS, *LIGHT_COMMANDS, *GROUPS])}"
             )
     except Exception as error:
         mistake = input_error(error)

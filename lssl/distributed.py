@@ -7,15 +7,18 @@ by what all ranks hold, not by what it holds itself (:func:`weighted_mean`). Wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["alone", "gather", "rank", "weighted_mean", "world_size"]
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+__all__ = ["alone", "gather", "join", "rank", "weighted_mean", "world_size"]
 
 _alone = ContextVar("alone", default=False)
 
@@ -67,6 +70,28 @@ def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     if ranks > 1:
         distributed.all_reduce(total)
     return ranks * (weight * values).sum() / torch.where(total > 0, total, 1)
+
+
+def join(metrics: Iterable[Metric]) -> None:
+    """Gives metrics of this process the states of all: sums are added up, lists are joined.
+
+    Two exchanges for all of them, where torchmetrics makes several for each state; take metrics with
+    ``sync_on_compute=False``. Every process must hold the same metrics, each with an update, be it of no rows.
+    """
+    if world_size() == 1:
+        return
+    states = [(metric, name, value) for metric in metrics for name, value in metric.metric_state.items()]
+    sums = [(metric, name, value) for metric, name, value in states if isinstance(value, Tensor)]
+    lists = [(metric, name, value) for metric, name, value in states if isinstance(value, list)]
+    total = torch.cat([value.double().flatten() for *_, value in sums])
+    distributed.all_reduce(total)
+    parts = total.split([value.numel() for *_, value in sums])
+    for (metric, name, value), part in zip(sums, parts, strict=True):
+        setattr(metric, name, part.view_as(value).to(value.dtype))
+    everyone: list[Any] = [None] * world_size()
+    distributed.all_gather_object(everyone, [torch.cat(value).cpu() for *_, value in lists])
+    for (metric, name, parts_here), rows in zip(lists, zip(*everyone, strict=True), strict=True):
+        setattr(metric, name, [row.to(parts_here[0].device) for row in rows])
 
 
 class _Gather(torch.autograd.Function):

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 import lssl
 from lssl.errors import InputError
+from lssl.loggers import store_config
 
 __all__ = ["CONFIG", "RunFolder", "checkpoint_path", "claim", "keep", "run_checkpoints"]
 
@@ -75,6 +77,7 @@ class RunFolder(SaveConfigCallback):
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / CONFIG).write_text(self._text())
+            store_config(trainer, yaml.safe_load(self._text()))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint explains itself: the config it was trained with and the version that did it."""

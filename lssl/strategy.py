@@ -186,6 +186,10 @@ class Strategy(L.LightningModule, ABC):
             for name, value in features.items()
         }
 
+    def reconstruction(self, view: View) -> Tensor | None:
+        """The image ``(B, C, ...)`` that the method makes of a view, for pictures; ``None`` if it makes none."""
+        return None
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:

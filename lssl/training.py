@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lssl.backbone import Backbone
-from lssl.callbacks import DataWait, EmbeddingWriter
+from lssl.callbacks import DataWait, EmbeddingWriter, RepresentationMonitor
 from lssl.messages import explain
 from lssl.run import RunFolder, checkpoint_path, claim, keep, run_checkpoints
 from lssl.segmenter import Segmenter
@@ -26,7 +26,10 @@ __all__ = ["TrainingCLI"]
 
 
 class TrainingCLI(LightningCLI):
-    """Groups ``data``, ``views``, ``backbone``, ``model``, ``trainer``; views and backbone are handed to the model."""
+    """Groups ``data``, ``views``, ``backbone``, ``model``, ``monitor`` and ``trainer``.
+
+    Views and backbone are handed to the model.
+    """
 
     @classmethod
     def run(cls, args: list[str], classes: Sequence[type] = ()) -> TrainingCLI:
@@ -40,7 +43,12 @@ class TrainingCLI(LightningCLI):
         try:
             return cls._run(args)
         except ArgumentError as error:
-            groups = {"trainer": L.Trainer, "views": ViewSampler, "backbone": Backbone}
+            groups = {
+                "trainer": L.Trainer,
+                "views": ViewSampler,
+                "backbone": Backbone,
+                "monitor": RepresentationMonitor,
+            }
             rooms = {sys.modules[cls.__module__] for cls in classes}
             known = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())} | {
                 *classes,
@@ -64,11 +72,12 @@ class TrainingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the two groups that are ours, and the run folder's logger."""
+        """Adds the groups that are ours, and the run folder's logger."""
         parser.add_class_arguments(Backbone, "backbone")
         parser.link_arguments("backbone", "model.init_args.backbone", apply_on="instantiate")
         parser.add_class_arguments(ViewSampler, "views")
         parser.link_arguments("views", "model.init_args.views", apply_on="instantiate")
+        parser.add_lightning_class_args(RepresentationMonitor, "monitor")
         parser.set_defaults(
             {
                 "data": {"class_path": "PhantomDataModule"},

@@ -192,8 +192,9 @@ def test_a_users_own_method_is_one_file(tmp_path):
 
 @pytest.mark.parametrize("config", ["demo.yaml", "global_contrastive.yaml", "prior_guided_local.yaml"])
 def test_two_processes_train_together(config, tmp_path):
-    """The report runs on rank zero alone: nothing may wait for the other process there."""
-    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+    """The report runs on rank zero alone, the monitor on all: nothing may wait for the other process there."""
+    options = ["--monitor.every=4"]
+    options += ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
     options += ["--data.init_args.subjects=10", "--data.init_args.batch_size=2"]
     if config != "demo.yaml":
         options += ["--trainer.callbacks=lssl.callbacks.Report"]

@@ -2,9 +2,20 @@
 
 from lssl.callbacks.embeddings import EmbeddingWriter
 from lssl.callbacks.landmarks import Landmarks
+from lssl.callbacks.monitor import RepresentationMonitor
+from lssl.callbacks.pictures import Pictures
 from lssl.callbacks.report import Report
 from lssl.callbacks.segmentation_report import SegmentationReport
 from lssl.callbacks.segmentation_writer import SegmentationWriter
 from lssl.callbacks.waiting import DataWait
 
-__all__ = ["DataWait", "EmbeddingWriter", "Landmarks", "Report", "SegmentationReport", "SegmentationWriter"]
+__all__ = [
+    "DataWait",
+    "EmbeddingWriter",
+    "Landmarks",
+    "Pictures",
+    "Report",
+    "RepresentationMonitor",
+    "SegmentationReport",
+    "SegmentationWriter",
+]

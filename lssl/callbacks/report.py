@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from rich.console import Console
 from rich.table import Table
 
-from lssl.batch import PairBatch
+from lssl.callbacks.held_out import held_out_batch, held_out_pairs
+from lssl.callbacks.pictures import send
 from lssl.evaluation import evaluate
 from lssl.strategy import Strategy
 
@@ -34,7 +35,7 @@ class Report(L.Callback):
     def __init__(self, batches: int | None = None, tap: str | None = None, pair: int = 0) -> None:
         self.batches, self.tap, self.pair = batches, tap, pair
         self.before: dict[str, float] = {}
-        self.maps: dict[str, dict] = {}
+        self.maps: dict[str, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measures the network as it starts."""
@@ -51,6 +52,7 @@ class Report(L.Callback):
         console.print(_table(self.before, after))
         (folder / "report.json").write_text(json.dumps({"untrained": self.before, "trained": after}, indent=1))
         self._draw(trainer, pl_module, folder / "report.png")
+        send(trainer, "report", folder / "report.png")
         for text, name in (
             ("config", "config.yaml"),
             ("metrics", "metrics.csv"),
@@ -62,31 +64,23 @@ class Report(L.Callback):
                 console.print(f"{text:>16}  {folder / name}", highlight=False, soft_wrap=True)
 
     def _draw(self, trainer: L.Trainer, module: L.LightningModule, path: Path) -> None:
-        from lssl.pictures import draw_similarity
+        from lssl.pictures.similarity import draw_similarity
 
-        batch = self._batch(trainer)
-        if isinstance(module, Strategy) and batch is not None:
-            draw_similarity(batch, self.maps, path, self._tap(module))
+        if isinstance(module, Strategy):
+            draw_similarity(self.maps, path, self._tap(module))
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule, title: str) -> dict[str, float]:
-        from lssl.pictures import similarity_map
+        from lssl.pictures.scene import scene
+        from lssl.pictures.similarity import similarity_map
 
-        batch = self._batch(trainer)
+        batch = held_out_batch(trainer, self.pair)
         if not isinstance(module, Strategy) or batch is None:
             return {}
-        self.maps[title] = similarity_map(module, batch, self._tap(module))
-        return evaluate(module, self._held_out(trainer), self.batches)
-
-    def _batch(self, trainer: L.Trainer) -> PairBatch | None:
-        batch = next(islice(self._held_out(trainer), self.pair, None), None)
-        return None if batch is None else batch.to("cpu")  # what is drawn is float32
+        self.maps[title] = similarity_map(module, scene(module, batch), self._tap(module))
+        return evaluate(module, held_out_pairs(trainer), self.batches)
 
     def _tap(self, module: Strategy) -> str:
         return self.tap or list(module.backbone.taps)[-1]
-
-    @staticmethod
-    def _held_out(trainer: L.Trainer) -> Iterable[PairBatch]:
-        return trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
 
 
 def _table(before: dict[str, float], after: dict[str, float]) -> Table:
@@ -98,14 +92,19 @@ def _table(before: dict[str, float], after: dict[str, float]) -> Table:
     rows = [
         ("↑ subject found again at another visit (retrieval@1)", "retrieval"),
         ("↑ effective rank of voxel features", "rank"),
+        ("↑ corresponding voxels that find each other", "matching"),
+        ("↑ consistency of corresponding voxels across visits", "consistency"),
         ("↓ shortcut: coordinate R² on noise", "shortcut"),
         ("  coordinate R² on images", "position"),
     ]
     for title, kind in rows:
-        # an R² below 0 says no more than 0: the fit does not carry over
-        table.add_row(
-            title, *(" → ".join(f"{max(0, run[f'{kind}/{tap}']):.2f}" for run in (before, after)) for tap in taps)
-        )
+        cells = [" → ".join(_figure(run[f"{kind}/{tap}"]) for run in (before, after)) for tap in taps]
+        table.add_row(title, *cells)
     for name in terms:
         table.add_row(f"↓ term {name.removeprefix('term/')}", f"{before[name]:.3g} → {after[name]:.3g}")
     return table
+
+
+def _figure(value: float) -> str:
+    """An R² below 0 says no more than 0: the fit does not carry over."""
+    return "–" if math.isnan(value) else f"{max(0.0, value):.2f}"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from lssl.pictures import axial
+from lssl.pictures.canvas import cut, figure, show
+from lssl.pictures.overlay import label_colours
 from lssl.segmentation.scores import SegmentedVisit
 
 __all__ = ["draw_subject"]
@@ -27,26 +26,21 @@ def draw_subject(subject: str, visits: Sequence[SegmentedVisit], classes: int, p
         path: PNG to write; the slice is the same for all visits.
     """
     index = _busiest(visits[0].predicted if visits[0].truth is None else visits[0].truth)
-    palette = mpl.colormaps["gist_rainbow"](np.linspace(0, 1, classes))
-    palette = np.concatenate([np.zeros((1, 4)), palette[np.random.default_rng(0).permutation(classes)]])
-    with mpl.rc_context({"font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(13, 3.4 * len(visits)), layout="constrained")
-        for row, visit in zip(figure.subplots(len(visits), 4, squeeze=False), visits, strict=True):
-            here = min(index, visit.image.shape[2] - 1)
+    palette = np.zeros((classes + 1, 4))
+    for label, colour in label_colours(range(1, classes + 1)).items():
+        palette[label] = (*colour, 0.7)
+    with figure(path, len(visits), 4, f"{subject}: axial slice {index}, patient's right on the left") as axes:
+        for row, visit in zip(axes, visits, strict=True):
             age = "" if visit.age != visit.age else f", age {visit.age:.1f}"
             layers: dict[str, Tensor | None] = {f"{visit.session}{age}": None, "truth": visit.truth}
             layers |= {"prediction": visit.predicted, "difference (truth's colour)": _difference(visit)}
-            for axes, (title, layer) in zip(row, layers.items(), strict=True):
-                axes.set_title(title if layer is not None or axes is row[0] else f"no {title.split()[0]}", fontsize=10)
-                axes.axis("off")
-                axes.imshow(axial(visit.image, here), cmap="gray", vmin=0, vmax=1.1, interpolation="nearest")
+            image, affine, point = visit.image.numpy(), visit.affine.numpy(), (0, 0, index)
+            for panel, (title, layer) in zip(row, layers.items(), strict=True):
+                missing = layer is None and panel is not row[0]
+                drawn = show(panel, image, affine, point, f"no {title.split()[0]}" if missing else title, mark=None)
                 if layer is not None:
-                    colours = palette[axial(layer.clamp_min(0), here).astype(int)]
-                    colours[..., 3] *= 0.7
-                    axes.imshow(colours, interpolation="nearest")
-        figure.suptitle(f"{subject}: axial slice {index}, patient's right on the left")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=70)
+                    colours = palette[cut(layer.clamp_min(0).numpy(), point).astype(int)]
+                    panel.imshow(colours, aspect=panel.get_aspect(), interpolation="nearest", extent=drawn.get_extent())
 
 
 def _busiest(label: Tensor) -> int:

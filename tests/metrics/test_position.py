@@ -69,3 +69,11 @@ def test_updates_are_crops_and_their_rows_may_come_in_any_order():
     parts = crops("both")
     shuffled = [(features.flip(0), places.flip(0)) for features, places in parts]
     assert r2(shuffled) == pytest.approx(r2(parts), abs=1e-6)
+
+
+def test_crops_may_say_which_half_they_belong_to():
+    """As processes do that hold every second crop each."""
+    parts, metric = crops("both"), PositionR2(CHANNELS)
+    for number in [0, 2, 4, 6, 1, 3, 5, 7]:
+        metric.update(*parts[number], crop=number)
+    assert metric.compute().item() == pytest.approx(r2(parts), abs=1e-6)

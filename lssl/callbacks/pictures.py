@@ -1,0 +1,121 @@
+"""Pictures: what the network is shown and what it makes of it, for the run folder and the logger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lssl.callbacks.held_out import held_out_batch
+from lssl.distributed import alone
+from lssl.errors import InputError
+from lssl.representation import trained_taps
+from lssl.strategy import Strategy
+
+__all__ = ["Pictures", "send"]
+
+
+class Pictures(L.Callback):
+    """Draws one held-out pair into ``pictures/`` of the run folder, every so many steps and at the end.
+
+    ``views.png``: the visits, their views and where these lie; ``features.png``: principal components at each trained
+    tap; ``similarity.png``: one marked voxel against the whole other visit; ``reconstruction.png``, if the method makes
+    one; ``terms.png`` and ``monitors.png``, at the end, of what ``metrics.csv`` holds. The latest stay; a logger that
+    takes images (TensorBoard, W&B) keeps them all.
+
+    Args:
+        every: steps from one drawing to the next; 0 draws at the end only.
+        pair: number of the validation batch whose first pair is drawn.
+        tap: of the similarity; ``None`` takes the last one that is trained.
+    """
+
+    def __init__(self, every: int = 1000, pair: int = 0, tap: str | None = None) -> None:
+        if every < 0 or pair < 0:
+            raise InputError("Pictures: give every and pair 0 or more.")
+        self.every, self.pair, self.tap = every, pair, tap
+        self._scene: Any = None
+        self._step = -1
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses a tap that the backbone lacks, before any step."""
+        if self.tap and isinstance(pl_module, Strategy):
+            pl_module.backbone.check_taps([self.tap])
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draws where it is due."""
+        step = trainer.global_step
+        if self.every and step and step % self.every == 0 and step != self._step:
+            self._step = step
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws the result, and the curves."""
+        self._draw(trainer, pl_module)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()
+            self._draw_curves(trainer)
+
+    @torch.no_grad()
+    def _draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or not isinstance(module, Strategy):
+            return
+        from lssl.pictures.features import draw_features
+        from lssl.pictures.reconstruction import draw_reconstruction
+        from lssl.pictures.scene import scene
+        from lssl.pictures.similarity import draw_similarity, similarity_map
+        from lssl.pictures.views import draw_views
+
+        batch = held_out_batch(trainer, self.pair)
+        if batch is None:
+            if self._step < 0:
+                rank_zero_warn("Pictures: there is no held-out pair, so nothing is drawn; see data.init_args.split.")
+            return
+        folder, taps = Path(trainer.default_root_dir) / "pictures", trained_taps(module)
+        tap = self.tap or taps[-1]
+        with alone():
+            self._scene = self._scene or scene(module, batch)
+            kinds: dict[str, Callable[[Path], Any]] = {
+                "views": lambda path: draw_views(self._scene, path),
+                "features": lambda path: draw_features(module, self._scene, path, taps),
+                "similarity": lambda path: draw_similarity(
+                    {f"step {trainer.global_step}": similarity_map(module, self._scene, tap)}, path, tap
+                ),
+                "reconstruction": lambda path: draw_reconstruction(module, self._scene, path),
+            }
+            for name, draw in kinds.items():
+                if draw(folder / f"{name}.png") is not False:
+                    send(trainer, name, folder / f"{name}.png")
+
+    @staticmethod
+    def _draw_curves(trainer: L.Trainer) -> None:
+        from lssl.pictures.curves import draw_monitors, draw_terms
+        from lssl.runlog import read_run
+
+        folder = Path(trainer.default_root_dir)
+        if (folder / "metrics.csv").is_file():
+            run = read_run(folder)
+            for name, draw in (("terms", draw_terms), ("monitors", draw_monitors)):
+                if draw([run], folder / "pictures" / f"{name}.png"):
+                    send(trainer, name, folder / "pictures" / f"{name}.png")
+
+
+def send(trainer: L.Trainer, name: str, path: Path) -> None:
+    """Hands a PNG to every logger that takes images."""
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):
+            logger.log_image(f"pictures/{name}", [str(path)], step=trainer.global_step)
+        elif isinstance(logger, TensorBoardLogger):
+            from matplotlib.image import imread
+
+            pixels = np.asarray(imread(path))[..., :3]
+            logger.experiment.add_image(f"pictures/{name}", pixels, trainer.global_step, dataformats="HWC")

@@ -1,0 +1,45 @@
+"""What a method that reconstructs makes of an augmented view."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lssl.pictures.canvas import figure, show
+from lssl.pictures.scene import Scene, index_of
+from lssl.strategy import Strategy
+
+__all__ = ["draw_reconstruction"]
+
+
+@torch.no_grad()
+def draw_reconstruction(strategy: Strategy, shown: Scene, path: Path) -> bool:
+    """Rows: both views; columns: what the network sees, what it makes of it, what it should, and the difference.
+
+    Args:
+        strategy: whose :meth:`lssl.strategy.Strategy.reconstruction` is shown.
+        shown: the pair.
+        path: PNG.
+
+    Returns:
+        Whether there was anything to draw: not every method reconstructs.
+    """
+    training = strategy.training
+    strategy.eval()
+    made = [strategy.reconstruction(view) for view in (shown.first, shown.second)]
+    strategy.train(training)
+    if any(image is None for image in made):
+        return False
+    with figure(path, 2, 4, "Reconstruction of augmented views") as axes:
+        for row, (view, image) in enumerate(zip((shown.first, shown.second), made, strict=True)):
+            result = image[0, 0].float()  # type: ignore[index]
+            point, affine = index_of(shown.place, view.affine), view.affine[0].cpu().numpy()
+            error = (result - view.clean[0, 0]).abs()
+            panels = {"as seen": view.image[0, 0], "reconstructed": result, "before augmentation": view.clean[0, 0]}
+            for axis, (name, volume) in zip(axes[row], panels.items(), strict=False):
+                show(axis, volume.float().cpu().numpy(), affine, point, f"view {row + 1}, {name}")
+            text = f"absolute difference, mean {float(error.mean()):.3f}"
+            drawn = show(axes[row, 3], error.cpu().numpy(), affine, point, text, cmap="magma", vmax=0.5)
+            axes[row, 3].figure.colorbar(drawn, ax=axes[row, 3], shrink=0.8)
+    return True
