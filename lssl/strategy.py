@@ -186,8 +186,8 @@ class Strategy(L.LightningModule, ABC):
             for name, value in features.items()
         }
 
-    def reconstruction(self, view: View) -> Tensor | None:
-        """The image ``(B, C, ...)`` that the method makes of a view, for pictures; ``None`` if it makes none."""
+    def reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
+        """For pictures, what the network is shown of a view and what it makes of it; ``None`` if it makes no images."""
         return None
 
     # --- inside -------------------------------------------------------------------------------------------------------

@@ -221,6 +221,14 @@ class AnatomicalInvariance(Strategy):
             terms["reconstruction"] = (error * share).sum() / (share.sum() * images.shape[1])
         return terms
 
+    def reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
+        """A masked view, and what is made of it."""
+        if not self.uses("reconstruction"):
+            return None
+        hidden = self.masking.draw(len(view.image), torch.Generator().manual_seed(0), view.image.device)
+        made = self.to_image(self.masking(self.backbone, view.image, hidden, output=True)["output"])
+        return view.image.masked_fill(hidden, 0), made
+
     def _inter(self, online: Tensor, whole: Tensor, seen: Tensor) -> Tensor:
         """Pooled embeddings; the teacher's of the other crop."""
         assert self.teacher is not None

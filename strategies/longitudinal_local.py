@@ -150,11 +150,11 @@ class LongitudinalLocal(Strategy):
             terms["reconstruction"] = F.mse_loss(self.reconstruct(features["output"]).float(), clean)
         return terms
 
-    def reconstruction(self, view: View) -> Tensor | None:
+    def reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
         """The network's output, as the reconstruction term compares it with the clean view."""
         if not self.uses("reconstruction"):
             return None
-        return self.reconstruct(self.backbone(view.image, output=True)["output"])
+        return view.image, self.reconstruct(self.backbone(view.image, output=True)["output"])
 
     def _similarity(self, tap: str, z1: Tensor, z2: Tensor, places: Tensor, weight: Tensor) -> Tensor:
         if self.objective == "info_nce":

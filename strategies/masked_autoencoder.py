@@ -84,6 +84,12 @@ class MaskedAutoencoder(Strategy):
         self.note("explained", self._explained(difference, clean, hidden))
         return {"reconstruction": _mean(error, chosen).mean()}
 
+    def reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
+        """A masked view, and what is made of it."""
+        hidden = self.masking.draw(len(view.image), torch.Generator().manual_seed(0), view.image.device)
+        made = self.to_image(self.masking(self.backbone, view.image, hidden, output=True)["output"])
+        return view.image.masked_fill(hidden, 0), made
+
     @staticmethod
     @torch.no_grad()
     def _explained(difference: Tensor, clean: Tensor, hidden: Tensor) -> Tensor:

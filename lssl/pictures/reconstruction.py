@@ -1,4 +1,4 @@
-"""What a method that reconstructs makes of an augmented view."""
+"""What a method that reconstructs makes of an augmented or masked view."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def draw_reconstruction(strategy: Strategy, shown: Scene, path: Path) -> bool:
     strategy.eval()
     made = [strategy.reconstruction(view) for view in (shown.first, shown.second)]
     strategy.train(training)
-    if any(image is None for image in made):
+    if any(pair is None for pair in made):
         return False
-    with figure(path, 2, 4, "Reconstruction of augmented views") as axes:
-        for row, (view, image) in enumerate(zip((shown.first, shown.second), made, strict=True)):
-            result = image[0, 0].float()  # type: ignore[index]
+    with figure(path, 2, 4, "Reconstruction") as axes:
+        for row, (view, (seen, image)) in enumerate(zip((shown.first, shown.second), made, strict=True)):  # type: ignore[misc]
+            result = image[0, 0].float()
             point, affine = index_of(shown.place, view.affine), view.affine[0].cpu().numpy()
             error = (result - view.clean[0, 0]).abs()
-            panels = {"as seen": view.image[0, 0], "reconstructed": result, "before augmentation": view.clean[0, 0]}
+            panels = {"as seen": seen[0, 0], "reconstructed": result, "before augmentation": view.clean[0, 0]}
             for axis, (name, volume) in zip(axes[row], panels.items(), strict=False):
                 show(axis, volume.float().cpu().numpy(), affine, point, f"view {row + 1}, {name}")
             text = f"absolute difference, mean {float(error.mean()):.3f}"

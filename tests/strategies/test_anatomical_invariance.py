@@ -271,6 +271,18 @@ def test_reconstruction_of_the_hidden_voxels_or_of_all(batch):
             assert value.item() == pytest.approx(error.item(), rel=1e-5)
 
 
+def test_pictures_show_what_was_hidden(batch):
+    strategy = make()
+    view, _ = draw(strategy, batch)
+    seen, made = strategy.reconstruction(view)
+    shown = seen != 0
+    assert shown.float().mean() == pytest.approx(0.25, abs=0.01)
+    assert torch.equal(seen[shown], view.image[shown])
+    features = strategy.backbone(seen, output=True)["output"]
+    assert torch.equal(made, strategy.to_image(features))
+    assert make(weights={"reconstruction": 0.0}).reconstruction(view) is None
+
+
 def test_centres_move_in_training_only_and_temperatures_with_the_steps(batch):
     strategy = make(teacher_temperature=(0.02, 0.04), teacher_warmup=0.5)
     terms(strategy.eval(), batch)

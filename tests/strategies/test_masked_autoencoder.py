@@ -163,3 +163,12 @@ def test_a_network_without_an_image_is_refused(batch):
     strategy = MaskedAutoencoder(encoder, views=ViewSampler(SIZE), block=4)
     with pytest.raises(InputError, match="8×6×10 voxels where the view has 16×12×20"):
         term(strategy, draw(strategy, batch), batch)
+
+
+def test_pictures_show_what_was_hidden(batch):
+    strategy = make()
+    view, _ = draw(strategy, batch)
+    seen, made = strategy.reconstruction(view)
+    assert (seen != 0).float().mean() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(seen[seen != 0], view.image[seen != 0])
+    assert torch.equal(made, strategy.to_image(strategy.backbone(seen, output=True)["output"]))
