@@ -31,7 +31,7 @@ class Echo(Strategy):
         return {"nothing": first.image.mean()}
 
     def reconstruction(self, view):
-        return 2 * view.clean
+        return view.image, 2 * view.clean
 
 
 def echo(channels: int = 1) -> Echo:
