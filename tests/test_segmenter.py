@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -294,6 +296,16 @@ def test_a_resumed_run_continues_exactly(tmp_path):
         weights.append(state(made))
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path):
+    options = [*QUIET, "--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.subjects=6"]
+    args = ["fit", "--config", "configs/finetune.yaml", *tiny(tmp_path, backbone=TINY_NET), *options]
+    command = [sys.executable, "-m", "lssl", *args, "--model.init_args.weights.consistency=1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert "val/dice" in (tmp_path / "run" / "metrics.csv").read_text()
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

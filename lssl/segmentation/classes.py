@@ -142,8 +142,8 @@ class Classes:
         return table
 
     def label_values(self) -> Tensor:
-        """``(K,)`` int16 that a class is written as: the first of its labels."""
-        return torch.tensor([0, *(group[0] for group in self.values)], dtype=torch.int16)
+        """``(K,)`` first label of each class, which it is written as; int64, as processes cannot exchange int16."""
+        return torch.tensor([0, *(group[0] for group in self.values)])
 
     def other_side(self, counts: LabelCounts, flips: bool) -> Tensor:
         """``(K,)`` class that each one becomes in the mirror: *left* and *right* of a name exchanged.

@@ -12,6 +12,7 @@ import torch
 
 from lssl.batch import PairBatch, Visit
 from lssl.cohort.pairs import build_pairs, given_split, order_visits, split_subjects
+from lssl.datamodules import loading
 from lssl.datamodules.base import PairDataModule
 from lssl.errors import InputError
 
@@ -191,11 +192,11 @@ def test_order_is_repeatable_and_changes_with_epoch_and_seed():
 
 def test_ranks_share_one_order_evenly(monkeypatch):
     whole = list(toy().train_dataloader().sampler)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    monkeypatch.setattr(loading.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(loading.distributed, "get_world_size", lambda: 4)
     shares = []
     for rank in range(4):
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(loading.distributed, "get_rank", lambda rank=rank: rank)
         shares.append(list(toy().train_dataloader().sampler))
     assert {len(share) for share in shares} == {-(-len(whole) // 4)}
     together = [item[:2] for turn in zip(*shares, strict=True) for item in turn]
