@@ -42,6 +42,8 @@ class PhantomDataModule(PairDataModule):
         **options: see :class:`.base.PairDataModule`.
     """
 
+    common_frame = True  # the middle of every head is the origin
+
     def __init__(
         self,
         subjects: int = 24,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +77,11 @@ class PreparedFolder:
         if "flags" in table and (flagged := int(table["flags"].fillna("").astype(bool).sum())):
             remarks.append(f"{count(flagged, 'visit')} to look at, see the column flags of visits.csv")
         return table, remarks
+
+    def in_template(self) -> bool:
+        """Whether the subjects were brought into the space of one template."""
+        options = json.loads((self.root / "dataset.json").read_text()).get("options", {})
+        return bool(options.get("template"))
 
     def keep(self, table: pd.DataFrame) -> None:
         """Notes where the visits of the sorted table lie."""

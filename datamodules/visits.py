@@ -49,6 +49,8 @@ class VisitsDataModule(PairDataModule):
         labels: pattern of label maps, likewise.
         table: CSV of visits, instead of the BIDS layout. Its columns mask and label go before the patterns. For a
             prepared folder: rows of its ``visits.csv``, perhaps with a column split.
+        common_frame: whether all subjects lie in one template's frame, where a place in mm is about the same anatomy in
+            each; ``None``: if they were prepared to a template.
         cache_gb: memory for the compressed visits of a prepared folder, shared out among the workers; worth it where
             storage is slow, as a local disk is cached by the system anyway.
         **options: those of :class:`PairDataModule`.
@@ -61,6 +63,7 @@ class VisitsDataModule(PairDataModule):
         masks: str | None = None,
         labels: str | None = None,
         table: str | Path | None = None,
+        common_frame: bool | None = None,
         cache_gb: float = 0.0,
         **options: Any,
     ) -> None:
@@ -73,6 +76,8 @@ class VisitsDataModule(PairDataModule):
             if masks or labels:
                 raise InputError(f"{root} was prepared with its own masks and labels; leave masks and labels out.")
             self.prepared = PreparedFolder(str(root), table, int(cache_gb * 1e9 / max(1, self.num_workers)))
+        in_template = self.prepared is not None and self.prepared.in_template()
+        self.common_frame = in_template if common_frame is None else common_frame
 
     def visit_table(self) -> pd.DataFrame:
         """One row per visit, with the paths of its image, mask and label map."""

@@ -89,9 +89,15 @@ class PairBatch:
         """Some of the pairs, in the order of ``index``."""
         return self._map(lambda tensor: tensor[index])
 
-    def visits(self, index: Tensor) -> PairBatch:
-        """The same subjects with visits ``index (B, 2)``, of 0 and 1, in place of their first and second."""
-        rows = torch.arange(len(self), device=index.device)[:, None]
+    def visits(self, index: Tensor, rows: Tensor | None = None) -> PairBatch:
+        """The same subjects with visits ``index (B, 2)``, of 0 and 1, in place of their first and second.
+
+        Args:
+            index: which visit of a pair.
+            rows: ``(B, 2)`` pairs that they are taken from, if not from one's own; ids of subjects stay.
+        """
+        if rows is None:
+            rows = torch.arange(len(self), device=index.device)[:, None]
         return self._map(lambda tensor: tensor if tensor.ndim == 1 else tensor[rows, index])
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> PairBatch:

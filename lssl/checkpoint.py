@@ -17,7 +17,7 @@ from lssl.views import ViewSampler
 
 __all__ = ["load_strategy", "read_checkpoint"]
 
-_OF_THE_RUN = {"backbone", "views", "optimizer", "schedule"}  # linked, or of no use without training
+_OF_THE_RUN = {"backbone", "views", "optimizer", "schedule", "matcher"}  # linked, or of no use without training
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

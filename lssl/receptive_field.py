@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from lssl.errors import InputError
 
-__all__ = ["Enough", "Measured", "Tap", "measure", "tapped"]
+__all__ = ["Enough", "Measured", "Tap", "as_map", "measure", "tapped"]
 
 Triple = tuple[float, float, float]
 
@@ -74,6 +74,17 @@ def tapped(network: nn.Module, paths: Mapping[str, str], stop: bool) -> Iterator
             raise InputError(
                 f"backbone: the network overwrites tap '{name}' ('{paths[name]}') in place; tap what follows."
             )
+
+
+def as_map(features: Tensor, size: Sequence[int]) -> Tensor:
+    """Tokens ``(B, N, C)`` of cubic patches of a ``(D, H, W)`` image as a map ``(B, C, d, h, w)``; maps as they are."""
+    if features.ndim != 3:
+        return features
+    patch = round((math.prod(size) / features.shape[1]) ** (1 / 3))
+    grid = [side // max(1, patch) for side in size]
+    if math.prod(grid) != features.shape[1]:
+        return features
+    return features.transpose(1, 2).unflatten(2, grid)
 
 
 @dataclass
@@ -152,6 +163,7 @@ def _probe_features(
         except (RuntimeError, ValueError, AssertionError) as error:  # this network wants another size: try the next
             errors.append(f"{tuple(size)}: {error}")
             continue
+        features = {name: as_map(value, size) for name, value in features.items()}
         missing = [name for name in paths if name not in features]
         if missing:
             raise InputError(f"backbone: tap '{missing[0]}' ('{paths[missing[0]]}') is not used when the network runs.")

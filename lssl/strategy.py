@@ -77,6 +77,15 @@ class Strategy(L.LightningModule, ABC):
         :attr:`teacher` in ``__init__``; it is moved after each step.
         """
 
+    def sample(self, batch: PairBatch) -> tuple[View, View]:
+        """The two views of each pair that :meth:`terms` is given; a strategy may draw others."""
+        return self.views(batch, self.generator)
+
+    def advance(self, progress: float) -> None:
+        """Moves the teacher after a step; ``progress`` is the share of the steps done. Whatever else anneals, too."""
+        if self.teacher is not None:
+            self.teacher.follow(progress)
+
     def note(self, name: str, value: Tensor) -> None:
         """A scalar for the log that is no part of the loss; in training, logged as the mean since the last log."""
         self.notes[name] = value.detach()
@@ -109,10 +118,10 @@ class Strategy(L.LightningModule, ABC):
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Moves the teacher after the weights."""
+        """The step, then :meth:`advance` of a strategy with a teacher."""
         super().optimizer_step(*args, **kwargs)
         if self.teacher is not None:
-            self.teacher.follow((self.global_step + 1) / self._steps)
+            self.advance((self.global_step + 1) / self._steps)
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """The same terms on held-out pairs."""
@@ -180,8 +189,8 @@ class Strategy(L.LightningModule, ABC):
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        first, second = self.views(batch, self.generator)
         self.notes = {}
+        first, second = self.sample(batch)
         terms = self.terms(first, second, batch)
         self._check_weights(list(terms) or self.TERMS)
         return self._sum(terms), terms

@@ -136,14 +136,15 @@ class ViewSampler:
 
     def __call__(self, batch: PairBatch, generator: torch.Generator) -> tuple[View, View]:
         """Two views per pair; all randomness comes from ``generator``, which lives on the CPU."""
-        self._check(batch)
+        self.check(batch)
         batch = self._choose_visits(batch, generator)
-        first = self._place(batch, 0, self._draw_linear(batch, 0, generator), generator)
+        linear = self.draw_linear(len(batch), generator, batch.affines.device)
+        first = self._anywhere(batch, 0, self.in_voxels(linear, batch.affines[:, 0]), generator)
         if self.geometry == "shared":
             maps = torch.stack([first, first], 1)
         else:
             maps = torch.stack([first, self._place_second(batch, first, generator)], 1)
-        return self._cut(batch, maps, generator)
+        return self.cut(batch, maps, generator)
 
     def _choose_visits(self, batch: PairBatch, generator: torch.Generator) -> PairBatch:
         if not self.same_visit:
@@ -154,44 +155,42 @@ class ViewSampler:
 
     def centred(self, batch: PairBatch) -> tuple[View, View]:
         """Unaugmented views of one box, at the centre of the first visit's foreground, for evaluation."""
-        self._check(batch)
+        self.check(batch)
         identity = torch.eye(4, dtype=torch.float64, device=batch.affines.device).expand(len(batch), 4, 4)
-        low, high = self._allowed(identity, batch.extent[:, 0])
+        low, high = self.allowed(identity, batch.extent[:, 0])
         middle = self._middle(low)
         centre = (_centre_of_mass(batch.foreground[:, 0]) - middle).round() + middle
-        first = self._map(identity, centre.clamp(low, high))
-        return self._cut(batch, torch.stack([first, self._same_box(batch, first)], 1), None)
+        first = self.place(identity, centre.clamp(low, high))
+        return self.cut(batch, torch.stack([first, self._same_box(batch, first)], 1), None)
 
-    def _check(self, batch: PairBatch) -> None:
+    def check(self, batch: PairBatch) -> None:
+        """Refuses sources that are smaller than the views."""
         have = tuple(batch.images.shape[-3:])
         if any(want > got for want, got in zip(self.size, have, strict=True)):
             raise InputError(
                 f"views: a crop of {self.size} voxels does not fit into sources of {have}; use a smaller crop."
             )
 
-    def _draw_linear(self, batch: PairBatch, visit: int, generator: torch.Generator, tries: int = 1) -> Tensor:
-        """``R diag(z) F`` in mm as ``(B · tries, 4, 4)`` linear maps for views of one visit, then in source voxels."""
-        n = len(batch) * tries
+    def draw_linear(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """``R diag(z) F`` in mm as ``(count, 4, 4)`` linear maps."""
 
         def uniform(low: float, high: float) -> Tensor:
-            return torch.rand(n, 3, generator=generator, dtype=torch.float64) * (high - low) + low
+            return torch.rand(count, 3, generator=generator, dtype=torch.float64) * (high - low) + low
 
         zoom, angles = uniform(*self.zoom), uniform(-self.rotation, self.rotation)
-        still = torch.rand(n, 1, generator=generator) >= self.affine_probability
+        still = torch.rand(count, 1, generator=generator) >= self.affine_probability
         zoom, angles = zoom.masked_fill(still, 1.0), angles.masked_fill(still, 0.0)
-        mirror = torch.rand(n, 3, generator=generator) < torch.tensor(self.flip)
+        mirror = torch.rand(count, 3, generator=generator) < torch.tensor(self.flip)
         signs = 1 - 2 * mirror.double()
-        linear = geo.rotation(angles) @ geo.scaling(zoom * signs)
-        linear = linear.to(batch.affines.device, non_blocking=True)
-        return self._in_voxels(linear, batch.affines[:, visit].repeat_interleave(tries, 0))
+        return (geo.rotation(angles) @ geo.scaling(zoom * signs)).to(device, non_blocking=True)
 
     @staticmethod
-    def _in_voxels(linear: Tensor, affine: Tensor) -> Tensor:
+    def in_voxels(linear: Tensor, affine: Tensor) -> Tensor:
         """A linear map in mm along the source's axes, as a map of its indices."""
         step = geo.spacing(affine)
         return geo.scaling(1 / step) @ linear @ geo.scaling(step)
 
-    def _map(self, linear: Tensor, centre: Tensor) -> Tensor:
+    def place(self, linear: Tensor, centre: Tensor) -> Tensor:
         """View index → source index: ``c + L (v - (n - 1)/2)``."""
         return geo.translation(centre) @ linear @ geo.translation(-self._middle(centre).expand_as(centre))
 
@@ -203,7 +202,7 @@ class ViewSampler:
         """The map into the second source that shows the same box of the frame."""
         return geo.inverse(batch.affines[:, 1]) @ batch.affines[:, 0] @ first
 
-    def _allowed(self, linear: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+    def allowed(self, linear: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
         """Centres ``(B, 3)`` that keep the view's box inside the source; the source's middle where it does not fit."""
         size = torch.tensor(self.size, dtype=linear.dtype, device=linear.device)
         half = (linear[..., :3, :3].abs() @ (size / 2)[:, None]).squeeze(-1)
@@ -212,9 +211,9 @@ class ViewSampler:
         fits = low <= high
         return torch.where(fits, low, middle), torch.where(fits, high, middle)
 
-    def _place(self, batch: PairBatch, visit: int, linear: Tensor, generator: torch.Generator) -> Tensor:
+    def _anywhere(self, batch: PairBatch, visit: int, linear: Tensor, generator: torch.Generator) -> Tensor:
         """Puts views at random centres of one visit's source, on the foreground if asked."""
-        low, high = self._allowed(linear, batch.extent[:, visit])
+        low, high = self.allowed(linear, batch.extent[:, visit])
         tries = self.CENTRE_TRIES if self.foreground else 1
         draws = torch.rand(len(batch), tries, 3, generator=generator, dtype=torch.float64).to(low.device)
         centres = low[:, None] + draws * (high - low)[:, None]
@@ -225,30 +224,35 @@ class ViewSampler:
             centres = centres[rows[:, 0], hit.int().argmax(1)]  # the first hit; the first draw where there is none
         else:
             centres = centres[:, 0]
-        return self._map(linear, centres)
+        return self.place(linear, centres)
 
     def _place_second(self, batch: PairBatch, first: Tensor, generator: torch.Generator) -> Tensor:
         """A second index map that overlaps the first: several tries at once, the first good one is taken."""
         tries, n = self.OVERLAP_TRIES, len(batch)
-        linear = self._draw_linear(batch, 1, generator, tries).unflatten(0, (n, tries))
+        linear = self.draw_linear(n * tries, generator, first.device).unflatten(0, (n, tries))
         if self.flip_together:
-            linear = self._same_mirror(linear, first)
+            linear = self.same_mirror(linear, first[:, None])
+        linear = self.in_voxels(linear, batch.affines[:, None, 1])
         anchor = self._same_box(batch, first)
         centre = geo.transform(
             anchor, self._middle(first)[None, None]
         )  # (B, 1, 3): the first view's centre in the second source
-        reach = (1 - self.overlap ** (1 / 3)) * torch.tensor(self.size, dtype=first.dtype)
-        shift = (2 * torch.rand(n, tries, 3, generator=generator, dtype=torch.float64) - 1) * reach
-        low, high = self._allowed(linear, batch.extent[:, 1, None])
-        maps = self._map(linear, (centre + shift.to(centre.device)).clamp(low, high))
+        shift = self.draw_shift((n, tries), generator)
+        low, high = self.allowed(linear, batch.extent[:, 1, None])
+        maps = self.place(linear, (centre + shift.to(centre.device)).clamp(low, high))
         good = self._shared_part(maps, anchor[:, None]) >= self.overlap
         best = maps[torch.arange(n, device=maps.device), good.int().argmax(1)]
         return torch.where(good.any(1)[:, None, None], best, anchor)
 
+    def draw_shift(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Shifts ``(*shape, 3)`` in voxels, on the CPU, that leave two boxes the overlap."""
+        reach = (1 - self.overlap ** (1 / 3)) * torch.tensor(self.size, dtype=torch.float64)
+        return (2 * torch.rand(*shape, 3, generator=generator, dtype=torch.float64) - 1) * reach
+
     @staticmethod
-    def _same_mirror(linear: Tensor, first: Tensor) -> Tensor:
-        """Gives every candidate the mirror of the first view: the sign of the map's diagonal (rotations are small)."""
-        wanted = first[:, None, :3, :3].diagonal(dim1=-2, dim2=-1).sign()
+    def same_mirror(linear: Tensor, first: Tensor) -> Tensor:
+        """Gives linear maps the mirror of another: the sign of its diagonal (rotations are small)."""
+        wanted = first[..., :3, :3].diagonal(dim1=-2, dim2=-1).sign()
         signs = wanted * linear[..., :3, :3].diagonal(dim1=-2, dim2=-1).sign()
         return linear @ geo.scaling(signs)
 
@@ -260,7 +264,7 @@ class ViewSampler:
         volume, other = geo.volume(maps), geo.volume(anchor)
         return inside.double().mean(-1) * volume / torch.minimum(volume, other)
 
-    def _cut(self, batch: PairBatch, maps: Tensor, generator: torch.Generator | None) -> tuple[View, View]:
+    def cut(self, batch: PairBatch, maps: Tensor, generator: torch.Generator | None) -> tuple[View, View]:
         """Resamples both sources once, through ``maps (B, 2, 4, 4)``, then augments intensities."""
         one_map = self.geometry == "shared" and generator is not None  # centred views have a map for each visit
         clean = self._resample(batch.images, maps, one_map)

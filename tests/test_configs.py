@@ -47,6 +47,41 @@ def test_global_contrastive_changes_its_objective_in_one_line(objective, tmp_pat
     assert "val/similarity" in (run / "metrics.csv").read_text()
 
 
+@pytest.mark.parametrize("network", [None, pytest.param("swin_unetr", marks=pytest.mark.slow), "unetr"])
+def test_anatomical_invariance_on_every_kind_of_network(network, tmp_path):
+    options = ["--model.init_args.hidden=16", "--model.init_args.prototypes=8", "--data.init_args.batch_size=2"]
+    options += ["--model.init_args.block=8", "--trainer.max_steps=1", "--model.init_args.encoder=bottleneck"]
+    configs, groups = ["anatomical_invariance.yaml"], {"backbone": TINY_NET}
+    if network == "swin_unetr":
+        configs.append("backbone/swin_unetr.yaml")
+        small = {"depths": [1, 1, 1, 1], "feature_size": 12}
+        groups = {"backbone": {"network": {"init_args": small}}, "views": {"size": 64}}
+    elif network == "unetr":
+        configs.append("backbone/unetr.yaml")
+        small = {"img_size": 32, "feature_size": 4, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2}
+        groups = {"backbone": {"network": {"init_args": small}}}
+        options[3] = "--model.init_args.block=16"
+    if network == "swin_unetr":
+        options += ["--data.init_args.size=72", "--data.init_args.subjects=3", "--data.init_args.split=[0.7,0.3,0.0]"]
+    run = fit(tmp_path, *configs, options=options, **groups)
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    assert ("masking.token" in state) == (network is not None)
+    log = (run / "metrics.csv").read_text()
+    assert all(name in log for name in ("train/inter", "train/intra", "train/match/same_visit", "val/match/score"))
+
+
+def test_the_frame_pairs_no_subjects_that_share_none(tmp_path, bids, capsys):
+    options = ["--model.init_args.hidden=16", "--model.init_args.block=8", "--data.init_args.source_size=null"]
+    data = {"class_path": "VisitsDataModule", "init_args": {"root": str(bids)}}
+    config = "anatomical_invariance.yaml"
+    with pytest.raises(SystemExit) as stop:
+        fit(tmp_path, config, options=options, backbone=TINY_NET, data=data)
+    assert stop.value.code == 2
+    assert "share no frame" in capsys.readouterr().err
+    run = fit(tmp_path, config, options=[*options, "--data.init_args.common_frame=true"], backbone=TINY_NET, data=data)
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_anatomical_embedding_ends_with_its_landmarks_and_plugs_into_the_matcher(tmp_path, capsys):
     options = [
         "--model.init_args.fine=decoder.1",

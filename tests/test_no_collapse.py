@@ -12,6 +12,7 @@ from lssl.datamodules.phantom import PhantomDataModule
 from lssl.intensity import Contrast, Noise
 from lssl.metrics import EffectiveRank
 from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
+from lssl.strategies.anatomical_invariance import AnatomicalInvariance
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 
@@ -48,13 +49,12 @@ def train(strategy: Strategy, pairs: list) -> Strategy:
         strategy.generator.manual_seed(step)
         chosen = torch.randperm(len(pairs), generator=strategy.generator)[:PAIRS].tolist()
         batch = collate([pairs[number] for number in chosen])
-        terms = strategy.terms(*strategy.views(batch, strategy.generator), batch)
+        terms = strategy.terms(*strategy.sample(batch), batch)
         optimizer.zero_grad()
         sum(strategy.weights.get(name, 1.0) * value for name, value in terms.items()).backward()
         optimizer.step()
         schedule.step()
-        if strategy.teacher is not None:
-            strategy.teacher.follow((step + 1) / STEPS)
+        strategy.advance((step + 1) / STEPS)
     return strategy
 
 
@@ -63,7 +63,7 @@ def health(strategy: Strategy, pairs: list, tap: str) -> tuple[float, float]:
     """Of fresh views in evaluation mode: effective rank of the tap's voxels, and spread of the projections."""
     strategy.eval().generator.manual_seed(-1)
     batch = collate(pairs)
-    first, second = strategy.views(batch, strategy.generator)
+    first, second = strategy.sample(batch)
     strategy.terms(first, second, batch)
     features = strategy.backbone(torch.cat([first.image, second.image]), [tap])[tap]
     rank = EffectiveRank(features.shape[1])
@@ -89,6 +89,13 @@ def anatomically(**options) -> AnatomicalEmbedding:
     return AnatomicalEmbedding(backbone(), "mid", "deep", views=sampler, **{**small, **options})
 
 
+def invariantly(objective: str) -> AnatomicalInvariance:
+    sampler = ViewSampler(24, overlap=0.6, transforms=[Contrast(), Noise()])
+    small = {"hidden": 128, "projection": 64, "prototypes": 128, "block": 8, "other_subject": 0.5}
+    only = {"reconstruction": 0.0}
+    return AnatomicalInvariance(backbone(), "deep", "mid", objective=objective, weights=only, views=sampler, **small)
+
+
 OBJECTIVES = {
     "SimCLR": lambda: globally(SimCLR),
     "MoCo": lambda: globally(MoCo, queue=128),
@@ -98,6 +105,8 @@ OBJECTIVES = {
     "info_nce": lambda: locally("info_nce"),
     "vicreg": lambda: locally("vicreg"),
     "anatomical": anatomically,
+    "Alice, DINO": lambda: invariantly("dino"),
+    "Alice, InfoNCE": lambda: invariantly("info_nce"),
 }
 COLLAPSING = {
     "VICReg": lambda: globally(VICReg, {"variance": 0.0, "covariance": 0.0}, norm="layer"),

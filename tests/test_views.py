@@ -348,7 +348,7 @@ def test_a_batch_is_cut_as_its_samples_one_by_one(make_batch):
     maps = torch.stack([geo.inverse(view.source_affine) @ view.affine for view in pair], 1)
     for b in range(3):
         one = batch._map(lambda tensor, b=b: tensor[b : b + 1])
-        for whole, alone in zip(pair, sampler._cut(one, maps[b : b + 1], None), strict=True):
+        for whole, alone in zip(pair, sampler.cut(one, maps[b : b + 1], None), strict=True):
             torch.testing.assert_close(alone.clean, whole.clean[b : b + 1], rtol=0, atol=1e-6)
             assert torch.equal(alone.label, whole.label[b : b + 1])
 

@@ -10,6 +10,7 @@ from lssl.losses.negative_cosine import NegativeCosine
 from lssl.losses.nt_xent import NTXent
 from lssl.losses.orthogonality import Orthogonality
 from lssl.losses.queue_info_nce import QueueInfoNCE
+from lssl.losses.self_distillation import Prototypes, SelfDistillation
 from lssl.losses.variance import Variance
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "NTXent",
     "NegativeCosine",
     "Orthogonality",
+    "Prototypes",
     "QueueInfoNCE",
+    "SelfDistillation",
     "Variance",
 ]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from lssl import Backbone, PairBatch, Strategy, ViewSampler
+from lssl.strategies.anatomical_invariance import AnatomicalInvariance
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
 from lssl.strategies.longitudinal_local import LongitudinalLocal
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
@@ -45,6 +46,7 @@ def strategies() -> dict[str, Callable[[], torch.Tensor]]:
         "PriorGuidedLocal, cosine": PriorGuidedLocal(Backbone(), views=views, **small),
         "PriorGuidedLocal, info_nce": PriorGuidedLocal(Backbone(), objective="info_nce", views=views, **small),
         "PriorGuidedLocal, vicreg": PriorGuidedLocal(Backbone(), objective="vicreg", views=views, **small),
+        "AnatomicalInvariance": AnatomicalInvariance(Backbone(), views=views),
     }
     for objective in (SimCLR, MoCo, BYOL, VICReg):
         name = f"GlobalContrastive, {objective.__name__}"

@@ -1,0 +1,98 @@
+"""Self-distillation over prototypes, the loss of DINO."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+
+from lssl.distributed import world_size
+from lssl.errors import InputError, positive
+
+__all__ = ["Prototypes", "SelfDistillation"]
+
+
+class Prototypes(nn.Module):
+    """Cosines of rows ``(..., D)`` with K learned directions: DINO's weight-normalised last layer with its norm at 1.
+
+    Args:
+        in_features: D.
+        count: K.
+    """
+
+    def __init__(self, in_features: int, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, in_features) * 0.02)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """``(..., D) → (..., K)`` in [-1, 1], float32."""
+        with torch.autocast(rows.device.type, enabled=False):
+            return F.linear(F.normalize(rows.float(), dim=-1), F.normalize(self.weight.float(), dim=-1))
+
+
+class SelfDistillation(nn.Module):
+    """Cross-entropy of the student's soft-max over K prototypes under the teacher's centred and sharpened one.
+
+    ``-Σ_k P_k log softmax(s/τ_s)_k`` with ``P = sg softmax((t - c)/τ_t)``, the mean over rows (DINO, Caron et al., ICCV
+    2021; Alice's ``Loss``). The centre c follows the teacher's mean output over the batches of all ranks,
+    ``c ← m c + (1 - m) mean(t)``, which keeps one prototype from taking all; sharpening keeps them from being equal.
+    τ_t goes linearly from its first to its last value. Centre and τ_t are buffers, hence in every checkpoint.
+
+    Args:
+        prototypes: K.
+        student: τ_s.
+        teacher: first and last τ_t.
+        warmup: share of the training in which τ_t moves (Alice: 30 epochs of 1000).
+        momentum: m.
+
+    Example:
+        >>> import torch
+        >>> loss = SelfDistillation(2, student=1.0, teacher=(0.01, 0.01))
+        >>> sure = torch.tensor([[1.0, -1.0]])
+        >>> round(loss(sure, sure).item(), 4)  # the teacher is certain: -log of the student's share, 1 / (1 + e^-2)
+        0.1269
+    """
+
+    centre: Tensor
+    temperature: Tensor
+
+    def __init__(
+        self,
+        prototypes: int,
+        student: float = 0.1,
+        teacher: tuple[float, float] = (0.008, 0.01),
+        warmup: float = 0.03,
+        momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        positive(student=student, **{"first teacher temperature": teacher[0], "last teacher temperature": teacher[1]})
+        if not 0 <= warmup <= 1 or not 0 <= momentum < 1:
+            raise InputError(f"warmup, momentum: give shares of 1, not {warmup:g} and {momentum:g}.")
+        self.student, self.range, self.warmup, self.momentum = student, teacher, warmup, momentum
+        self.register_buffer("centre", torch.zeros(prototypes))
+        self.register_buffer("temperature", torch.tensor(float(teacher[0])))
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Mean over rows of ``(..., K)``; no gradient reaches the teacher's."""
+        with torch.autocast(student.device.type, enabled=False):
+            target = self.target(teacher)
+            return -(target * F.log_softmax(student.float() / self.student, dim=-1)).sum(-1).mean()
+
+    def target(self, teacher: Tensor) -> Tensor:
+        """``P (..., K)``: what the teacher assigns each row to."""
+        return ((teacher.detach().float() - self.centre) / self.temperature).softmax(-1)
+
+    @torch.no_grad()
+    def follow(self, teacher: Tensor) -> None:
+        """Moves the centre towards the mean of the teacher's rows ``(..., K)`` on all ranks; after the loss."""
+        mean = teacher.float().flatten(0, -2).mean(0)
+        if world_size() > 1:
+            distributed.all_reduce(mean)
+            mean = mean / world_size()
+        self.centre.lerp_(mean, 1 - self.momentum)
+
+    def anneal(self, progress: float) -> None:
+        """Sets τ_t for this share of the steps done."""
+        first, last = self.range
+        share = min(1.0, progress / self.warmup) if self.warmup else 1.0
+        self.temperature.fill_(first + (last - first) * share)
