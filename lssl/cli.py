@@ -21,7 +21,7 @@ from lssl.errors import InputError, input_error, nearest
 if TYPE_CHECKING:
     pass
 
-__all__ = ["main"]
+__all__ = ["main", "shipped_config"]
 
 HELP = f"""\
 lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
@@ -32,6 +32,7 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
   lssl predict  --config FILE --ckpt_path FILE|best|last           embeddings of every visit; a Segmenter's label maps
   lssl prepare  BIDS_DIR OUT_DIR [--suffix T1w …] [--workers N]    registered, cached visits from a BIDS folder
   lssl inspect  DIR [--json] [--sheet FILE.png]                    what a BIDS or prepared folder holds
+  lssl benchmark --config FILE [--dry-run] [--jobs N] [--report]   strategies side by side, in one table
   lssl strategies                                                  the methods, one line each
   lssl datamodules                                                 the sources of pairs, one line each
 
@@ -43,7 +44,11 @@ Later configs and options override earlier ones. A config that is no file here i
 so that `--config configs/demo.yaml` works from any folder."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-DATA_COMMANDS = {"prepare": "prepare_command", "inspect": "inspect_command"}
+COMMANDS = {
+    "prepare": "lssl.prepare.commands:prepare_command",
+    "inspect": "lssl.prepare.commands:inspect_command",
+    "benchmark": "lssl.benchmark.command:benchmark_command",
+}
 GROUPS = {"strategies": "lssl.strategies", "datamodules": "lssl.datamodules"}
 
 
@@ -62,13 +67,14 @@ def main(args: list[str] | None = None) -> None:
             print(__version__)
         elif command in GROUPS:
             _list_classes(GROUPS[command])
-        elif command in DATA_COMMANDS:
-            getattr(importlib.import_module("lssl.prepare.commands"), DATA_COMMANDS[command])(args[1:])
+        elif command in COMMANDS:
+            module, _, name = COMMANDS[command].partition(":")
+            getattr(importlib.import_module(module), name)(args[1:])
         elif command in TRAINER_COMMANDS:
             _train([command, *_with_files(_with_shipped_configs(args[1:]))])
         else:
             raise InputError(
-                f"There is no command '{command}'{nearest(command, [*TRAINER_COMMANDS, *DATA_COMMANDS, *GROUPS])}"
+                f"There is no command '{command}'{nearest(command, [*TRAINER_COMMANDS, *COMMANDS, *GROUPS])}"
             )
     except Exception as error:
         mistake = input_error(error)
@@ -86,26 +92,31 @@ def _list_classes(group: str) -> None:
 
 def _with_shipped_configs(args: list[str]) -> list[str]:
     """Replaces a config that does not exist by the shipped one of that name."""
-    shipped = Path(__file__).parent / "configs"
-    shipped = shipped if shipped.is_dir() else Path(__file__).parents[1] / "configs"
     resolved = list(args)
     for place, arg in enumerate(args):
         before, equals, path = arg.partition("=")
         if before not in ("--config", "-c") or (not equals and place + 1 == len(args)):
             continue
-        path = path if equals else args[place + 1]
-        if Path(path).is_file():
-            _check_yaml(Path(path))
-            continue
-        ours = shipped.joinpath(*[part for part in Path(path).parts if part != "configs"])
-        if not ours.is_file():
-            names = [f"configs/{p.relative_to(shipped)}" for p in shipped.rglob("*.yaml")]
-            raise InputError(f"There is no config {path}{nearest(path, names)}")
+        ours = str(shipped_config(path if equals else args[place + 1]))
         if equals:
             resolved[place] = f"{before}={ours}"
         else:
-            resolved[place + 1] = str(ours)
+            resolved[place + 1] = ours
     return resolved
+
+
+def shipped_config(path: str) -> Path:
+    """A config file; one that does not exist is looked for among the shipped ones."""
+    if Path(path).is_file():
+        _check_yaml(Path(path))
+        return Path(path)
+    shipped = Path(__file__).parent / "configs"
+    shipped = shipped if shipped.is_dir() else Path(__file__).parents[1] / "configs"
+    ours = shipped.joinpath(*[part for part in Path(path).parts if part != "configs"])
+    if not ours.is_file():
+        names = [f"configs/{p.relative_to(shipped)}" for p in shipped.rglob("*.yaml")]
+        raise InputError(f"There is no config {path}{nearest(path, names)}")
+    return ours
 
 
 def _with_files(args: list[str]) -> list[str]:

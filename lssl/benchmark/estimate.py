@@ -1,0 +1,89 @@
+"""What a plan will take, from a few timed steps of each strategy; without torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lssl.benchmark.folder import fresh
+from lssl.benchmark.plan import Cell, Plan
+from lssl.benchmark.run import environment, last_line
+from lssl.errors import InputError
+from lssl.prepare.files import read_json
+
+__all__ = ["Timing", "estimate", "time_cells"]
+
+STEPS = 6  # three to warm up, three timed
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of a kind of cell.
+
+    Attributes:
+        around: seconds that do not depend on the number of steps: start, report, and the whole test.
+        step: seconds of a step.
+        memory: GB of the process at most.
+    """
+
+    around: float
+    step: float
+    memory: float
+
+    def seconds(self, cell: Cell) -> float:
+        """Of a whole cell."""
+        return self.around + self.step * cell.steps
+
+
+def time_cells(plan: Plan, jobs: int, program: Sequence[str] = (sys.executable, "-m", "lssl")) -> dict[str, Timing]:
+    """Timing of each strategy's pretraining by its name, and of fine-tuning (one for all) under ``""``.
+
+    Each runs alone, in a folder that is removed again. Validation during pretraining is not counted.
+    """
+    timings = {}
+    for cell in plan.cells:
+        name = cell.strategy if cell.stage == "pretrain" else ""
+        if name not in timings and (cell.stage == "pretrain" or cell.needs is None):
+            timings[name] = _time(plan, cell, jobs, program)
+    return timings
+
+
+def estimate(cells: Sequence[Cell], timings: dict[str, Timing], jobs: int) -> tuple[float, float]:
+    """Hours that some cells take, side by side, and GB of memory."""
+    by_cell = [timings[cell.strategy if cell.stage == "pretrain" else ""] for cell in cells]
+    seconds = sum(timing.seconds(cell) for cell, timing in zip(cells, by_cell, strict=True))
+    largest = sorted((timing.memory for timing in by_cell), reverse=True)
+    return seconds / 3600 / max(1, min(jobs, len(cells))), sum(largest[:jobs])
+
+
+def _time(plan: Plan, cell: Cell, jobs: int, program: Sequence[str]) -> Timing:
+    import dataclasses
+
+    with tempfile.TemporaryDirectory() as folder:
+        trial = dataclasses.replace(cell, folder=Path(folder) / "cell")
+        fresh(trial)
+        fit, *test = trial.commands()
+        fit += [f"--trainer.max_steps={min(STEPS, cell.steps)}", f"--trainer.default_root_dir={trial.run}"]
+        fit += ["--trainer.limit_val_batches=0"] if cell.stage == "finetune" else []
+        log = trial.folder / "log.txt"
+        env = {**environment(plan.path.parent, jobs), "WANDB_MODE": "disabled"}
+        began, memory = time.perf_counter(), 0.0
+        for command in (fit, *test):
+            with log.open("ab") as file:
+                process = subprocess.Popen(
+                    [*program, *command], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env
+                )
+                _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise InputError(f"The first steps of {cell.name} failed: {last_line(log)}")
+            memory = max(memory, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9)
+        cost = read_json(trial.run / "cost.json") or {"ms_per_step": 0.0, "steps": 0}
+        step = cost["ms_per_step"] / 1000
+        return Timing(max(0.0, time.perf_counter() - began - step * cost["steps"]), step, memory)
