@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +29,7 @@ class Cost(L.Callback):
     ms_per_step    mean of the steps after the third (of all steps, where there are no more than three)
     pairs_per_step pairs in the last batch; in fine-tuning, labelled visits and unlabelled pairs
     steps          number of steps
+    memory         GB of the process at most, without its workers
     device_memory  GB of the accelerator at most, 0 on CPUs
     ============== ===================================================================================================
     """
@@ -70,9 +73,20 @@ class Cost(L.Callback):
             "ms_per_step": 1000 * self.seconds / max(1, self.timed),
             "pairs_per_step": self.pairs,
             "steps": self.steps,
+            "memory": _most_memory(),
             "device_memory": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
         }
         write_json(Path(trainer.default_root_dir) / "cost.json", figures)
+
+
+def _most_memory() -> float:
+    """``ru_maxrss`` alone would not do: Linux passes on what the parent held when it started this process."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e9
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def _now(module: L.LightningModule) -> float:

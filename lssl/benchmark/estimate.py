@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lssl.benchmark.folder import fresh
@@ -63,27 +62,22 @@ def estimate(cells: Sequence[Cell], timings: dict[str, Timing], jobs: int) -> tu
 
 
 def _time(plan: Plan, cell: Cell, jobs: int, program: Sequence[str]) -> Timing:
-    import dataclasses
-
     with tempfile.TemporaryDirectory() as folder:
-        trial = dataclasses.replace(cell, folder=Path(folder) / "cell")
+        trial = replace(cell, folder=Path(folder) / "cell")
         fresh(trial)
         fit, *test = trial.commands()
         fit += [f"--trainer.max_steps={min(STEPS, cell.steps)}", f"--trainer.default_root_dir={trial.run}"]
         fit += ["--trainer.limit_val_batches=0"] if cell.stage == "finetune" else []
         log = trial.folder / "log.txt"
         env = {**environment(plan.path.parent, jobs), "WANDB_MODE": "disabled"}
-        began, memory = time.perf_counter(), 0.0
+        began = time.perf_counter()
         for command in (fit, *test):
             with log.open("ab") as file:
-                process = subprocess.Popen(
+                done = subprocess.run(
                     [*program, *command], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env
                 )
-                _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
+            if done.returncode:
                 raise InputError(f"The first steps of {cell.name} failed: {last_line(log)}")
-            memory = max(memory, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9)
-        cost = read_json(trial.run / "cost.json") or {"ms_per_step": 0.0, "steps": 0}
+        cost = read_json(trial.run / "cost.json") or {"ms_per_step": 0.0, "steps": 0, "memory": 0.0}
         step = cost["ms_per_step"] / 1000
-        return Timing(max(0.0, time.perf_counter() - began - step * cost["steps"]), step, memory)
+        return Timing(max(0.0, time.perf_counter() - began - step * cost["steps"]), step, cost["memory"])

@@ -76,9 +76,9 @@ def fresh(cell: Cell) -> None:
     (cell.folder / "config.yaml").write_text(yaml.safe_dump(cell.config, sort_keys=False, allow_unicode=True))
 
 
-def finish(cell: Cell, key: str, seconds: list[float], memory: float) -> None:
-    """Notes that a cell is finished: its commands' seconds, and the GB of memory that its processes took at most."""
-    write_json(cell.folder / DONE, {"key": key, "seconds": seconds, "memory": memory})
+def finish(cell: Cell, key: str, seconds: list[float]) -> None:
+    """Notes that a cell is finished, and its commands' seconds."""
+    write_json(cell.folder / DONE, {"key": key, "seconds": seconds})
 
 
 def _identity(plan: Plan) -> dict[str, Any]:

@@ -166,8 +166,7 @@ def _figures(cell: Cell, note: dict) -> Iterator[tuple[str, float]]:
     """Of the whole cell."""
     cost = read_json(cell.run / "cost.json") or {}
     yield "hours", note["seconds"][0] / 3600
-    yield "memory", note["memory"]
-    for name in ("parameters", "ms_per_step", "steps", "device_memory"):
+    for name in ("parameters", "ms_per_step", "steps", "memory", "device_memory"):
         if name in cost:
             yield name, cost[name]
     if cost.get("ms_per_step"):

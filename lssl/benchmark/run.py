@@ -53,7 +53,6 @@ class _Running:
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
     seconds: list[float] = field(default_factory=list)
-    memory: float = 0.0
 
 
 def run_cells(
@@ -148,7 +147,7 @@ class _Pool:
         cell, log = task.cell, task.cell.folder / LOG
         if status == 0:
             with writing(self.plan.out):
-                finish(cell, self.keys[cell.name], task.seconds, task.memory)
+                finish(cell, self.keys[cell.name], task.seconds)
             self.outcome.finished.append(cell.name)
             event = f"finished {cell.name} in {sum(task.seconds):.0f} s"
         else:
@@ -174,16 +173,12 @@ def last_line(log: Path) -> str:
 
 
 def _ended(task: _Running) -> int | None:
-    """Exit status of a process that is over, with its peak memory and its time noted."""
+    """Exit status of a process that is over, with its time noted."""
     assert task.process is not None
-    pid, status, usage = os.wait4(task.process.pid, os.WNOHANG)
-    if not pid:
-        return None
-    task.process.returncode = os.waitstatus_to_exitcode(status)
-    task.seconds.append(time.perf_counter() - task.began)
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    task.memory = max(task.memory, usage.ru_maxrss * unit / 1e9)
-    return task.process.returncode
+    status = task.process.poll()
+    if status is not None:
+        task.seconds.append(time.perf_counter() - task.began)
+    return status
 
 
 _LIBC: Any = ctypes.CDLL(None) if sys.platform.startswith("linux") else None

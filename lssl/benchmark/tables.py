@@ -94,7 +94,7 @@ def _costs(plan: Plan, table: pd.DataFrame) -> Sheet:
         )]  # fmt: skip
         values += [_figure(mean, f"{prefix}{kind}/{tap}", 2) for kind, _ in kinds for tap in taps]
         rows.append([name, *values])
-    notes = ["Parameters with the heads that pretraining alone uses. Memory is that of the process, at most.",
+    notes = ["Parameters with the heads of pretraining alone. Memory is that of the process, at most, without workers.",
              "Rank and retrieval on validation pairs; scratch: the untrained network."]  # fmt: skip
     return Sheet("Pretraining", head, rows, notes)
 
