@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lssl.benchmark.folder import fresh
-from lssl.benchmark.plan import Cell, Plan
+from lssl.benchmark.plan import Cell, Plan, merged
 from lssl.benchmark.run import environment, last_line
 from lssl.errors import InputError
 from lssl.prepare.files import read_json
@@ -63,15 +63,16 @@ def estimate(cells: Sequence[Cell], timings: dict[str, Timing], jobs: int) -> tu
 
 def _time(plan: Plan, cell: Cell, jobs: int, program: Sequence[str]) -> Timing:
     with tempfile.TemporaryDirectory() as folder:
-        trial = replace(cell, folder=Path(folder) / "cell")
+        path = Path(folder) / "cell"
+        short = {"max_steps": min(STEPS, cell.steps), "default_root_dir": str(path / "run")}
+        if cell.stage == "finetune":
+            short["limit_val_batches"] = 0
+        trial = replace(cell, folder=path, config=merged(cell.config, {"trainer": short}))
         fresh(trial)
-        fit, *test = trial.commands()
-        fit += [f"--trainer.max_steps={min(STEPS, cell.steps)}", f"--trainer.default_root_dir={trial.run}"]
-        fit += ["--trainer.limit_val_batches=0"] if cell.stage == "finetune" else []
         log = trial.folder / "log.txt"
         env = {**environment(plan.path.parent, jobs), "WANDB_MODE": "disabled"}
         began = time.perf_counter()
-        for command in (fit, *test):
+        for command in trial.commands():
             with log.open("ab") as file:
                 done = subprocess.run(
                     [*program, *command], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env

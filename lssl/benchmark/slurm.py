@@ -35,10 +35,15 @@ def run_on_slurm(plan: Plan, keys: dict[str, str], jobs: int, tell: Tell) -> Out
         ready = [cell for cell in cells if cell.needs not in outcome.failed]
         outcome.skipped |= {cell.name: str(cell.needs) for cell in cells if cell not in ready}
         submitted = executor.map_array(_run_one, [(plan, cell, keys) for cell in ready]) if ready else []
-        for cell, job in zip(ready, submitted, strict=True):
-            _settle(cell, job, outcome)
-            running = [other.name for other in ready if other.name not in outcome.finished]
-            tell(f"{'FAILED' if cell.name in outcome.failed else 'finished'} {cell.name}", running, outcome)
+        try:
+            for place, (cell, job) in enumerate(zip(ready, submitted, strict=True)):
+                _settle(cell, job, outcome)
+                why = f"FAILED {cell.name}: {outcome.failed[cell.name]}" if cell.name in outcome.failed else ""
+                tell(why or f"finished {cell.name}", [other.name for other in ready[place + 1 :]], outcome)
+        except BaseException:  # an interruption: what is submitted would run on
+            for job in submitted:
+                job.cancel()
+            raise
     return outcome
 
 

@@ -75,7 +75,7 @@ else:
 
 def write_plan(folder: Path, **groups) -> Path:
     path = folder / "plan.yaml"
-    path.write_text(yaml.safe_dump({"out": str(folder / "out"), **PLAN, **groups}))
+    path.write_text(yaml.safe_dump({"out": str(folder / "out"), **PLAN, **groups}, sort_keys=False))
     return path
 
 
