@@ -39,7 +39,6 @@ class Entry:
         labelled: number of labelled subjects, as text; ``all``.
         budget: its name.
         rate: learning rate that the validation subjects chose.
-        rates: how many rates there were to choose from.
         dice: seeds × test subjects.
         means: metric → mean over seeds, subjects and structures.
         structures: structure → mean Dice.
@@ -53,7 +52,6 @@ class Entry:
     labelled: str
     budget: str
     rate: float
-    rates: int
     dice: pd.DataFrame
     means: dict[str, float]
     structures: dict[str, float]
@@ -109,10 +107,9 @@ def entries(table: pd.DataFrame, order: list[str]) -> list[Entry]:
         order: of the strategies.
     """
     tuned = table[table["stage"] == "finetune"]
-    rates = tuned.groupby(ROW)["learning_rate"].nunique()
     hours = table[(table["stage"] == "pretrain") & (table["metric"] == "hours")].groupby("strategy")["value"].mean()
     found = [
-        _entry((str(a), str(b), str(c)), part, int(rates[a, b, c]), float(hours.get(a, 0.0)))
+        _entry((str(a), str(b), str(c)), part, float(hours.get(a, 0.0)))
         for (a, b, c), part in tuned[tuned["chosen"]].groupby(ROW)
     ]
     scratch = [entry for entry in found if entry.strategy == SCRATCH]
@@ -120,7 +117,7 @@ def entries(table: pd.DataFrame, order: list[str]) -> list[Entry]:
     return [entry if entry.strategy == SCRATCH else _compared(entry, scratch) for entry in found]
 
 
-def _entry(row: tuple[str, str, str], part: pd.DataFrame, rates: int, pretraining_hours: float) -> Entry:
+def _entry(row: tuple[str, str, str], part: pd.DataFrame, pretraining_hours: float) -> Entry:
     scores, figures = part[part["subject"].notna()], part[part["subject"].isna()]
     dice = scores[scores["metric"] == "dice"]
     means = {str(metric): float(np.nanmean(by_subject(scores, metric))) for metric in scores["metric"].unique()}
@@ -128,7 +125,7 @@ def _entry(row: tuple[str, str, str], part: pd.DataFrame, rates: int, pretrainin
     subjects = dice.groupby(["structure", "seed", "subject"], sort=False)["value"].mean()
     structures = {str(name): float(value) for name, value in subjects.groupby("structure", sort=False).mean().items()}
     return Entry(
-        *row, float(part["learning_rate"].iloc[0]), rates, by_subject(scores, "dice"), means, structures,
+        *row, float(part["learning_rate"].iloc[0]), by_subject(scores, "dice"), means, structures,
         means["hours"], pretraining_hours,
     )  # fmt: skip
 
