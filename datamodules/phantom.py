@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -12,15 +11,15 @@ from torch import Tensor
 from lssl.batch import Visit
 from lssl.errors import InputError
 
-from .base import PairDataModule
 from .phantom_ageing import LONGEST, canonical, locate, volumes
 from .phantom_anatomy import STRUCTURES
-from .phantom_image import Scan, residual, scan, subject, visit_time
+from .phantom_image import Scan, residual, scan, subject
+from .synthetic import SyntheticDataModule
 
 __all__ = ["PhantomDataModule"]
 
 
-class PhantomDataModule(PairDataModule):
+class PhantomDataModule(SyntheticDataModule):
     """Heads that age: T1-weighted images of a procedural brain, with labels, volumes and correspondences known.
 
     A subject has its own size, shape, folds, ventricles and brightness. Between its visits a smooth known deformation
@@ -42,6 +41,7 @@ class PhantomDataModule(PairDataModule):
         **options: see :class:`.base.PairDataModule`.
     """
 
+    KIND, LONGEST = "phantom", LONGEST
     common_frame = True  # the middle of every head is the origin
 
     def __init__(
@@ -56,23 +56,12 @@ class PhantomDataModule(PairDataModule):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        super().__init__(seed=seed, **options)
+        super().__init__(visits, size, spacing, interval, cache, seed, **options)
         if subjects < 1 or visits < 1:
             raise InputError(f"There are {subjects} phantom subjects with {visits} visits; give at least one of each.")
-        if spacing <= 0 or interval <= 0:
-            raise InputError(f"spacing is {spacing:g} mm and interval is {interval:g} years; both must be positive.")
-        if (visits - 0.75) * interval > LONGEST:
-            raise InputError(
-                f"{visits} visits every {interval:g} years are too many; phantoms age for {LONGEST:g} years at most."
-            )
         if not 0 <= single_visit_fraction <= 1:
             raise InputError(f"single_visit_fraction is {single_visit_fraction:g}; give a share between 0 and 1.")
-        self.count, self.visits, self.spacing, self.interval = subjects, visits, spacing, interval
-        self.size: tuple[int, int, int] = (size, size, size) if isinstance(size, int) else (size[0], size[1], size[2])
-        if min(self.size) < 8:
-            raise InputError(f"size is {list(self.size)}; a phantom needs at least 8 voxels along each axis.")
-        self.single_visit_fraction = single_visit_fraction
-        self.cache: dict[int, Visit] | None = {} if cache else None
+        self.count, self.single_visit_fraction = subjects, single_visit_fraction
         self.label_names = STRUCTURES
 
     def visit_table(self) -> pd.DataFrame:
@@ -85,22 +74,10 @@ class PhantomDataModule(PairDataModule):
                 rows.append((f"phantom-{index:04d}", f"visit-{visit:02d}", baseline + time, time, index, visit))
         return pd.DataFrame(rows, columns=["subject", "session", "age", "time", "index", "visit"])
 
-    def read(self, row: int) -> Visit:
-        """Makes the visit in a row of the table, or takes it from the cache."""
-        if self.cache is None or row not in self.cache:
-            index, visit = self._visit_number(row)
-            made = self.scan(index, visit)
-            result = Visit(made.image[None], made.affine, made.head, float(self.table["age"].iloc[row]), made.label)
-            if self.cache is None:
-                return result
-            self.cache[row] = result
-        kept = self.cache[row]
-        # A copy, as a transform may write into its visit.
-        return dataclasses.replace(kept, image=kept.image.clone(), affine=kept.affine.clone())
-
-    def time(self, index: int, visit: int) -> float:
-        """Years between the first visit of subject ``index`` and its visit ``visit``."""
-        return visit_time(self.seed, index, visit, self.interval)
+    def make(self, index: int, visit: int, age: float) -> Visit:
+        """The visit as it goes into a batch."""
+        made = self.scan(index, visit)
+        return Visit(made.image[None], made.affine, made.head, age, made.label)
 
     def scan(self, index: int, visit: int) -> Scan:
         """Image, labels, head mask, affine and true misregistration of a visit."""
@@ -139,9 +116,6 @@ class PhantomDataModule(PairDataModule):
     def rates(self, index: int) -> dict[str, float]:
         """True change of the logarithm of the volumes of "ventricles", "hippocampus" and "cortex" per year."""
         return dict(subject(self.seed, index).rates)
-
-    def _visit_number(self, row: int) -> tuple[int, int]:
-        return int(self.table["index"].iloc[row]), int(self.table["visit"].iloc[row])
 
     def _single(self, index: int) -> bool:
         """Spreads the single visits evenly, so that the first subjects stay the same when more are asked for."""

@@ -22,7 +22,7 @@ from .phantom_ageing import canonical
 from .phantom_anatomy import paint
 from .phantom_subject import Subject, draw_subject, generator, uniform
 
-__all__ = ["Scan", "residual", "scan", "subject", "visit_time"]
+__all__ = ["Scan", "acquire", "normalise", "residual", "scan", "subject", "visit_time"]
 
 _CENTRE = (0.0, -18.0, -3.0)  # frame position (mm) of the field of view's centre
 
@@ -96,9 +96,8 @@ def scan(seed: int, index: int, visit: int, time: float, size: tuple[int, int, i
     value = value * (1 + torch.where(label > 0, 0.025, 0.08) * _texture(someone, points))
     shape = torch.Size(size)
     inside = head.view(shape)
-    image = _acquire(value.view(shape), index_points.view(3, *shape), spacing, stream) * inside
-    image = image / torch.quantile(image[inside][:: max(1, inside.sum().item() // 200_000)], 0.999)
-    return Scan(image, label.view(shape), inside, affine, rigid)
+    image = acquire(value.view(shape), index_points.view(3, *shape), spacing, stream) * inside
+    return Scan(normalise(image, inside), label.view(shape), inside, affine, rigid)
 
 
 # T1-weighted brightness, and which of the subject's own factors scales it.
@@ -134,8 +133,20 @@ def _texture(someone: Subject, points: Tensor) -> Tensor:
     return (vectors @ points + phases[:, None]).sin().sum(0) / math.sqrt(len(phases) / 2)
 
 
-def _acquire(image: Tensor, index: Tensor, spacing: float, stream: torch.Generator) -> Tensor:
-    """Blurs slightly, multiplies by a smooth bias field and adds Rician noise."""
+def normalise(image: Tensor, inside: Tensor) -> Tensor:
+    """The image over its 99.9 % quantile inside a mask."""
+    return image / torch.quantile(image[inside][:: max(1, inside.sum().item() // 200_000)], 0.999)
+
+
+def acquire(image: Tensor, index: Tensor, spacing: float, stream: torch.Generator) -> Tensor:
+    """Blurs slightly, multiplies by a smooth bias field and adds Rician noise.
+
+    Args:
+        image: ``(D, H, W)``.
+        index: ``(3, D, H, W)`` index of each voxel.
+        spacing: mm between voxels.
+        stream: draws the scanner's state.
+    """
     sigma = uniform(stream, 0.25, 0.45)
     taps = torch.exp(-torch.tensor([-1.0, 0.0, 1.0]).square() / (2 * sigma**2))
     kernel = taps / taps.sum()

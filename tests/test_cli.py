@@ -113,6 +113,7 @@ def test_a_resumed_run_continues_exactly_and_loses_nothing(tmp_path):
         ("global_contrastive.yaml", ["objective=MoCo"], ["teacher.backbone", "teacher.projector", "objective.queue"]),
         ("global_contrastive.yaml", ["objective=BYOL"], ["teacher.backbone", "objective.predictor"]),
         ("prior_guided_local.yaml", ["taps=[encoder.2]", "hidden=16"], ["teacher.backbone", "teacher.tap_encoder_2"]),
+        ("masked_autoencoder.yaml", ["block=8"], ["backbone", "to_image"]),
         (
             "anatomical_invariance.yaml",
             ["hidden=16", "block=8", "teacher_warmup=1.0"],

@@ -5,6 +5,7 @@ import math
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 import torch
 import yaml
@@ -14,6 +15,7 @@ from jsonargparse import ArgumentParser
 from lssl.checkpoint import load_strategy
 from lssl.cli import main
 from lssl.datamodules.phantom import PhantomDataModule
+from lssl.datamodules.phantom_image import scan
 from lssl.matching import EmbeddingMatcher, Matcher, whole
 
 
@@ -68,6 +70,12 @@ def test_anatomical_invariance_on_every_kind_of_network(network, tmp_path):
     assert ("masking.token" in state) == (network is not None)
     log = (run / "metrics.csv").read_text()
     assert all(name in log for name in ("train/inter", "train/intra", "train/match/same_visit", "val/match/score"))
+
+
+def test_masked_autoencoder(tmp_path):
+    run = fit(tmp_path, "masked_autoencoder.yaml", options=["--model.init_args.block=8"], backbone=TINY_NET)
+    log = (run / "metrics.csv").read_text()
+    assert all(name in log for name in ("train/reconstruction", "train/explained", "val/explained"))
 
 
 def test_the_frame_pairs_no_subjects_that_share_none(tmp_path, bids, capsys):
@@ -155,6 +163,19 @@ def test_data_phantom(tmp_path):
     args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
     main([*args, "--config", str(ROOT / "configs/data/phantom.yaml"), *options, "--trainer.callbacks=null"])
     assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_data_label_maps(tmp_path):
+    (tmp_path / "maps").mkdir()
+    for number in range(3):
+        made = scan(0, number, 0, 0.0, (40, 44, 40), 4.0)
+        path = tmp_path / "maps" / f"sub-{number}_dseg.nii.gz"
+        nib.save(nib.Nifti1Image(made.label.numpy(), made.affine.numpy()), path)
+    options = [f"--data.init_args.root={tmp_path / 'maps'}", "--data.init_args.size=40", "--data.init_args.spacing=4"]
+    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
+    options += ["--data.init_args.split=[0.34,0.33,0.33]", "--trainer.callbacks=null"]
+    main([*args, "--config", str(ROOT / "configs/data/label_maps.yaml"), *options])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_data_visits(tmp_path, bids):

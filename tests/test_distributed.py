@@ -26,6 +26,7 @@ from lssl.queue import KeyQueue
 from lssl.strategies import prior_guided_local
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
 from lssl.strategies.longitudinal_local import LongitudinalLocal
+from lssl.strategies.masked_autoencoder import MaskedAutoencoder
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 from lssl.strategy import Strategy
 from lssl.views import View, ViewSampler
@@ -72,12 +73,21 @@ def longitudinal(objective: str) -> LongitudinalLocal:
     return strategy.eval()  # its heads' batch norm would see half the rows
 
 
+def masked(**settings) -> MaskedAutoencoder:
+    """As many blocks as others have places; they do not fit into the view, so that masks differ in size."""
+    network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv3d(4, 6, 3, padding=1))
+    return MaskedAutoencoder(
+        Backbone(network, {"deep": "3"}), block=5, mask_ratio=0.5, views=ViewSampler(16), **settings
+    )
+
+
 GLOBAL = (SimCLR, MoCo, BYOL, VICReg)
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     **{kind.__name__: partial(global_contrastive, kind) for kind in GLOBAL},
     **{f"{kind.__name__} by interval": partial(global_contrastive, kind, interval=3.0) for kind in GLOBAL},
     **{f"PGL {kind}": partial(prior_guided, kind) for kind in ("cosine", "info_nce", "vicreg")},
     "PGL all terms": partial(prior_guided, "cosine", weights={"variance": 2.0, "covariance": 2.0}),
+    "masked": masked,
     **{f"longitudinal {kind}": partial(longitudinal, kind) for kind in ("cosine", "info_nce")},
 }
 PGL = [name for name in STRATEGIES if name.startswith("PGL")]

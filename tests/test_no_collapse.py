@@ -14,6 +14,7 @@ from lssl.metrics import EffectiveRank
 from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
 from lssl.strategies.anatomical_invariance import AnatomicalInvariance
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
+from lssl.strategies.masked_autoencoder import MaskedAutoencoder
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 
 STEPS, PAIRS = 200, 8
@@ -68,7 +69,7 @@ def health(strategy: Strategy, pairs: list, tap: str) -> tuple[float, float]:
     features = strategy.backbone(torch.cat([first.image, second.image]), [tap])[tap]
     rank = EffectiveRank(features.shape[1])
     rank.update(features.flatten(2).transpose(1, 2).flatten(0, 1))
-    return float(rank.compute()), float(strategy.notes["spread"])
+    return float(rank.compute()), float(strategy.notes.get("spread", strategy.notes.get("explained")))
 
 
 def globally(objective, weights=None, **options) -> GlobalContrastive:
@@ -96,6 +97,13 @@ def invariantly(objective: str) -> AnatomicalInvariance:
     return AnatomicalInvariance(backbone(), "deep", "mid", objective=objective, weights=only, views=sampler, **small)
 
 
+def masked() -> MaskedAutoencoder:
+    """It has no embedding; how much it explains of what is hidden stands for the spread."""
+    up = [nn.ConvTranspose3d(32, 4, 8, stride=8)]
+    network = nn.Sequential(*backbone().network, *up)
+    return MaskedAutoencoder(Backbone(network, {"mid": "3", "deep": "6"}), 0.5, 6, views=views())
+
+
 OBJECTIVES = {
     "SimCLR": lambda: globally(SimCLR),
     "MoCo": lambda: globally(MoCo, queue=128),
@@ -107,6 +115,7 @@ OBJECTIVES = {
     "anatomical": anatomically,
     "Alice, DINO": lambda: invariantly("dino"),
     "Alice, InfoNCE": lambda: invariantly("info_nce"),
+    "masked": masked,
 }
 COLLAPSING = {
     "VICReg": lambda: globally(VICReg, {"variance": 0.0, "covariance": 0.0}, norm="layer"),

@@ -1,0 +1,152 @@
+"""LabelMapDataModule: a longitudinal cohort made from real label maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lssl.batch import Visit
+from lssl.cohort.pairs import SPLITS, count, split_subjects
+from lssl.errors import InputError
+
+from .label_map_anatomy import class_names, find_maps, read_map
+from .label_map_image import scan
+from .label_map_subject import LONGEST, Subject, canonical, draw_subject, locate, volumes
+from .phantom_image import residual
+from .synthetic import SyntheticDataModule
+
+__all__ = ["LabelMapDataModule"]
+
+_MIDDLE = (0.0, 0.0, -9.0)  # mm from the middle of the cerebrum to that of the grid, which holds the cerebellum, too
+
+
+class LabelMapDataModule(SyntheticDataModule):
+    """Subjects with the anatomy of label maps (FreeSurfer's numbers), which age by known deformations.
+
+    The first subject of each map has its anatomy as it is; with more ``subjects`` than maps, further ones have it bent
+    by a random affine and a smooth warp. Between a subject's visits a smooth known deformation makes the lateral
+    ventricles grow and thins the cortex, at the subject's own yearly rates; contrast, bias field, noise and a rigid
+    misregistration of at most half a voxel and half a degree differ by visit. Images are T1-weighted in their order of
+    fluid, grey and white matter. A visit depends on the maps, the seed, the subject and the visit alone, to the bit.
+
+    Subjects of one map share a split: the share in ``split`` is one of maps. ``classes`` names the labels 0, 1, … in
+    order; the foreground is the head; the spinal cord belongs to no class.
+
+    Args:
+        root: folder of label maps (NIfTI).
+        subjects: number of subjects, drawn from the maps in turn; ``None`` makes one of each map.
+        visits: visits of each subject.
+        lateral: tells left structures from right ones; else both are one class.
+        size: voxels along each axis, or along all three, around the brain.
+        spacing: mm between voxels; the maps' own or less shows what they hold.
+        interval: years between visits, which vary by up to a quarter of it.
+        cache: keeps visits in memory once they are made, about 5 MB each at 80×104×88.
+        seed: of the population, the split, the order and the boxes.
+        **options: see :class:`.base.PairDataModule`.
+    """
+
+    KIND, LONGEST = "subject", LONGEST
+
+    def __init__(
+        self,
+        root: str | Path,
+        subjects: int | None = None,
+        visits: int = 3,
+        lateral: bool = False,
+        size: int | tuple[int, int, int] = (80, 104, 88),
+        spacing: float = 2.0,
+        interval: float = 2.0,
+        cache: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(visits, size, spacing, interval, cache, seed, **options)
+        self.maps = find_maps(root)
+        self.count = len(self.maps) if subjects is None else subjects
+        if self.count < 1 or visits < 1:
+            raise InputError(f"There are {subjects} subjects with {visits} visits; give at least one of each.")
+        self.maps, self.lateral, self.classes = self.maps[: self.count], lateral, class_names(lateral)
+        wanted = [name for name, share in zip(SPLITS, self.split, strict=True) if share > 0]
+        if len(self.maps) < len(wanted):
+            raise InputError(
+                f"{count(len(self.maps), 'label map')} cannot be divided over {', '.join(wanted)}: all subjects of a "
+                f"map share one split; use more maps, or set split to fewer parts."
+            )
+
+    def visit_table(self) -> pd.DataFrame:
+        """One row per visit; ``index`` and ``visit`` number subjects and their visits, ``map`` names the anatomy."""
+        names = [path.name.split(".")[0].removesuffix("_dseg") for path in self.maps]
+        for path in self.maps:  # a bad one is found before training
+            read_map(path)
+        parts = split_subjects(names, np.zeros(len(names), int), self.split, self.seed)
+        rows = []
+        for index in range(self.count):
+            copy, number = divmod(index, len(self.maps))
+            for visit in range(self.visits):
+                time = self.time(index, visit)
+                rows.append(
+                    (
+                        f"{names[number]}-{copy:03d}",
+                        f"visit-{visit:02d}",
+                        self.subject(index).age + time,
+                        time,
+                        SPLITS[parts[number]],
+                        names[number],
+                        index,
+                        visit,
+                    )
+                )
+        self.remarks.append(f"anatomies from {count(len(names), 'label map')}")
+        return pd.DataFrame(rows, columns=["subject", "session", "age", "time", "split", "map", "index", "visit"])
+
+    def make(self, index: int, visit: int, age: float) -> Visit:
+        """Image, classes and head of a visit."""
+        affine = torch.eye(4, dtype=torch.float64) * self.spacing
+        affine[:3, 3] = torch.tensor(_MIDDLE) - self.spacing * (torch.tensor(self.size) - 1) / 2
+        affine[3, 3] = 1
+        rigid = residual(self.seed, index, visit, self.spacing)
+        key = (self.seed, index, visit)
+        made = scan(self.subject(index), key, self.time(index, visit), affine, rigid, self.size, self.lateral)
+        made.age = age
+        return made
+
+    def subject(self, index: int) -> Subject:
+        """Anatomy, shape and rates of a subject."""
+        return draw_subject(self.maps[index % len(self.maps)], self.seed, index, index >= len(self.maps))
+
+    def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
+        """Where the anatomy at some places of one visit truly lies in another, of the same map.
+
+        Misregistration, ageing and shape are undone and redone exactly. Of subjects of different maps nothing is known
+        place by place: NaN.
+
+        Args:
+            points: ``(N, 3)`` mm in the recorded frame of the first visit.
+            first: row of its visit in the table, as ``PairBatch.session`` gives it.
+            second: row of the other visit.
+
+        Returns:
+            ``(N, 3)`` mm in the recorded frame of the second visit, float64.
+        """
+        (index, visit), (index2, visit2) = self._visit_number(first), self._visit_number(second)
+        one, other = self.subject(index), self.subject(index2)
+        if one.anatomy is not other.anatomy:
+            return torch.full(points.shape, float("nan"), dtype=torch.float64)
+        rigid = residual(self.seed, index, visit, self.spacing)
+        common = canonical(one, points.double() @ rigid[:3, :3].T + rigid[:3, 3], self.time(index, visit))
+        there = locate(other, common, self.time(index2, visit2))
+        rigid = residual(self.seed, index2, visit2, self.spacing)
+        return (there - rigid[:3, 3]) @ rigid[:3, :3]
+
+    def volumes(self, index: int, visit: int) -> dict[int, float]:
+        """True volume of each class in mm³, free of voxel effects; see :func:`label_map_subject.volumes`."""
+        return volumes(self.subject(index), self.time(index, visit), self.lateral)
+
+    def rates(self, index: int) -> dict[str, float]:
+        """Change of the logarithm of the volumes of "ventricles" and "cortex" per year, at the first visit."""
+        return dict(self.subject(index).rates)

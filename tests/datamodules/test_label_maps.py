@@ -1,0 +1,425 @@
+"""Cohorts from label maps: reproducible, split by map, and ageing as they say."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+
+from lssl.batch import Visit
+from lssl.datamodules.label_map_anatomy import (
+    STRUCTURES,
+    _cut_spinal_cord,
+    class_names,
+    classes,
+    read_map,
+)
+from lssl.datamodules.label_map_cells import Cells
+from lssl.datamodules.label_map_subject import LONGEST, Subject, canonical, locate
+from lssl.datamodules.label_maps import LabelMapDataModule
+from lssl.datamodules.phantom_image import residual, scan
+from lssl.errors import InputError
+
+REAL = Path(os.environ.get("LSSL_REAL_DATA", Path(__file__).parents[2] / "../shared/data")) / "labelmaps"
+COUNT, COARSE, SPACING = 4, 3.0, 2.7  # maps, their mm and those of the visits
+
+
+def write(path: Path, label: np.ndarray, affine: np.ndarray) -> None:
+    nib.save(nib.Nifti1Image(label, affine), path)
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory) -> Path:
+    """Four label maps of phantoms, with soft tissue around the brain; one is stored from right to left."""
+    folder = tmp_path_factory.mktemp("maps")
+    for number in range(COUNT):
+        made = scan(1, number, 0, 0.0, (56, 64, 52), COARSE)
+        label = torch.where(made.head & (made.label == 0), 507, made.label.int()).numpy().astype(np.uint16)
+        affine = made.affine.numpy().copy()
+        if number == 1:
+            label = label[::-1]
+            affine[:3, 3] += affine[:3, 0] * (len(label) - 1)
+            affine[:3, 0] *= -1
+        write(folder / f"sub-{number:02d}_dseg.nii.gz", label, affine)
+    return folder
+
+
+def make(maps: Path, **options) -> LabelMapDataModule:
+    data = LabelMapDataModule(maps, **{"subjects": 6, "size": (56, 64, 60), "spacing": SPACING, **options})
+    data.setup()
+    return data
+
+
+@pytest.fixture(scope="module")
+def data(maps) -> LabelMapDataModule:
+    return make(maps)
+
+
+def row(data: LabelMapDataModule, index: int, visit: int) -> int:
+    return int(data.table.index[(data.table["index"] == index) & (data.table["visit"] == visit)][0])
+
+
+def same(first: Visit, second: Visit) -> bool:
+    names = ("image", "label", "foreground", "affine")
+    return first.age == second.age and all(torch.equal(getattr(first, n), getattr(second, n)) for n in names)
+
+
+# --- what is made -----------------------------------------------------------------------------------------------------
+
+
+def test_one_seed_gives_the_same_visits_to_the_bit_in_any_order(maps, data):
+    again = make(maps, subjects=9, visits=3, cache=False)
+    for index, visit in ((5, 1), (0, 2), (2, 0)):
+        read_map.cache_clear()
+        assert same(again.read(row(again, index, visit)), data.read(row(data, index, visit)))
+    other = make(maps, seed=1)
+    assert not torch.equal(other.read(row(other, 0, 0)).image, data.read(row(data, 0, 0)).image)
+
+
+def test_shapes_types_and_background(data):
+    visit = data.read(row(data, 1, 1))
+    assert visit.image.shape == (1, 56, 64, 60)
+    assert visit.foreground.shape == visit.label.shape == (56, 64, 60)
+    assert (visit.image.dtype, visit.label.dtype, visit.foreground.dtype) == (torch.float32, torch.int16, torch.bool)
+    assert visit.affine.dtype == torch.float64
+    assert visit.image.isfinite().all()
+    assert visit.image.min() >= 0
+    assert visit.image[0][~visit.foreground].max() == 0
+    assert visit.image[0][visit.foreground].quantile(0.999) == pytest.approx(1, abs=0.02)
+    assert visit.label.unique().tolist() == list(range(len(data.classes)))
+    assert not visit.label[~visit.foreground].any()
+    assert 0.3 < visit.foreground.float().mean() < 0.8
+
+
+def test_labels_are_the_maps_where_each_voxel_lies(maps, data):
+    """Voxel by voxel, by the file's own affine: first visit of a first subject, which has the map's own shape."""
+    for index in (0, 1):  # the second map is stored from right to left
+        file = nib.load(maps / f"sub-{index:02d}_dseg.nii.gz")
+        stored, back = np.asarray(file.dataobj), np.linalg.inv(file.affine)
+        cerebrum = np.argwhere(np.isin(stored, (2, 3, 41, 42)))
+        middle = (file.affine @ [*(cerebrum.min(0) + cerebrum.max(0)) / 2, 1])[:3]
+        visit, wrong = data.read(row(data, index, 0)), 0
+        matrix = (residual(0, index, 0, SPACING) @ visit.affine).numpy()
+        lookup = {n: c for c, sides in enumerate(STRUCTURES.values(), 1) for n in sides[0] + sides[1]}
+        voxels = np.random.default_rng(0).integers(0, visit.label.shape, (3000, 3))
+        for voxel in voxels:
+            place = (back @ [*((matrix @ [*voxel, 1])[:3] + middle), 1])[:3].round().astype(int)
+            inside = all(0 <= i < n for i, n in zip(place, stored.shape, strict=True))
+            number = int(stored[tuple(place)]) if inside else 0
+            wrong += int(visit.label[tuple(voxel)]) != lookup.get(number, 0)
+            wrong += bool(visit.foreground[tuple(voxel)]) != (number > 0)
+        assert wrong <= 3  # ties of rounding
+
+
+def test_image_and_labels_agree_in_every_visit(data):
+    names = data.classes
+    for each in range(0, len(data.table), 2):
+        visit = data.read(each)
+        mean = {name: visit.image[0][visit.label == label].mean().item() for label, name in enumerate(names)}
+        assert mean["white matter"] > mean["cortex"] + 0.06
+        assert mean["cortex"] > mean["lateral ventricle"] + 0.08
+        shifted = visit.image[0].roll(1, 0)
+        spread = [image[visit.label == 2].std().item() for image in (visit.image[0], shifted)]
+        assert spread[0] < spread[1]
+
+
+def test_contrast_differs_by_visit(data):
+    for index in (1, 2):
+        visits = [data.read(row(data, index, visit)) for visit in range(3)]
+        ratios = [(each.image[0][each.label == 1].mean() / each.image[0][each.label == 2].mean()) for each in visits]
+        assert max(ratios) - min(ratios) > 0.01
+
+
+def test_sides(maps):
+    data = make(maps, lateral=True)
+    assert data.classes == class_names(True)
+    assert len(data.classes) == 2 * len(STRUCTURES)  # background, and one structure without sides
+    for index in (0, 1):
+        label = data.read(row(data, index, 0)).label
+        for number, name in enumerate(data.classes):
+            if name.startswith("left"):
+                left, right = ((label == n).nonzero().double().mean(0) for n in (number, number + 1))
+                assert data.classes[number + 1] == name.replace("left", "right")
+                assert left[0] < right[0], name
+    merged, apart = make(maps).volumes(0, 1), data.volumes(0, 1)
+    assert merged[1] == pytest.approx(apart[1] + apart[2])
+    assert merged[9] == pytest.approx(apart[17])
+
+
+def test_further_subjects_of_a_map_have_a_shape_of_their_own(data):
+    places = 60 * torch.rand(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 30
+    moved = [(locate(data.subject(index), places) - places).norm(dim=1) for index in (0, 4, 5)]
+    assert moved[0].max() == 0
+    assert min(part.mean() for part in moved[1:]) > 1
+    assert max(part.max() for part in moved[1:]) < 20
+    assert data.table["map"].iloc[row(data, 4, 0)] == data.table["map"].iloc[row(data, 0, 0)]
+
+
+def test_the_brainstem_ends_where_the_cerebellum_does():
+    label = np.zeros((4, 5, 9), np.int16)
+    label[1, 2, :] = 16  # from the bottom of the scan to the top
+    label[2, 2, 3:6] = 47
+    _cut_spinal_cord(label, np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert label[1, 2].tolist() == [500] * 3 + [16] * 6
+    assert label[2, 2].tolist() == [0] * 3 + [47] * 3 + [0] * 3
+
+
+# --- splits and table -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_map_is_in_two_splits(maps, seed):
+    data = LabelMapDataModule(maps, subjects=17, split=(0.5, 0.25, 0.25), seed=seed)
+    data.setup()
+    parts = data.table.groupby("map")["split"].unique()
+    assert all(len(part) == 1 for part in parts)
+    assert sorted(part[0] for part in parts) == ["test", "train", "train", "val"]
+    assert data.table["subject"].nunique() == 17
+    assert data.table.groupby("subject").size().eq(3).all()
+    assert "from 4 label maps" in data.summary
+
+
+def test_ages_and_times(data):
+    assert data.table.groupby("subject")["time"].first().eq(0).all()
+    assert (data.table.groupby("subject")["time"].diff().dropna() > 0.9).all()
+    assert data.table["age"].between(55, 90).all()
+    assert data.read(3).age == data.table["age"].iloc[3]
+
+
+# --- ageing and correspondence ----------------------------------------------------------------------------------------
+
+
+def by_hand(data: LabelMapDataModule, index: int, visit: int, points: np.ndarray) -> np.ndarray:
+    """Map frame positions that a visit shows at recorded points, formula by formula, with scipy's interpolation."""
+    subject, time = data.subject(index), data.time(index, visit)
+    rigid, linear = residual(data.seed, index, visit, SPACING).numpy(), subject.linear.numpy()
+    vectors, phases, heights = (part.numpy() for part in subject.warp)
+    rates = [subject.rates["ventricles"], subject.rates["cortex"]]
+    alpha = np.linalg.inv(subject.anatomy.response.numpy()) @ rates * time
+    back = np.linalg.inv(subject.anatomy.affine.numpy())
+    fields = subject.anatomy.fields.double().numpy()
+    result = []
+    for point in points:
+        true = (rigid @ [*point, 1])[:3]
+        waves = [h * math.sin(v @ true + p) for v, p, h in zip(vectors, phases, heights, strict=True)]
+        true = linear @ true + sum(waves, np.zeros(3))
+        place = (back @ [*true, 1])[:3, None]
+        move = [[map_coordinates(part, place, order=1, mode="nearest")[0] for part in field] for field in fields]
+        result.append(true + alpha @ np.array(move))
+    return np.array(result)
+
+
+@pytest.mark.parametrize(("index", "visit"), [(0, 2), (4, 1)])
+def test_a_visit_shows_what_lies_there_at_its_time(data, index, visit):
+    made, anatomy = data.read(row(data, index, visit)), data.subject(index).anatomy
+    voxels = (made.label > 0).nonzero()[::23]
+    places = by_hand(data, index, visit, (voxels.double() @ made.affine[:3, :3].T + made.affine[:3, 3]).numpy())
+    found = anatomy.index(torch.from_numpy(places))
+    nearest = anatomy.numbers[anatomy.code[tuple(found.round().long().T)].long()]
+    of_class = classes(anatomy.numbers, False)[anatomy.code[tuple(found.round().long().T)].long()]
+    assert (of_class != made.label[tuple(voxels.T)]).sum() <= 2  # ties of rounding
+    assert (nearest > 0).all()
+
+
+def brain_points(data: LabelMapDataModule, index: int, visit: int, number: int) -> torch.Tensor:
+    one = data.read(row(data, index, visit))
+    voxels = (one.label > 0).nonzero()
+    draw = torch.Generator().manual_seed(0)
+    voxels = voxels[torch.randint(len(voxels), (number,), generator=draw)].double()
+    voxels += torch.rand(number, 3, generator=draw) - 0.5
+    return voxels @ one.affine[:3, :3].T + one.affine[:3, 3]
+
+
+@pytest.mark.parametrize(("first", "second"), [((0, 0), (0, 2)), ((4, 2), (4, 1)), ((0, 1), (4, 2))])
+def test_correspondence_by_hand(data, first, second):
+    """Two places correspond if they show one place of the map; the third case is of two subjects of one map."""
+    here = brain_points(data, *first, 60)
+    there = data.correspond(here, row(data, *first), row(data, *second))
+    np.testing.assert_allclose(
+        by_hand(data, *first, here.numpy()), by_hand(data, *second, there.numpy()), rtol=0, atol=1e-5
+    )
+    assert (here - there).norm(dim=1).max() > 0.3
+    back = data.correspond(there, row(data, *second), row(data, *first))
+    torch.testing.assert_close(back, here, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("first", "second"), [((4, 0), (0, 2)), ((1, 2), (5, 1))])
+def test_labels_follow_the_correspondence(data, first, second):
+    one, other = data.read(row(data, *first)), data.read(row(data, *second))
+    voxels = (one.label > 0).nonzero()
+    here = voxels.double() @ one.affine[:3, :3].T + one.affine[:3, 3]
+
+    def agree(there: torch.Tensor) -> float:
+        index = ((there - other.affine[:3, 3]) @ other.affine[:3, :3].inverse().T).round().long()
+        inside = ((index >= 0) & (index < torch.tensor(other.label.shape))).all(1)
+        found = other.label[tuple(index[inside].T)]
+        return (found == one.label[tuple(voxels[inside].T)]).double().mean().item()
+
+    carried = agree(data.correspond(here, row(data, *first), row(data, *second)))
+    assert carried > 0.8  # two roundings to the nearest voxel are left, in thin structures
+    assert carried > agree(here) + 0.03
+
+
+def test_of_different_maps_nothing_corresponds(data):
+    assert data.correspond(torch.zeros(3, 3), row(data, 0, 0), row(data, 1, 0)).isnan().all()
+
+
+def test_volumes_change_as_the_rates_say(data):
+    index, ventricle = 4, data.classes.index("lateral ventricle")
+    volumes = [data.volumes(index, visit) for visit in range(3)]
+    for name, label, sign in (("ventricles", ventricle, 1), ("cortex", 1, -1)):
+        course = [volume[label] for volume in volumes]
+        assert sign * (course[1] - course[0]) > 0
+        assert sign * (course[2] - course[1]) > 0
+        rate = math.log(course[1] / course[0]) / data.time(index, 1)
+        assert rate == pytest.approx(data.rates(index)[name], rel=0.1)
+    rates = torch.tensor([list(data.rates(each).values()) for each in range(6)])
+    assert (rates.std(0) / rates.mean(0).abs() > 0.1).all()
+
+
+def test_the_cortex_is_thinned_from_outside(data):
+    """Its field points out of the brain, and away from its surface there is little of it."""
+    anatomy = data.subject(0).anatomy
+    numbers, field = anatomy.numbers[anatomy.code.long()], anatomy.fields[1].double()
+    length = field.norm(dim=0)
+    cortex, white, head = (torch.isin(numbers, torch.tensor(n)) for n in ((3, 42), (2, 41), (507,)))
+    assert length[cortex].mean() > 3 * length[white].mean()
+    assert length[head].mean() < 0.02
+    index = cortex.nonzero().double()
+    outward = (index - index.mean(0)) * (field[:, cortex].T @ anatomy.affine[:3, :3].inverse().T)
+    assert (outward.sum(1)[length[cortex] > 0.3] > 0).double().mean() > 0.8
+
+
+def test_volumes_by_counting_a_fine_lattice(data):
+    """Random points of what the subject shows at either time; the map's nearest voxel says the class."""
+    subject = data.subject(4)
+    box = [torch.arange(-84, 84, 2.0).double() for _ in range(3)]
+    points = torch.stack(torch.meshgrid(*box, indexing="ij"), -1).flatten(0, 2)
+    points += (
+        torch.rand(points.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
+    )  # no lattice, no beats
+    counted = []
+    for time in (0.0, 5.0):
+        index = subject.anatomy.index(canonical(subject, points, time)).round().long()
+        inside = ((index >= 0) & (index < torch.tensor(subject.anatomy.code.shape))).all(1)
+        number = subject.anatomy.numbers[subject.anatomy.code.long()][tuple(index[inside].T)]
+        counted.append([torch.isin(number, torch.tensor(n)).sum() * 2.0**3 for n in ((4, 5, 43, 44), (3, 42))])
+    before, after = torch.tensor(counted)
+    data.time = lambda index, visit: 5.0 * visit  # type: ignore[method-assign]
+    try:
+        true = torch.tensor([[data.volumes(4, visit)[label] for label in (3, 1)] for visit in (0, 1)])
+    finally:
+        del data.time
+    torch.testing.assert_close(torch.stack([before, after]), true, rtol=0.02, atol=0)
+    torch.testing.assert_close((after / before).log(), (true[1] / true[0]).log(), rtol=0.15, atol=0)
+
+
+def worst(subject: Subject) -> Subject:
+    return replace(subject, rates={"ventricles": 0.065, "cortex": -0.011})
+
+
+def smallest_cell(subject: Subject, time: float) -> float:
+    """The smallest volume, of 1, that a voxel of the brain is fetched from: below 0 where the deformation folds."""
+    anatomy, rates = subject.anatomy, torch.tensor(list(subject.rates.values()), dtype=torch.float64)
+    brain = (anatomy.numbers > 0) & (anatomy.numbers < 500)
+    cells = Cells(brain[anatomy.code.long()], anatomy.affine)
+    fetched = cells.volumes(anatomy.pull(cells.corners, torch.linalg.solve(anatomy.response, rates * time)))
+    return float(fetched.min() / torch.linalg.det(anatomy.affine[:3, :3]).abs())
+
+
+def test_nothing_folds_for_the_longest_time(data):
+    for index in (0, 1):
+        assert smallest_cell(worst(data.subject(index)), LONGEST) > 0.05
+
+
+def test_cells_enclose_what_they_should():
+    """A map with a known determinant, 1 - 0.12 x y, on a block of cells with oblique, left-handed axes."""
+    affine = torch.tensor([[-0.1, 0, 0.02, 0.5], [0, 0.1, 0, 0], [0.01, 0, 0.1, 0], [0, 0, 0, 1]], dtype=torch.float64)
+    mask = torch.zeros(12, 9, 8, dtype=torch.bool)
+    mask[1:9, 2:, :5] = True
+    mask[3, 4, 2] = False
+    cells = Cells(mask, affine)
+    assert len(cells.corners) == 17 * 15 * 11 - 1  # halves; the middle of the missing voxel is no corner
+    voxel = torch.linalg.det(affine[:3, :3]).abs()
+    torch.testing.assert_close(cells.volumes(cells.corners), voxel.expand(int(mask.sum())))
+    x, y, z = cells.corners.T
+    moved = torch.stack([x + 0.3 * y * z, y, z + 0.2 * x**2], 1)
+    centre = mask.nonzero().double() @ affine[:3, :3].T + affine[:3, 3]
+    torch.testing.assert_close(
+        cells.volumes(moved), voxel * (1 - 0.12 * centre[:, 0] * centre[:, 1]), rtol=1e-2, atol=0
+    )
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_folders_and_maps_stop_early(tmp_path, maps):
+    with pytest.raises(InputError, match=r"The folder .*nowhere does not exist; give root"):
+        LabelMapDataModule(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"holds no label maps \(\*\.nii, \*\.nii\.gz\)"):
+        LabelMapDataModule(tmp_path)
+    file = nib.load(maps / "sub-00_dseg.nii.gz")
+    label = np.asarray(file.dataobj)
+    whole = {"split": (1.0, 0.0, 0.0)}
+    write(tmp_path / "a.nii.gz", label.astype(np.float32) + 0.5, file.affine)
+    with pytest.raises(InputError, match=r"a\.nii\.gz holds values that are not whole numbers"):
+        LabelMapDataModule(tmp_path, **whole).setup()
+    write(tmp_path / "a.nii.gz", np.where(np.isin(label, (4, 5, 43, 44)), 24, label), file.affine)
+    with pytest.raises(InputError, match=r"has no lateral ventricle \(label 4 or 5 or 43 or 44\)"):
+        LabelMapDataModule(tmp_path, **whole).setup()
+    write(tmp_path / "a.nii.gz", np.where(label == 507, 5007, label), file.affine)
+    with pytest.raises(InputError, match="labels from 0 to 5007"):
+        LabelMapDataModule(tmp_path, **whole).setup()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"subjects": 2}, "2 label maps cannot be divided over train, val, test"),
+        ({"subjects": 0}, "There are 0 subjects"),
+        ({"visits": 0}, "with 0 visits"),
+        ({"visits": 6}, "6 visits every 2 years are too many; subjects age for 6 years"),
+        ({"spacing": 0.0}, "spacing is 0 mm"),
+        ({"size": 4}, "at least 8 voxels"),
+    ],
+)
+def test_wrong_options_stop_early(maps, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        LabelMapDataModule(maps, **options)
+
+
+# --- real maps --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no label maps in {REAL}; set LSSL_REAL_DATA")
+def test_real_maps_lie_in_the_default_field_of_view():
+    data = LabelMapDataModule(REAL)
+    data.setup()
+    assert data.table["split"].value_counts().tolist() == [33, 6, 6]
+    visit = data.read(row(data, 7, 0))
+    assert visit.label.unique().tolist() == list(range(10))
+    corner = [
+        (visit.affine @ torch.tensor([*((length - 1) * end for length in visit.label.shape), 1.0]).double())[:3]
+        for end in (0, 1)
+    ]
+    for path in data.maps:
+        anatomy = read_map(path)
+        index = (classes(anatomy.numbers, False)[anatomy.code.long()] > 0).nonzero().double()
+        places = index @ anatomy.affine[:3, :3].T + anatomy.affine[:3, 3]
+        assert (places.amin(0) > corner[0] + 3).all(), path  # mm: misregistration
+        assert (places.amax(0) < corner[1] - 3).all(), path
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no label maps in {REAL}; set LSSL_REAL_DATA")
+def test_real_maps_do_not_fold():
+    data, index = LabelMapDataModule(REAL), 3  # the one of fifteen that is deformed most
+    assert smallest_cell(worst(data.subject(index)), LONGEST) > 0.05
