@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lssl.benchmark.folder import fresh
 from lssl.benchmark.plan import Cell, Plan, merged
-from lssl.benchmark.run import environment, last_line
+from lssl.benchmark.run import PROGRAM, environment, last_line
 from lssl.errors import InputError
 from lssl.prepare.files import read_json
 
@@ -40,17 +39,17 @@ class Timing:
         return self.around + self.step * cell.steps
 
 
-def time_cells(plan: Plan, jobs: int, program: Sequence[str] = (sys.executable, "-m", "lssl")) -> dict[str, Timing]:
+def time_cells(plan: Plan, jobs: int, program: Sequence[str] = PROGRAM) -> Iterator[tuple[str, Timing]]:
     """Timing of each strategy's pretraining by its name, and of fine-tuning (one for all) under ``""``.
 
     Each runs alone, in a folder that is removed again. Validation during pretraining is not counted.
     """
-    timings = {}
+    timed = set()
     for cell in plan.cells:
         name = cell.strategy if cell.stage == "pretrain" else ""
-        if name not in timings and (cell.stage == "pretrain" or cell.needs is None):
-            timings[name] = _time(plan, cell, jobs, program)
-    return timings
+        if name not in timed and (cell.stage == "pretrain" or cell.needs is None):
+            timed.add(name)
+            yield name, _time(plan, cell, jobs, program)
 
 
 def estimate(cells: Sequence[Cell], timings: dict[str, Timing], jobs: int) -> tuple[float, float]:
