@@ -16,8 +16,6 @@ from lssl.prepare.files import write_json
 
 __all__ = ["Cost"]
 
-WARM_UP = 3  # the first steps choose kernels and fill caches
-
 
 class Cost(L.Callback):
     """Counts parameters and times the training steps, waiting for data included and validation excluded.
@@ -26,15 +24,19 @@ class Cost(L.Callback):
 
     ============== ===================================================================================================
     parameters     trained ones, heads included
-    ms_per_step    mean of the steps after the third (of all steps, where there are no more than three)
+    ms_per_step    mean of the steps after the warm-up (of all steps, where there are no more)
     pairs_per_step pairs in the last batch; in fine-tuning, labelled visits and unlabelled pairs
     steps          number of steps
     memory         GB of the process at most, without its workers
     device_memory  GB of the accelerator at most, 0 on CPUs
     ============== ===================================================================================================
+
+    Args:
+        warm_up: steps that are not timed: the first ones choose kernels and fill caches of visits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: int = 10) -> None:
+        self.warm_up = warm_up
         self.pairs = self.steps = self.timed = 0
         self.seconds = 0.0
         self._mark: float | None = None
@@ -49,7 +51,7 @@ class Cost(L.Callback):
         """Counts; after the warm-up the clock starts anew."""
         self.steps, self.timed = self.steps + 1, self.timed + 1
         self.pairs = sum(map(len, batch.values())) if isinstance(batch, Mapping) else len(batch)
-        if self.steps == WARM_UP and trainer.max_steps > WARM_UP:
+        if self.steps == self.warm_up < trainer.max_steps:
             self.seconds, self.timed, self._mark = 0.0, 0, _now(pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -17,7 +17,7 @@ from lssl.prepare.files import read_json
 
 __all__ = ["Timing", "estimate", "time_cells"]
 
-STEPS = 6  # three to warm up, three timed
+STEPS = 15  # ten to warm up, five timed
 
 
 @dataclass(frozen=True)
