@@ -83,6 +83,7 @@ def _dice(axis: Axes, found: list[Entry], strategies: list[str], labels: list[st
 
 
 def _forest(axis: Axes, compared: list[Entry], strategies: list[str]) -> None:
+    axis.set_visible(bool(compared))
     for place, entry in enumerate(compared):
         if entry.difference is not None:
             colour = _colour(entry.strategy, strategies)

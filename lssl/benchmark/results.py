@@ -113,7 +113,8 @@ def entries(table: pd.DataFrame, order: list[str]) -> list[Entry]:
         for (a, b, c), part in tuned[tuned["chosen"]].groupby(ROW)
     ]
     scratch = [entry for entry in found if entry.strategy == SCRATCH]
-    found.sort(key=lambda entry: (_number(entry.labelled), entry.budget, order.index(entry.strategy)))
+    budgets = [*tuned["budget"].unique()]  # as in the plan
+    found.sort(key=lambda e: (_number(e.labelled), budgets.index(e.budget), order.index(e.strategy)))
     return [entry if entry.strategy == SCRATCH else _compared(entry, scratch) for entry in found]
 
 

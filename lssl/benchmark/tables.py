@@ -142,7 +142,7 @@ def as_markdown(all_sheets: list[Sheet]) -> str:
             continue
         lines = [f"### {sheet.title}", "", _line(sheet.head), _line(["---"] * len(sheet.head))]
         lines += [_line(row) for row in sheet.rows]
-        blocks.append("\n".join([*lines, "", *sheet.notes]))
+        blocks.append("\n".join([*lines, "", *(f"- {note}" for note in sheet.notes)]))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -21,7 +21,7 @@ from lssl.errors import InputError
 
 DATA = {
     "class_path": "PhantomDataModule",
-    "init_args": {"subjects": 8, "visits": 2, "size": 40, "spacing": 4.5, "split": [0.5, 0.25, 0.25]},
+    "init_args": {"subjects": 8, "visits": 2, "size": 40, "spacing": 4.5, "split": [0.5, 0.25, 0.25], "batch_size": 4},
 }
 REAL = {
     "seeds": [0, 1],

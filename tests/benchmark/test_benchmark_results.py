@@ -57,7 +57,9 @@ def test_the_rate_is_chosen_by_validation_where_the_test_would_choose_another(fi
 
 def test_differences_are_paired_and_exact(finished):
     plan, keys = finished
-    found = {(e.strategy, e.labelled, e.budget): e for e in entries(collect(plan, keys), list(plan.parts))}
+    listed = entries(collect(plan, keys), list(plan.parts))
+    assert [(e.labelled, e.budget) for e in listed[::3]] == [("1", "short"), ("1", "long"), ("all", "long")]
+    found = {(e.strategy, e.labelled, e.budget): e for e in listed}
     good, bad, scratch = (found[name, "1", "long"] for name in ("good", "bad", "scratch"))
     assert (good.difference.mean, good.difference.low, good.difference.high) == pytest.approx((0.1, 0.1, 0.1))
     assert bad.difference.mean == pytest.approx(-0.1 + 0.05)  # it took the other rate
