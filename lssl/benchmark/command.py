@@ -53,14 +53,14 @@ def benchmark_command(args: list[str]) -> None:
 
 
 def _run(plan: Plan, keys: dict[str, str], chosen: Any) -> None:
-    with claimed(plan) as lock:
+    with claimed(plan) as lock, _interruptible(plan, keys):
         pending = [cell for cell in plan.cells if done(cell, keys[cell.name]) is None]
         print(f"{plan.out}: {len(plan.cells)} cells, {len(plan.cells) - len(pending)} finished before.")
         if pending:
             from lssl.benchmark.checks import check_cells
 
             check_cells(plan, pending)
-        with _live(len(plan.cells)) as tell, _interruptible(plan, keys):
+        with _live(len(plan.cells)) as tell:
             if chosen.slurm:
                 from lssl.benchmark.slurm import run_on_slurm
 

@@ -48,8 +48,9 @@ def draw_curves(cells: list[Cell], strategies: list[str], path: Path) -> None:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     for cell in cells:
-        log = pd.read_csv(cell.run / "metrics.csv")
-        if "train/loss" not in log:
+        path_of_log = cell.run / "metrics.csv"
+        log = pd.read_csv(path_of_log) if path_of_log.is_file() else pd.DataFrame()
+        if "train/loss" not in log:  # a run shorter than its logging interval
             continue
         loss = log[["step", "train/loss"]].dropna()
         first = cell.stage == "pretrain"

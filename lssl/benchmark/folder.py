@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -17,6 +18,7 @@ from lssl.prepare.files import digest, read_json, write_json
 __all__ = ["claimed", "done", "finish", "fresh", "writing"]
 
 PLAN, LOCK, DONE = "plan.json", ".lock", "done.json"
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextmanager
@@ -25,6 +27,8 @@ def writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
         raise InputError(
             f"{error.filename or out} cannot be written ({error.strerror or error}); what is finished stays, and the "
             f"same command goes on."

@@ -37,6 +37,8 @@ print(command, "threads", os.environ["OMP_NUM_THREADS"])
 with open(os.environ["FAKE_LOG"], "a") as log:
     log.write(f"{command} {run}\\n")
 time.sleep(float(os.environ.get("FAKE_SLEEP", 0)))
+with open(os.environ["FAKE_LOG"] + ".slept", "a") as log:
+    log.write("slept\\n")
 if os.environ.get("FAKE_FAIL", "no cell") in str(run):
     sys.exit("lssl: error: it was told to fail")
 tuning = "pretrained" in config["model"].get("init_args", {})

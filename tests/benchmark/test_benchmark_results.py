@@ -79,13 +79,15 @@ def test_equal_compute_takes_the_scratch_row_that_validation_prefers_within_the_
     found = {(e.strategy, e.labelled, e.budget): e for e in entries(collect(plan, keys), list(plan.parts))}
     short, long = (found["scratch", "1", budget] for budget in ("short", "long"))
     short = dataclasses.replace(short, hours=1.0, means={"val_dice": 0.4})
-    long = dataclasses.replace(long, hours=3.0, means={"val_dice": 0.6})
+    long = dataclasses.replace(long, hours=3.0, means={"val_dice": 0.6}, dice=long.dice + 0.3)
     good = dataclasses.replace(found["good", "1", "short"], hours=1.0, pretraining_hours=1.5)
     assert _compared(good, [short, long]).equal[0] == "short"  # 2.5 hours are fewer than 3
     assert _compared(dataclasses.replace(good, pretraining_hours=2.5), [short, long]).equal[0] == "long"
     worse = dataclasses.replace(long, means={"val_dice": 0.3})
     assert _compared(dataclasses.replace(good, pretraining_hours=2.5), [short, worse]).equal[0] == "short"
-    assert _compared(good, [short, long]).difference.mean == pytest.approx(0.1)  # of its own budget, whatever is equal
+    paid = _compared(dataclasses.replace(good, pretraining_hours=2.5), [short, long])
+    assert paid.difference.mean == pytest.approx(0.1)  # of its own budget
+    assert paid.equal[1].mean == pytest.approx(0.1 - 0.3)
 
 
 def test_structures_weigh_alike_and_visits_within_them():
