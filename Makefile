@@ -1,10 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lint clean
+.PHONY: help setup demo benchmark test slow lint clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(BIN)/lssl ## virtual environment in .venv, with the tested versions
 
@@ -16,6 +16,9 @@ $(BIN)/lssl: pyproject.toml constraints.txt
 
 demo: setup ## pretrain on procedural heads and show what was learned: minutes on two cores
 	$(BIN)/lssl fit --config configs/demo.yaml
+
+benchmark: setup ## every strategy against scratch on procedural heads: table, figure and page in runs/benchmark/demo
+	$(BIN)/lssl benchmark --config configs/benchmark/demo.yaml --jobs 2 --report
 
 test: lint ## lint, types, and all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

@@ -21,7 +21,7 @@ from lssl.errors import InputError, input_error, nearest
 if TYPE_CHECKING:
     pass
 
-__all__ = ["main"]
+__all__ = ["main", "shipped_config"]
 
 HELP = f"""\
 lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
@@ -33,6 +33,7 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
   lssl show     RUN [RUN …]                                        what runs logged: tables, curves, side by side
   lssl prepare  BIDS_DIR OUT_DIR [--suffix T1w …] [--workers N]    registered, cached visits from a BIDS folder
   lssl inspect  DIR [--json] [--sheet FILE.png]                    what a BIDS or prepared folder holds
+  lssl benchmark --config FILE [--dry-run] [--jobs N] [--report]   strategies side by side, in one table
   lssl strategies                                                  the methods, one line each
   lssl datamodules                                                 the sources of pairs, one line each
 
@@ -48,6 +49,7 @@ LIGHT_COMMANDS = {
     "prepare": "lssl.prepare.commands:prepare_command",
     "inspect": "lssl.prepare.commands:inspect_command",
     "show": "lssl.show:show_command",
+    "benchmark": "lssl.benchmark.command:benchmark_command",
 }
 GROUPS = {"strategies": "lssl.strategies", "datamodules": "lssl.datamodules"}
 
@@ -92,26 +94,31 @@ def _list_classes(group: str) -> None:
 
 def _with_shipped_configs(args: list[str]) -> list[str]:
     """Replaces a config that does not exist by the shipped one of that name."""
-    shipped = Path(__file__).parent / "configs"
-    shipped = shipped if shipped.is_dir() else Path(__file__).parents[1] / "configs"
     resolved = list(args)
     for place, arg in enumerate(args):
         before, equals, path = arg.partition("=")
         if before not in ("--config", "-c") or (not equals and place + 1 == len(args)):
             continue
-        path = path if equals else args[place + 1]
-        if Path(path).is_file():
-            _check_yaml(Path(path))
-            continue
-        ours = shipped.joinpath(*[part for part in Path(path).parts if part != "configs"])
-        if not ours.is_file():
-            names = [f"configs/{p.relative_to(shipped)}" for p in shipped.rglob("*.yaml")]
-            raise InputError(f"There is no config {path}{nearest(path, names)}")
+        ours = str(shipped_config(path if equals else args[place + 1]))
         if equals:
             resolved[place] = f"{before}={ours}"
         else:
-            resolved[place + 1] = str(ours)
+            resolved[place + 1] = ours
     return resolved
+
+
+def shipped_config(path: str) -> Path:
+    """A config file; one that does not exist is looked for among the shipped ones."""
+    if Path(path).is_file():
+        _check_yaml(Path(path))
+        return Path(path)
+    shipped = Path(__file__).parent / "configs"
+    shipped = shipped if shipped.is_dir() else Path(__file__).parents[1] / "configs"
+    ours = shipped.joinpath(*[part for part in Path(path).parts if part != "configs"])
+    if not ours.is_file():
+        names = [f"configs/{p.relative_to(shipped)}" for p in shipped.rglob("*.yaml")]
+        raise InputError(f"There is no config {path}{nearest(path, names)}")
+    return ours
 
 
 def _with_files(args: list[str]) -> list[str]:

@@ -1,0 +1,83 @@
+"""What a plan will take, from a few timed steps of each strategy; without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lssl.benchmark.folder import fresh
+from lssl.benchmark.plan import Cell, Plan, merged
+from lssl.benchmark.run import PROGRAM, environment, last_line
+from lssl.errors import InputError
+from lssl.prepare.files import read_json
+
+__all__ = ["Timing", "estimate", "time_cells"]
+
+STEPS = 15  # ten to warm up, five timed
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of a kind of cell.
+
+    Attributes:
+        around: seconds that do not depend on the number of steps: start, report, and the whole test.
+        step: seconds of a step.
+        memory: GB of the process at most.
+    """
+
+    around: float
+    step: float
+    memory: float
+
+    def seconds(self, cell: Cell) -> float:
+        """Of a whole cell."""
+        return self.around + self.step * cell.steps
+
+
+def time_cells(plan: Plan, jobs: int, program: Sequence[str] = PROGRAM) -> Iterator[tuple[str, Timing]]:
+    """Timing of each strategy's pretraining by its name, and of fine-tuning (one for all) under ``""``.
+
+    Each runs alone, in a folder that is removed again. Validation during pretraining is not counted.
+    """
+    timed = set()
+    for cell in plan.cells:
+        name = cell.strategy if cell.stage == "pretrain" else ""
+        if name not in timed and (cell.stage == "pretrain" or cell.needs is None):
+            timed.add(name)
+            yield name, _time(plan, cell, jobs, program)
+
+
+def estimate(cells: Sequence[Cell], timings: dict[str, Timing], jobs: int) -> tuple[float, float]:
+    """Hours that some cells take, side by side, and GB of memory."""
+    by_cell = [timings[cell.strategy if cell.stage == "pretrain" else ""] for cell in cells]
+    seconds = sum(timing.seconds(cell) for cell, timing in zip(cells, by_cell, strict=True))
+    largest = sorted((timing.memory for timing in by_cell), reverse=True)
+    return seconds / 3600 / max(1, min(jobs, len(cells))), sum(largest[:jobs])
+
+
+def _time(plan: Plan, cell: Cell, jobs: int, program: Sequence[str]) -> Timing:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cell"
+        short = {"max_steps": min(STEPS, cell.steps), "default_root_dir": str(path / "run")}
+        if cell.stage == "finetune":
+            short["limit_val_batches"] = 0
+        trial = replace(cell, folder=path, config=merged(cell.config, {"trainer": short}))
+        fresh(trial)
+        log = trial.folder / "log.txt"
+        env = {**environment(plan.path.parent, jobs), "WANDB_MODE": "disabled"}
+        began = time.perf_counter()
+        for command in trial.commands():
+            with log.open("ab") as file:
+                done = subprocess.run(
+                    [*program, *command], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env
+                )
+            if done.returncode:
+                raise InputError(f"The first steps of {cell.name} failed: {last_line(log)}")
+        cost = read_json(trial.run / "cost.json") or {"ms_per_step": 0.0, "steps": 0, "memory": 0.0}
+        step = cost["ms_per_step"] / 1000
+        return Timing(max(0.0, time.perf_counter() - began - step * cost["steps"]), step, cost["memory"])

@@ -1,0 +1,107 @@
+"""The figures: Dice over labelled subjects, differences to scratch with their intervals, and curves of the losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lssl.benchmark.plan import SCRATCH, Cell
+from lssl.benchmark.results import Entry
+from lssl.prepare.files import whole
+
+__all__ = ["draw_curves", "draw_results"]
+
+
+def draw_results(found: list[Entry], strategies: list[str], path: Path) -> None:
+    """A panel per budget, and one of all differences to scratch.
+
+    Args:
+        found: rows of the comparison.
+        strategies: in the order of their colours.
+        path: PNG to write.
+    """
+    budgets = list(dict.fromkeys(entry.budget for entry in found))
+    compared = [entry for entry in found if entry.difference is not None]
+    width, height = 4.2 * len(budgets) + 6.5, max(3.6, 1.4 + 0.28 * len(compared))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, len(budgets) + 1, width_ratios=[*[1.0] * len(budgets), 1.5], squeeze=False)[0]
+    labels = sorted({entry.labelled for entry in found}, key=lambda text: np.inf if text == "all" else float(text))
+    for place, budget in enumerate(budgets):
+        _dice(axes[place], [entry for entry in found if entry.budget == budget], strategies, labels)
+        axes[place].set_title(f"budget: {budget}", fontsize=10)
+    axes[0].set_ylabel("Dice, mean ± sd over seeds")
+    top = max(1e-3, *(axis.get_ylim()[1] for axis in axes[:-1]))
+    for axis in axes[:-1]:
+        axis.set_ylim(min(axis.get_ylim()[0] for axis in axes[:-1]), top)
+    axes[0].legend(fontsize=8, frameon=False)
+    _forest(axes[-1], compared, strategies)
+    _save(figure, path)
+
+
+def draw_curves(cells: list[Cell], strategies: list[str], path: Path) -> None:
+    """Training losses: of pretraining as a share of their first value, of fine-tuning as they are."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for cell in cells:
+        path_of_log = cell.run / "metrics.csv"
+        log = pd.read_csv(path_of_log) if path_of_log.is_file() else pd.DataFrame()
+        if "train/loss" not in log:  # a run shorter than its logging interval
+            continue
+        loss = log[["step", "train/loss"]].dropna()
+        first = cell.stage == "pretrain"
+        values = loss["train/loss"] / (abs(loss["train/loss"].iloc[0]) if first else 1)
+        style = {"color": _colour(cell.strategy, strategies), "linewidth": 1}
+        axes[0 if first else 1].plot(loss["step"], values, label=f"{cell.strategy}, seed {cell.seed}", **style)
+    for axis, title in zip(axes, ("pretraining: loss / first loss", "fine-tuning: loss"), strict=True):
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        if axis.lines:
+            axis.legend(fontsize=7, frameon=False)
+    _save(figure, path)
+
+
+def _dice(axis: Axes, found: list[Entry], strategies: list[str], labels: list[str]) -> None:
+    for name in strategies:
+        mine = [entry for entry in found if entry.strategy == name]
+        shift = 0.06 * (strategies.index(name) - (len(strategies) - 1) / 2)
+        means = [entry.dice.mean(axis=1) for entry in mine]
+        places = [labels.index(entry.labelled) + shift for entry in mine]
+        spread = [float(mean.std(ddof=1)) if len(mean) > 1 else 0.0 for mean in means]
+        if mine:
+            axis.errorbar(
+                places, [float(mean.mean()) for mean in means], spread, fmt="o-", capsize=2, markersize=4,
+                label=name, color=_colour(name, strategies),
+            )  # fmt: skip
+    axis.set_xticks(range(len(labels)), labels)
+    axis.set_xlim(-0.5, len(labels) - 0.5)
+    axis.set_xlabel("labelled subjects")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _forest(axis: Axes, compared: list[Entry], strategies: list[str]) -> None:
+    axis.set_visible(bool(compared))
+    for place, entry in enumerate(compared):
+        if entry.difference is not None:
+            colour = _colour(entry.strategy, strategies)
+            axis.plot([entry.difference.low, entry.difference.high], [place, place], color=colour)
+            axis.plot(entry.difference.mean, place, "o", color=colour, markersize=5)
+    axis.axvline(0, color="0.6", linewidth=1)
+    names = [f"{entry.strategy}, {entry.labelled}, {entry.budget}" for entry in compared]
+    axis.set_yticks(range(len(compared)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_title("Dice − scratch, 95 % over seeds and subjects", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _colour(name: str, strategies: list[str]) -> str | tuple:
+    return "0.3" if name == SCRATCH else mpl.colormaps["tab10"](strategies.index(name) % 10)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole(path) as part:
+        figure.savefig(part, dpi=110, format="png")

@@ -1,0 +1,342 @@
+"""The plan: a benchmark's YAML becomes cells, each a config and the commands that a user could type; without torch.
+
+A **pretraining** cell is a strategy and a seed. A **fine-tuning** cell is a strategy, a seed, a number of labelled
+subjects, a budget and a learning rate; it starts from the pretraining of its strategy and seed, or from scratch. Its
+config is, later ones first: what the cell itself is, the strategy's own groups, those of its stage (``pretrain`` or
+``finetune``), ``views``, ``backbone`` and ``data`` of all, and the config files. ``data`` and ``backbone`` of all
+*replace* those of the files, so that network and split are the same for every row.
+
+A seed is everything that chance decides in a row: pretraining, initial weights, crops, and which subjects are labelled.
+All strategies of a seed share it, so that they are compared in pairs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lssl.errors import InputError, nearest
+
+__all__ = ["SCRATCH", "Cell", "Plan", "merged", "read_plan"]
+
+SCRATCH = "scratch"
+GROUPS = ("data", "backbone", "views", "model", "trainer")
+KEYS = ("out", "seeds", "labelled", "data", "backbone", "views", "pretrain", "finetune", "strategies", "slurm")
+STAGE_KEYS = {
+    "pretrain": ("config", *GROUPS),
+    "finetune": ("config", "learning_rates", "budgets", *GROUPS),
+    "strategies": ("config", "part", *GROUPS),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        name: also its folder below ``OUT/cells``.
+        stage: ``pretrain`` or ``finetune``.
+        strategy: name of its row.
+        seed: of everything that is random.
+        folder: of its config, log and run.
+        config: what ``lssl fit`` is given.
+        labelled: number of labelled subjects, ``None`` for all; of fine-tuning, as what follows.
+        budget: its name.
+        rate: learning rate.
+        needs: name of the pretraining that it starts from.
+    """
+
+    name: str
+    stage: str
+    strategy: str
+    seed: int
+    folder: Path
+    config: dict[str, Any]
+    labelled: int | None = None
+    budget: str = ""
+    rate: float | None = None
+    needs: str | None = None
+
+    @property
+    def run(self) -> Path:
+        """Its run folder."""
+        return self.folder / "run"
+
+    @property
+    def steps(self) -> int:
+        """Training steps."""
+        return int(self.config["trainer"]["max_steps"])
+
+    def commands(self) -> list[list[str]]:
+        """What a user would type after ``lssl``."""
+        fit = ["fit", "--config", str(self.folder / "config.yaml")]
+        test = ["test", "--config", str(self.run / "config.yaml"), "--ckpt_path", "last"]
+        return [fit] if self.stage == "pretrain" else [fit, test]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A benchmark.
+
+    Attributes:
+        path: of its YAML.
+        out: folder of everything it writes.
+        cells: pretraining first.
+        parts: strategy → what fine-tuning takes from it: ``network``, ``encoder`` or, from scratch, nothing (``–``).
+        shared: what all cells have in common: its ``data`` and ``backbone``.
+        slurm: parameters of submitit's executor.
+    """
+
+    path: Path
+    out: Path
+    cells: list[Cell]
+    parts: dict[str, str]
+    shared: dict[str, Any]
+    slurm: dict[str, Any]
+
+    def differences(self) -> dict[str, dict[str, Any]]:
+        """Setting → strategy → value, of the pretraining settings that are not the same for all.
+
+        A method's own options are left out: they differ by nature and stand in the cells' configs.
+        """
+        flat: dict[str, dict[str, Any]] = {}
+        for cell in self.cells:
+            if cell.stage == "pretrain" and cell.strategy not in flat:
+                pairs = dict(_flat(cell.config))
+                flat[cell.strategy] = {key: value for key, value in pairs.items() if _comparable(key)}
+        keys = {key: None for values in flat.values() for key in values}
+        table = {key: {name: values.get(key, "default") for name, values in flat.items()} for key in keys}
+        return {key: row for key, row in table.items() if len({str(value) for value in row.values()}) > 1}
+
+
+def merged(base: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, later ones first; another ``class_path`` takes none of the former class's arguments."""
+    result = dict(base)
+    for other in others:
+        for key, value in other.items():
+            old = result.get(key)
+            if isinstance(old, Mapping) and isinstance(value, Mapping) and not _other_class(old, value):
+                result[key] = merged(old, value)
+            else:
+                result[key] = value
+    return result
+
+
+def read_plan(path: Path, out: Path | None = None) -> Plan:
+    """Reads a benchmark's YAML.
+
+    Args:
+        path: the file.
+        out: takes the place of its ``out``.
+    """
+    text = _load(path)
+    _check_keys(text, KEYS, "")
+    for stage in ("pretrain", "finetune", "strategies"):
+        if not isinstance(text.get(stage) or {}, Mapping):
+            raise InputError(f"{path}: '{stage}' holds settings by name, not {text[stage]!r}.")
+    strategies = {SCRATCH: None, **(text.get("strategies") or {})}
+    _check(text, strategies)
+    out = out or Path(text["out"])
+    cells: list[Cell] = []
+    for name, own in strategies.items():
+        cells += _rows(text, name, own, out, path.parent)
+    cells.sort(key=lambda cell: (cell.stage != "pretrain", cell.seed))
+    parts = {name: "–" if own is None else own.get("part", "network") for name, own in strategies.items()}
+    shared = {key: text.get(key) or {} for key in ("data", "backbone")}
+    return Plan(path, out, cells, parts, shared, text.get("slurm") or {})
+
+
+def _rows(text: Mapping[str, Any], name: str, own: Mapping[str, Any] | None, out: Path, beside: Path) -> Iterator[Cell]:
+    """All cells of a strategy."""
+    shared = {key: text[key] for key in ("data", "backbone", "views") if text.get(key)}
+    pretrain, finetune = text.get("pretrain") or {}, text["finetune"]
+    base = _base(finetune.get("config"), shared, finetune, {}, beside)
+    for seed in text["seeds"]:
+        start = None
+        if own is not None:
+            start = f"pretrain/{name}/seed-{seed}"
+            config = _base([*_paths(own), *_paths(pretrain)], shared, pretrain, own, beside)
+            fixed = {"seed_everything": seed, "trainer": _trainer(out, start, config, _pretraining_callbacks(config))}
+            yield Cell(start, "pretrain", name, seed, out / "cells" / start, merged(config, fixed), needs=None)
+        part = (own or {}).get("part", "network")
+        for labelled, budget in _settings(text, own is None):
+            for rate in text["finetune"]["learning_rates"]:
+                yield _tuning(
+                    merged(base, finetune["budgets"][budget]),
+                    out,
+                    name,
+                    seed,
+                    labelled,
+                    budget,
+                    float(rate),
+                    start,
+                    part,
+                )
+
+
+def _tuning(
+    base: dict[str, Any], out: Path, strategy: str, seed: int, labelled: int | None, budget: str, rate: float,
+    start: str | None, part: str,
+) -> Cell:  # fmt: skip
+    """One fine-tuning cell. Its epoch is as long as its budget, so it is validated once: where it ends."""
+    many = "all" if labelled is None else labelled
+    name = f"finetune/{strategy}/seed-{seed}/labelled-{many}/{budget}/rate-{rate:g}"
+    few: dict[str, Any] = {"subjects": labelled, "seed": seed, "steps": base["trainer"]["max_steps"]}
+    if labelled is None:
+        few["visits"] = None
+    checkpoint = None if start is None else str(out / "cells" / start / "run" / "checkpoints" / "last.ckpt")
+    fixed = {
+        "seed_everything": seed,
+        "data": {"init_args": {"labelled": few}},
+        "model": {
+            "init_args": {"pretrained": checkpoint, "part": part, "optimizer": {"init_args": {"lr": rate}}},
+        },
+        "trainer": {"check_val_every_n_epoch": 1, **_trainer(out, name, base, [])},
+    }
+    config = merged(base, fixed)
+    return Cell(name, "finetune", strategy, seed, out / "cells" / name, config, labelled, budget, rate, start)
+
+
+def _settings(text: Mapping[str, Any], scratch: bool) -> list[tuple[int | None, str]]:
+    """Numbers of labelled subjects × budgets; and from scratch the ceiling: all labels, the longest budget."""
+    budgets = text["finetune"]["budgets"]
+    every = [(labelled, budget) for labelled in text["labelled"] for budget in budgets]
+    longest = max(budgets, key=lambda name: budgets[name]["trainer"]["max_steps"])
+    return [*every, *([(None, longest)] if scratch and None not in text["labelled"] else [])]
+
+
+def _base(
+    files: Any, shared: Mapping[str, Any], stage: Mapping[str, Any], own: Mapping[str, Any], beside: Path
+) -> dict[str, Any]:
+    """Files, then the groups of all, of the stage and of the strategy."""
+    config = merged({}, *(_load(_find(file, beside)) for file in ([files] if isinstance(files, str) else files or [])))
+    config = {key: value for key, value in config.items() if key not in shared or key == "views"}
+    return merged(config, shared, *({key: part[key] for key in GROUPS if part.get(key)} for part in (stage, own)))
+
+
+def _trainer(out: Path, name: str, config: Mapping[str, Any], callbacks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where a cell writes, and what it measures of itself, whatever its config file would."""
+    folder = str(out / "cells" / name / "run")
+    csv = {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": folder, "name": "", "version": ""},
+    }
+    loggers = config.get("trainer", {}).get("logger") or []
+    others = [_grouped(logger, out, name) for logger in (loggers if isinstance(loggers, list) else [loggers])]
+    return {
+        "default_root_dir": folder,
+        "num_sanity_val_steps": 0,
+        "enable_progress_bar": False,
+        "logger": [csv, *others],
+        "callbacks": [{"class_path": "lssl.benchmark.cost.Cost"}, *callbacks],
+    }
+
+
+def _grouped(logger: Any, out: Path, name: str) -> Any:
+    """Weights & Biases shows the cells of a benchmark as one group."""
+    if not isinstance(logger, Mapping) or not logger["class_path"].endswith("WandbLogger"):
+        return logger
+    return merged(logger, {"init_args": {"name": name, "group": out.name}})
+
+
+def _pretraining_callbacks(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The report on held-out pairs; the options of one in the config are kept."""
+    callbacks = config.get("trainer", {}).get("callbacks") or []
+    ours = [dict(one) for one in callbacks if isinstance(one, Mapping) and one["class_path"].endswith(".Report")]
+    return ours or [{"class_path": "lssl.callbacks.Report"}]
+
+
+def _paths(part: Mapping[str, Any]) -> list[str]:
+    files = part.get("config") or []
+    return [files] if isinstance(files, str) else list(files)
+
+
+def _find(path: str, beside: Path) -> Path:
+    """A config file: beside the plan, from here, or among the shipped ones."""
+    from lssl.cli import shipped_config
+
+    return beside / path if (beside / path).is_file() else shipped_config(path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no settings.")
+    return content
+
+
+def _other_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    names = [str(part.get("class_path", "")).rpartition(".")[2] for part in (old, new)]
+    return bool(names[1]) and names[0] != names[1]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _comparable(key: str) -> bool:
+    own = key.startswith("model.") and not key.startswith(("model.init_args.optimizer", "model.init_args.schedule"))
+    return not own and not key.startswith(("trainer.default_root_dir", "trainer.callbacks", "trainer.logger"))
+
+
+def _check_keys(part: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in part:
+        if key not in known:
+            raise InputError(f"The benchmark has no key '{where}{key}'{nearest(str(key), known)}")
+
+
+def _check(text: Mapping[str, Any], strategies: Mapping[str, Any]) -> None:
+    """Refuses what no cell could be made of."""
+    for key in ("out", "seeds", "labelled", "finetune"):
+        if not text.get(key):
+            raise InputError(f"The benchmark says no '{key}'; configs/benchmark/demo.yaml shows one.")
+    for key, least in (("seeds", 0), ("labelled", 1)):
+        values = text[key]
+        numbers = [v for v in values if not (v is None and key == "labelled")] if isinstance(values, list) else [""]
+        if any(type(v) is not int or v < least for v in numbers) or len({*values}) < len(values):
+            raise InputError(f"{key} is {values}; give a list of different whole numbers from {least} on.")
+    finetune = text["finetune"]
+    _check_keys(text.get("pretrain") or {}, STAGE_KEYS["pretrain"], "pretrain.")
+    _check_keys(finetune, STAGE_KEYS["finetune"], "finetune.")
+    for name, own in strategies.items():
+        if not re.fullmatch(r"[\w-]+", str(name)):
+            raise InputError(f"strategies: '{name}' names a folder; use letters, digits, - and _.")
+        if name == SCRATCH and own is not None:
+            raise InputError("strategies: scratch has no pretraining; give null, or another name.")
+        if name != SCRATCH and not isinstance(own, Mapping):
+            raise InputError(f"strategies: '{name}' needs settings, at least a config or a model.")
+        _check_keys(own or {}, STAGE_KEYS["strategies"], f"strategies.{name}.")
+        if own is not None and own.get("part", "network") not in ("network", "encoder"):
+            raise InputError(f"strategies.{name}.part is '{own['part']}'; give network or encoder.")
+    _check_finetune(finetune)
+    if len(strategies) > 1 and "max_steps" not in ((text.get("pretrain") or {}).get("trainer") or {}):
+        raise InputError("pretrain.trainer.max_steps is missing: the strategies need a common number of steps.")
+
+
+def _check_finetune(finetune: Mapping[str, Any]) -> None:
+    rates, budgets = finetune.get("learning_rates"), finetune.get("budgets")
+    try:
+        good = bool(rates) and all(float(rate) > 0 for rate in rates or [])
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise InputError(f"finetune.learning_rates is {rates}; give a list of numbers above 0, the same for all rows.")
+    if not isinstance(budgets, Mapping) or not budgets:
+        raise InputError("finetune.budgets is missing; give each a name and trainer: {max_steps: …}.")
+    for name, budget in budgets.items():
+        _check_keys(budget or {}, GROUPS, f"finetune.budgets.{name}.")
+        steps = ((budget or {}).get("trainer") or {}).get("max_steps")
+        if type(steps) is not int or steps < 1 or not re.fullmatch(r"[\w-]+", str(name)):
+            raise InputError(f"finetune.budgets.{name} needs a plain name and trainer: {{max_steps: …}}, above 0.")

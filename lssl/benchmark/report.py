@@ -1,0 +1,102 @@
+"""Writes the results: CSV, Markdown, figure, and one HTML page that needs no other file; without torch."""
+
+from __future__ import annotations
+
+import base64
+import html
+from pathlib import Path
+
+from lssl.benchmark.figure import draw_curves, draw_results
+from lssl.benchmark.folder import done, writing
+from lssl.benchmark.keys import code_version
+from lssl.benchmark.plan import Cell, Plan
+from lssl.benchmark.results import Entry, collect, entries
+from lssl.benchmark.tables import as_html, as_markdown, sheets
+from lssl.prepare.files import whole
+
+__all__ = ["write_results"]
+
+STYLE = (
+    "body{font-family:sans-serif;margin:2em auto;max-width:1200px;color:#222}"
+    "table{border-collapse:collapse;font-size:13px}"
+    "th,td{padding:3px 8px;border-bottom:1px solid #ddd;text-align:right}th{background:#f4f4f4}img{max-width:100%}"
+    "p{color:#555;font-size:13px}"
+)
+
+
+def write_results(plan: Plan, keys: dict[str, str], page: bool) -> list[Path]:
+    """Files of all finished cells, below the output folder.
+
+    Args:
+        plan: the cells.
+        keys: by cell.
+        page: also writes ``report.html``.
+    """
+    table = collect(plan, keys)
+    found = entries(table, list(plan.parts))
+    tables = sheets(plan, table, found)
+    intro = _intro(plan, keys)
+    written = [plan.out / name for name in ("results.csv", "table.md", "figure.png")]
+    with writing(plan.out):
+        with whole(written[0]) as part:
+            table.to_csv(part, index=False)
+        _write(written[1], f"{intro}\n\n{as_markdown(tables)}")
+        draw_results(found, list(plan.parts), written[2])
+        if page:
+            written.append(plan.out / "report.html")
+            finished = [cell for cell in plan.cells if done(cell, keys[cell.name])]
+            shown = _shown(finished, found)
+            draw_curves(shown, list(plan.parts), plan.out / "curves.png")
+            pictures = [("Losses", plan.out / "curves.png"), *_pictures(shown)]
+            body = [f"<p>{html.escape(intro)}</p>", _image("Results", written[2]), *map(as_html, tables)]
+            body += [_image(title, path) for title, path in pictures]
+            name = html.escape(plan.out.name)
+            head = f"<!doctype html><meta charset='utf-8'><title>{name}</title><style>{STYLE}</style>"
+            _write(written[-1], f"{head}<h1>Benchmark: {name}</h1>{''.join(body)}\n")
+    return written
+
+
+def _intro(plan: Plan, keys: dict[str, str]) -> str:
+    """Command, seeds, code, and how much of the plan is finished."""
+    finished = sum(done(cell, keys[cell.name]) is not None for cell in plan.cells)
+    seeds = ", ".join(map(str, sorted({cell.seed for cell in plan.cells})))
+    steps = {cell.budget or "pretraining": cell.steps for cell in plan.cells}
+    text = (
+        f"Demonstration, not evidence: `lssl benchmark --config {plan.path}`; seeds {seeds}; steps "
+        f"{', '.join(f'{name} {number}' for name, number in steps.items())}; code {code_version()[:8]}."
+    )
+    missing = len(plan.cells) - finished
+    return text + (f" {missing} of {len(plan.cells)} cells are missing: rows rest on what is there." if missing else "")
+
+
+def _shown(finished: list[Cell], found: list[Entry]) -> list[Cell]:
+    """Of the first seed: every pretraining, and of each strategy its first row at the rate it took."""
+    first = [cell for cell in finished if cell.seed == finished[0].seed]
+    rows: dict[str, Entry] = {}
+    for entry in found:
+        rows.setdefault(entry.strategy, entry)
+    wanted = {(e.strategy, e.labelled, e.budget, e.rate) for e in rows.values()}
+
+    def row(cell: Cell) -> tuple[str, str, str, float | None]:
+        return cell.strategy, "all" if cell.labelled is None else str(cell.labelled), cell.budget, cell.rate
+
+    return [cell for cell in first if cell.stage == "pretrain" or row(cell) in wanted]
+
+
+def _pictures(cells: list[Cell]) -> list[tuple[str, Path]]:
+    """The report of each pretraining, and the first test subject of each fine-tuning."""
+    shown = []
+    for cell in cells:
+        paths = [cell.run / "report.png", *sorted((cell.run / "test" / "pictures").glob("*.png"))[:1]]
+        shown += [(cell.name, path) for path in paths if path.is_file()]
+    return shown
+
+
+def _image(title: str, path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f"<h2>{html.escape(title)}</h2><img alt='{html.escape(title)}' src='data:image/png;base64,{data}'>"
+
+
+def _write(path: Path, text: str) -> None:
+    with whole(path) as part:
+        part.write_text(text)

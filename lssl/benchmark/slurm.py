@@ -1,0 +1,65 @@
+"""The cells as SLURM arrays, through submitit: all pretraining, then all fine-tuning; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lssl.benchmark.folder import done
+from lssl.benchmark.plan import Cell, Plan
+from lssl.benchmark.run import Outcome, Tell, run_cells
+from lssl.errors import InputError
+
+__all__ = ["run_on_slurm"]
+
+
+def run_on_slurm(plan: Plan, keys: dict[str, str], jobs: int, tell: Tell) -> Outcome:
+    """Submits an array per stage, waits for it, and says what became of it; the folder must be seen by all nodes.
+
+    Args:
+        plan: the cells; its ``slurm`` goes to submitit's ``update_parameters`` (``timeout_min`` …).
+        keys: by cell.
+        jobs: how many run at a time.
+        tell: as in :func:`lssl.benchmark.run.run_cells`.
+    """
+    try:
+        import submitit  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise InputError("--slurm needs submitit: pip install 'lssl[slurm]'.") from None
+    executor = submitit.AutoExecutor(folder=str(plan.out / "slurm"))
+    executor.update_parameters(**{"name": "lssl-benchmark", "slurm_array_parallelism": jobs, **plan.slurm})
+    outcome = Outcome(kept=[cell.name for cell in plan.cells if done(cell, keys[cell.name])])
+    for stage in ("pretrain", "finetune"):
+        cells = [cell for cell in plan.cells if cell.stage == stage and cell.name not in outcome.kept]
+        ready = [cell for cell in cells if cell.needs not in outcome.failed]
+        outcome.skipped |= {cell.name: str(cell.needs) for cell in cells if cell not in ready}
+        submitted = executor.map_array(_run_one, [(plan, cell, keys) for cell in ready]) if ready else []
+        try:
+            for place, (cell, job) in enumerate(zip(ready, submitted, strict=True)):
+                _settle(cell, job, outcome)
+                why = f"FAILED {cell.name}: {outcome.failed[cell.name]}" if cell.name in outcome.failed else ""
+                tell(why or f"finished {cell.name}", [other.name for other in ready[place + 1 :]], outcome)
+        except BaseException:  # an interruption: what is submitted would run on
+            for job in submitted:
+                job.cancel()
+            raise
+    return outcome
+
+
+def _settle(cell: Cell, job: Any, outcome: Outcome) -> None:
+    try:
+        reason = job.result()
+    except Exception as error:  # lost with its node, out of time …
+        reason = " ".join(str(error).split()) or type(error).__name__
+    if reason:
+        outcome.failed[cell.name] = reason
+    else:
+        outcome.finished.append(cell.name)
+
+
+def _run_one(task: tuple[Plan, Cell, dict[str, str]]) -> str:
+    """In the job: one cell, whose pretraining is finished; why it failed, or nothing."""
+    plan, cell, keys = task
+    alone: Sequence[Cell] = [replace(cell, needs=None)]
+    return run_cells(replace(plan, cells=list(alone)), keys).failed.get(cell.name, "")

@@ -1,0 +1,162 @@
+"""The tables, as Markdown and as HTML; without torch."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from lssl.benchmark.plan import SCRATCH, Plan
+from lssl.benchmark.results import Entry
+
+__all__ = ["Sheet", "as_html", "as_markdown", "sheets"]
+
+
+@dataclass
+class Sheet:
+    """A table with its title and what must be known to read it; ``**bold**`` marks bold cells."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def sheets(plan: Plan, table: pd.DataFrame, found: list[Entry]) -> list[Sheet]:
+    """All of them."""
+    return [_scores(plan, found), _structures(found), _costs(plan, table), _differences(plan)]
+
+
+def _scores(plan: Plan, found: list[Entry]) -> Sheet:
+    bold = _best(found)
+    rows = []
+    for entry in found:
+        sd = entry.dice.mean(axis=1).std(ddof=1)  # of seeds' means
+        dice = f"{_mean(entry):.3f}" + (f" ± {sd:.3f}" if len(entry.dice) > 1 else "")
+        equal = "–" if entry.equal is None else f"{entry.equal[1]} ({entry.equal[0]})"
+        mean = entry.means
+        rows.append([
+            f"{entry.labelled}{' (ceiling)' if _ceiling(plan, entry) else ''}", entry.budget, entry.strategy,
+            plan.parts[entry.strategy], f"**{dice}**" if id(entry) in bold else dice,
+            "–" if entry.difference is None else str(entry.difference), equal, f"{entry.rate:g}",
+            _beside(mean, "stcs"), _beside(mean, "aspc"), _figure(mean, "trajectory_error", 2),
+            f"{entry.pretraining_hours:.3f} + {entry.hours:.3f}",
+        ])  # fmt: skip
+    head = [
+        "labelled", "budget", "strategy", "transferred", "↑ Dice, mean ± sd over seeds", "− scratch [95 %]",
+        "− scratch of equal total compute [95 %] (its budget)", "rate", "STCS (true)", "ASPC, % (true)",
+        "↓ trajectory error, %/y", "hours, pretraining + fine-tuning",
+    ]  # fmt: skip
+    seeds, subjects = max(len(entry.dice) for entry in found), max(entry.dice.shape[1] for entry in found)
+    notes = [
+        f"{seeds} seeds, {subjects} test subjects. Intervals are bootstraps over seeds and test subjects together, of "
+        "paired differences.",
+        "Bold: the best of its group, where the interval of its difference to scratch lies above 0.",
+        "Rates were chosen from one grid for all, by validation subjects alone. Equal total compute: scratch at the "
+        "budget that validation prefers among those that take no more hours than both stages together.",
+    ]
+    if seeds < 5:
+        few = "With one seed the intervals are over subjects alone" if seeds == 1 else "With so few seeds intervals"
+        notes.append(f"{few}{' and' if seeds == 1 else ''} are too narrow; take 5 or more before you believe a row.")
+    return Sheet("Fine-tuned on few labels", head, rows, notes)
+
+
+def _structures(found: list[Entry]) -> Sheet:
+    names = list(dict.fromkeys(name for entry in found for name in entry.structures))
+    rows = [
+        [entry.labelled, entry.budget, entry.strategy]
+        + [f"{entry.structures[name]:.3f}" if name in entry.structures else "–" for name in names]
+        for entry in found
+    ]
+    return Sheet("Dice per structure", ["labelled", "budget", "strategy", *names], rows)
+
+
+def _costs(plan: Plan, table: pd.DataFrame) -> Sheet:
+    """What pretraining took, and what its features are worth before any label."""
+    figures = table[table["stage"] == "pretrain"].groupby(["strategy", "metric"])["value"].mean()
+    taps = [str(name).partition("/")[2] for _, name in figures.index if str(name).startswith("rank/")]
+    taps = [tap for tap in dict.fromkeys(taps) if len(taps)]
+    kinds = [("rank", "effective rank"), ("retrieval", "cross-visit retrieval")]
+    head = ["strategy", "parameters", "ms/step", "pairs/s", "memory, GB", "hours"]
+    head += [f"{title}, {tap}" for _, title in kinds for tap in taps]
+    rows = []
+    for name in plan.parts:
+        mean = figures.xs(name).to_dict() if name in figures.index.get_level_values(0) else {}
+        prefix = ""
+        if name == SCRATCH:  # the network as every strategy found it
+            untrained = figures[figures.index.get_level_values("metric").str.startswith("untrained/")]
+            mean, prefix = untrained.groupby("metric").mean().to_dict(), "untrained/"
+        values = [_figure(mean, key, digits) for key, digits in (
+            ("parameters", 0), ("ms_per_step", 0), ("pairs_per_second", 1), ("memory", 2), ("hours", 3),
+        )]  # fmt: skip
+        values += [_figure(mean, f"{prefix}{kind}/{tap}", 2) for kind, _ in kinds for tap in taps]
+        rows.append([name, *values])
+    notes = ["Parameters with the heads of pretraining alone. Memory is that of the process, at most, without workers.",
+             "Rank and retrieval on validation pairs; scratch: the untrained network."]  # fmt: skip
+    return Sheet("Pretraining", head, rows, notes)
+
+
+def _differences(plan: Plan) -> Sheet:
+    names = [name for name in plan.parts if name != SCRATCH]
+    rows = [[key, *(str(row.get(name, "default")) for name in names)] for key, row in plan.differences().items()]
+    notes = ["All else outside the methods' own options is the same: network, data, split, steps."]
+    return Sheet("What differs between the pretrainings", ["setting", *names], rows, notes)
+
+
+def _best(found: list[Entry]) -> set[int]:
+    """Entries in bold."""
+    bold = set()
+    for group in {(entry.labelled, entry.budget) for entry in found}:
+        best = max((e for e in found if (e.labelled, e.budget) == group), key=_mean)
+        if best.difference is not None and best.difference.above:
+            bold.add(id(best))
+    return bold
+
+
+def _mean(entry: Entry) -> float:
+    return float(entry.dice.mean(axis=1).mean())
+
+
+def _ceiling(plan: Plan, entry: Entry) -> bool:
+    return entry.strategy == SCRATCH and entry.labelled == "all"
+
+
+def _beside(mean: dict[str, float], metric: str) -> str:
+    """A figure that true change makes worse, beside the truth's own."""
+    return f"{_figure(mean, metric, 2)} ({_figure(mean, f'true_{metric}', 2)})"
+
+
+def _figure(mean: dict, key: str, digits: int) -> str:
+    value = mean.get(key, np.nan)
+    return "–" if value != value else f"{value:,.{digits}f}"
+
+
+def as_markdown(all_sheets: list[Sheet]) -> str:
+    """Markdown of all tables."""
+    blocks = []
+    for sheet in all_sheets:
+        if not sheet.rows:
+            continue
+        lines = [f"### {sheet.title}", "", _line(sheet.head), _line(["---"] * len(sheet.head))]
+        lines += [_line(row) for row in sheet.rows]
+        blocks.append("\n".join([*lines, "", *(f"- {note}" for note in sheet.notes)]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def as_html(sheet: Sheet) -> str:
+    """HTML of one table."""
+
+    def cells(row: list[str], tag: str) -> str:
+        texts = (re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text)) for text in row)
+        return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
+
+    rows = [cells(sheet.head, "th"), *(cells(row, "td") for row in sheet.rows)]
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in sheet.notes)
+    return f"<h2>{html.escape(sheet.title)}</h2><table>{''.join(rows)}</table>{notes}"
+
+
+def _line(texts: list[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"

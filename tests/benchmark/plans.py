@@ -1,0 +1,97 @@
+"""A plan whose cells are run by a program of no weight, in the place of `lssl`."""
+
+import sys
+from pathlib import Path
+
+import yaml
+
+PLAN = {
+    "seeds": [0, 1, 2],
+    "labelled": [1],
+    "data": {"class_path": "PhantomDataModule", "init_args": {"subjects": 10, "split": [0.4, 0.2, 0.4]}},
+    "backbone": {"channels_last": True},
+    "views": {"size": 32},
+    "pretrain": {"trainer": {"max_steps": 5}},
+    "finetune": {
+        "learning_rates": [0.001, 0.01],
+        "budgets": {"short": {"trainer": {"max_steps": 3}}, "long": {"trainer": {"max_steps": 9}}},
+        "model": {"class_path": "lssl.Segmenter"},
+    },
+    "strategies": {
+        "good": {"model": {"class_path": "LongitudinalLocal"}},
+        "bad": {"model": {"class_path": "GlobalContrastive"}, "part": "encoder"},
+    },
+}
+
+# Writes what `lssl fit` and `lssl test` write. Dice of a subject: its own level, plus 0.1 of `good` and -0.1 of `bad`,
+# plus noise that scratch shares. Validation prefers the rate 0.001 but for `bad`; the test prefers 0.01 throughout.
+FAKE = """
+import json, os, sys, time
+from pathlib import Path
+import yaml
+
+command, path = sys.argv[1], Path(sys.argv[sys.argv.index("--config") + 1])
+config = yaml.safe_load(path.read_text())
+run = Path(config["trainer"]["default_root_dir"])
+print(command, "threads", os.environ["OMP_NUM_THREADS"])
+with open(os.environ["FAKE_LOG"], "a") as log:
+    log.write(f"{command} {run}\\n")
+time.sleep(float(os.environ.get("FAKE_SLEEP", 0)))
+with open(os.environ["FAKE_LOG"] + ".slept", "a") as log:
+    log.write("slept\\n")
+if os.environ.get("FAKE_FAIL", "no cell") in str(run):
+    sys.exit("lssl: error: it was told to fail")
+tuning = "pretrained" in config["model"].get("init_args", {})
+if command == "fit":
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(path.read_text())
+    loss = "step,train/loss,val/dice\\n0,1.0,\\n1,0.5,\\n"
+    if tuning:
+        init = config["model"]["init_args"]
+        if init["pretrained"]:
+            assert Path(init["pretrained"]).is_file()
+        rate = init["optimizer"]["init_args"]["lr"]
+        loss += f"2,,{0.5 - 0.1 * ((rate == 0.01) != ('/bad/' in str(run)))}\\n"
+    else:
+        (run / "checkpoints").mkdir()
+        (run / "checkpoints" / "last.ckpt").write_text("weights")
+        figures = {"rank/a": 7.5, "retrieval/a": 0.8}
+        (run / "report.json").write_text(json.dumps({"trained": figures, "untrained": {"rank/a": 2.5}}))
+    (run / "metrics.csv").write_text(loss)
+    cost = {"parameters": 1234, "ms_per_step": 20.0, "pairs_per_step": 4, "steps": 3, "memory": 0.5}
+    (run / "cost.json").write_text(json.dumps(cost))
+else:
+    seed, name = config["seed_everything"], str(run)
+    rate = config["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+    better = 0.1 * ("/good/" in name) - 0.1 * ("/bad/" in name) + 0.05 * (rate == 0.01) + 0.2 * ("labelled-all" in name)
+    (run / "test").mkdir()
+    lines = ["subject,session,structure,metric,value"]
+    for subject in range(4):
+        for structure, level in (("cortex", 0.0), ("csf", 0.2)):
+            own = 0.3 + level + 0.05 * subject + 0.02 * seed + 0.01 * ((seed * 7 + subject * 3) % 5) + better
+            lines.append(f"{subject:03},v0,{structure},dice,{own:.6f}")
+            lines.append(f"{subject:03},v0/v1,{structure},stcs,0.7")
+    (run / "test" / "segmentation.csv").write_text("\\n".join(lines) + "\\n")
+"""
+
+
+def write_plan(folder: Path, **groups) -> Path:
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump({"out": str(folder / "out"), **PLAN, **groups}, sort_keys=False))
+    return path
+
+
+def fake(folder: Path, monkeypatch) -> list[str]:
+    path = folder / "fake.py"
+    path.write_text(FAKE)
+    monkeypatch.setenv("FAKE_LOG", str(folder / "fake.log"))
+    (folder / "fake.log").write_text("")
+    return [sys.executable, str(path)]
+
+
+def ran(folder: Path) -> list[str]:
+    """The commands that the program was given since the last look."""
+    log = folder / "fake.log"
+    lines = log.read_text().splitlines()
+    log.write_text("")
+    return lines

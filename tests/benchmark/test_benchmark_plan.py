@@ -1,0 +1,164 @@
+"""From YAML to cells: what is shared, what differs, what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from plans import PLAN, write_plan
+
+from lssl.benchmark.keys import cell_keys, data_fingerprint, user_file
+from lssl.benchmark.plan import merged, read_plan
+from lssl.errors import InputError
+
+
+def cell(plan, start, **wanted):
+    found = [c for c in plan.cells if c.name.startswith(start) and all(getattr(c, k) == v for k, v in wanted.items())]
+    return found[0]
+
+
+def test_every_cell_of_the_grid_and_a_ceiling_is_there(tmp_path):
+    plan = read_plan(write_plan(tmp_path))
+    pretraining = [c for c in plan.cells if c.stage == "pretrain"]
+    tuning = [c for c in plan.cells if c.stage == "finetune"]
+    assert len(pretraining) == 2 * 3
+    assert len(tuning) == 3 * 3 * 2 * 2 + 3 * 2  # strategies, seeds, rates, budgets; and scratch with all labels
+    assert {(c.strategy, c.budget) for c in tuning if c.labelled is None} == {("scratch", "long")}
+    assert len({c.name for c in plan.cells}) == len({str(c.folder) for c in plan.cells}) == len(plan.cells)
+    assert plan.cells[: len(pretraining)] == pretraining
+    assert plan.parts == {"scratch": "–", "good": "network", "bad": "encoder"}
+
+
+def test_a_cell_is_paired_with_its_sisters_in_all_that_chance_decides(tmp_path):
+    plan = read_plan(write_plan(tmp_path))
+    for seed in PLAN["seeds"]:
+        sisters = [c for c in plan.cells if c.stage == "finetune" and (c.seed, c.labelled) == (seed, 1)]
+        assert {c.config["seed_everything"] for c in sisters} == {seed}
+        assert {c.config["data"]["init_args"]["labelled"]["seed"] for c in sisters} == {seed}
+    configs = [c.config for c in plan.cells]
+    assert all(c["data"]["init_args"]["split"] == [0.4, 0.2, 0.4] for c in configs)
+    assert all(c["backbone"] == PLAN["backbone"] for c in configs)
+
+
+def test_fine_tuning_starts_from_its_own_strategy_and_seed(tmp_path):
+    plan = read_plan(write_plan(tmp_path))
+    by_name = {c.name: c for c in plan.cells}
+    for tuned in (c for c in plan.cells if c.stage == "finetune"):
+        init = tuned.config["model"]["init_args"]
+        assert init["optimizer"]["init_args"]["lr"] == tuned.rate
+        assert tuned.config["data"]["init_args"]["labelled"]["steps"] == tuned.steps  # validated where it ends
+        if tuned.strategy == "scratch":
+            assert init["pretrained"] is None
+            continue
+        start = by_name[tuned.needs]
+        assert (start.strategy, start.seed) == (tuned.strategy, tuned.seed)
+        assert init["pretrained"] == str(start.run / "checkpoints" / "last.ckpt")
+        assert init["part"] == plan.parts[tuned.strategy]
+
+
+def test_network_and_data_of_all_replace_those_of_a_config_and_differences_are_named(tmp_path):
+    own = {
+        "model": {"class_path": "LongitudinalLocal"}, "data": {"init_args": {"subjects": 99, "pairs": "baseline"}},
+        "backbone": {"padding": "reflect"}, "views": {"size": 96, "rotation": 10.0},
+    }  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(own))
+    strategies = {"mine": {"config": "mine.yaml", "trainer": {"max_steps": 7}}, "other": PLAN["strategies"]["bad"]}
+    plan = read_plan(write_plan(tmp_path, strategies=strategies))
+    config = cell(plan, "pretrain/mine").config
+    assert config["data"] == PLAN["data"]
+    assert config["backbone"] == PLAN["backbone"]
+    assert config["views"] == {"size": 32, "rotation": 10.0}
+    assert plan.differences() == {
+        "trainer.max_steps": {"mine": 7, "other": 5},
+        "views.rotation": {"mine": 10.0, "other": "default"},
+    }
+
+
+def test_merging_leaves_the_arguments_of_another_class_behind():
+    base = {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1, "betas": [0, 1]}}, "a": 1}
+    same = merged(base, {"optimizer": {"class_path": "AdamW", "init_args": {"lr": 2}}})
+    assert same["optimizer"]["init_args"] == {"lr": 2, "betas": [0, 1]}
+    other = merged(base, {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 2}}})
+    assert other == {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 2}}, "a": 1}
+    assert base["optimizer"]["init_args"]["lr"] == 1
+
+
+def test_weights_and_biases_gets_one_group_beside_the_csv(tmp_path):
+    wandb = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "p"}}
+    trainer = {"max_steps": 5, "logger": wandb}
+    first = read_plan(write_plan(tmp_path, pretrain={"trainer": trainer})).cells[0]
+    csv, other = first.config["trainer"]["logger"]
+    assert csv["class_path"].endswith("CSVLogger")
+    assert other["init_args"] == {"project": "p", "name": first.name, "group": "out"}
+
+
+def test_a_key_changes_with_what_the_cell_depends_on_alone(tmp_path):
+    def keys(**groups):
+        plan = read_plan(write_plan(tmp_path, **groups))
+        return cell_keys(plan)
+
+    before = keys()
+    assert keys(seeds=[0, 1, 2, 3]).items() >= before.items()  # more seeds leave the others as they are
+    longer = {**PLAN["finetune"], "budgets": {**PLAN["finetune"]["budgets"], "long": {"trainer": {"max_steps": 8}}}}
+    changed = {name for name, key in keys(finetune=longer).items() if key != before[name]}
+    assert changed == {name for name in before if "/long/" in name}
+    changed = {name for name, key in keys(pretrain={"trainer": {"max_steps": 6}}).items() if key != before[name]}
+    assert changed == {name for name in before if "scratch" not in name}  # what starts from it, too
+    assert cell_keys(read_plan(write_plan(tmp_path), tmp_path / "elsewhere")) == before
+
+
+def test_a_key_follows_the_users_own_file_and_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_way.py").write_text("one = 1\n")
+    (tmp_path / "table.csv").write_text("a\n")
+    data = {"class_path": "VisitsDataModule", "init_args": {"root": "table.csv"}}
+    strategies = {"mine": {"model": {"class_path": "own_way.Mine"}}}
+
+    def key(name="pretrain/mine/seed-0"):
+        user_file.cache_clear(), data_fingerprint.cache_clear()
+        return cell_keys(read_plan(write_plan(tmp_path, strategies=strategies, data=data)))[name]
+
+    first = key()
+    (tmp_path / "own_way.py").write_text("one = 2\n")
+    second = key()
+    (tmp_path / "table.csv").write_text("b\n")
+    assert len({first, second, key()}) == 3
+    data["init_args"]["root"] = "images"
+    (tmp_path / "images" / "sub-1").mkdir(parents=True)
+    (tmp_path / "images" / "sub-1" / "a.nii").write_text("1")
+    third = key()
+    (tmp_path / "images" / "sub-1" / "b.nii").write_text("1")
+    assert key() != third
+
+
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        ({"sedes": [1]}, "no key 'sedes'; did you mean 'seeds'"),
+        ({"seeds": [0, 0]}, "seeds is"),
+        ({"labelled": [0]}, "labelled is"),
+        ({"labelled": 3}, "labelled is 3"),
+        ({"finetune": {**PLAN["finetune"], "learning_rates": []}}, "learning_rates is"),
+        ({"finetune": {**PLAN["finetune"], "budgets": {"short": {}}}}, "budgets.short needs"),
+        ({"pretrain": {"steps": 4}}, "no key 'pretrain.steps'"),
+        ({"strategies": {"a b": {}}}, "names a folder"),
+        ({"strategies": {"mine": None}}, "'mine' needs settings"),
+        ({"strategies": {"mine": {"part": "decoder"}}}, "give network or encoder"),
+        ({"strategies": {"mine": {"config": "nowhere.yaml"}}}, "There is no config nowhere.yaml"),
+        ({"pretrain": {}}, "pretrain.trainer.max_steps is missing"),
+    ],
+)
+def test_one_sentence_for_a_plan_that_cannot_be(groups, sentence, tmp_path):
+    with pytest.raises(InputError, match=sentence):
+        read_plan(write_plan(tmp_path, **groups))
+
+
+def test_planning_needs_no_torch():
+    room = Path(__file__).parents[2] / "lssl" / "benchmark"
+    light = [p.stem for p in room.glob("*.py") if "without torch" in p.read_text().split('"""')[1]]
+    assert {"plan", "keys", "folder", "run", "results", "statistics", "tables"} <= {*light}
+    modules = ", ".join(f"lssl.benchmark.{name}" for name in [*light, "command"])
+    code = f"import sys, {modules}; print(*{{'torch', 'lightning', 'monai'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
