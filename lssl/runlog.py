@@ -21,6 +21,9 @@ KINDS = {
     "interval": 1, "order": 1, "age": 1,
 }  # fmt: skip
 
+#: Figures that strategies and the Segmenter note beside the terms of their loss, by one part of their name.
+NOTES = {"spread": 0, "skipped": 0, "prototypes": 0, "match": 0, "agreement": 1, "explained": 1, "dice": 1}
+
 
 @dataclass
 class RunLog:
@@ -52,7 +55,9 @@ def better(name: str) -> int:
     group, _, rest = name.partition("/")
     if group == "monitor":
         return KINDS.get(rest.split("/")[0], 0)
-    return 0 if rest in ("spread", "skipped") or group == "learning_rate" else -1
+    if group == "learning_rate":
+        return 0
+    return next((NOTES[part] for part in rest.split("/") if part in NOTES), -1)  # of a loss, less is better
 
 
 def ordered_kinds(runs: Sequence[RunLog]) -> list[str]:

@@ -106,3 +106,10 @@ def test_it_starts_without_torch(tmp_path):
     code = f"import sys; from lssl.cli import main; main(['show', {str(run)!r}]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == "False"
+
+
+def test_figures_beside_the_loss_have_their_own_sense():
+    """An agreement that rises is good; a share of matches is neither; terms of the loss fall."""
+    senses = {"train/inter": -1, "train/inter/agreement": 1, "val/match/score": 0, "train/explained": 1, "val/dice": 1}
+    senses |= {"train/spread": 0, "val/loss": -1, "learning_rate": 0, "monitor/rank/bottleneck": 1}
+    assert {name: better(name) for name in senses} == senses
