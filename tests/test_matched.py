@@ -141,6 +141,19 @@ def test_images_are_those_of_the_sources(make_batch, generator):
             torch.testing.assert_close(middle.mean((2, 3, 4)).double(), centre(view), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_zoom_and_rotation_are_drawn_apart_and_mirrors_together_if_asked(batch, together):
+    mirrored = []
+    for seed in range(5):
+        drawn = matched(Scored(), flip_together=together, rotation=10.0, affine_probability=1.0)
+        query, key, _ = drawn(batch, torch.Generator().manual_seed(seed))
+        one, two = (geo.inverse(view.source_affine) @ view.affine for view in (query, key))
+        mirrored += [(a < 0, b < 0) for a, b in zip(one.det().tolist(), two.det().tolist(), strict=True)]
+        assert not torch.isclose(geo.spacing(query.affine), geo.spacing(key.affine), rtol=1e-3).all(1).any()
+    assert {one for one, _ in mirrored} == {True, False}
+    assert all(one == two for one, two in mirrored) == together
+
+
 # --- the ladder -------------------------------------------------------------------------------------------------------
 
 
