@@ -52,12 +52,12 @@ def convolutional() -> Backbone:
     return Backbone(nn.Sequential(nn.Conv3d(1, 4, 2, stride=2), nn.ConvTranspose3d(4, 1, 2, stride=2)), {"a": "0"})
 
 
-def transformer(kind: str) -> Backbone:
+def transformer(kind: str, **options) -> Backbone:
     from monai.networks import nets
 
     torch.manual_seed(0)
     if kind == "unetr":
-        network = nets.UNETR(1, 2, img_size=32, feature_size=4, hidden_size=24, mlp_dim=24, num_heads=2)
+        network = nets.UNETR(1, 2, img_size=32, feature_size=4, hidden_size=24, mlp_dim=24, num_heads=2, **options)
         return Backbone(network, {"deep": "vit.norm"}, tokens="vit.patch_embedding.patch_embeddings")
     network = nets.SwinUNETR(in_channels=1, out_channels=2, feature_size=12, depths=(1, 1, 1, 1))
     return Backbone(network, {"deep": "encoder10"}, tokens="swinViT.patch_embed")
@@ -97,9 +97,10 @@ def test_nothing_hidden_reaches_a_transformer_and_its_token_learns(kind, generat
     assert not backbone.network.get_submodule(backbone.tokens.module)._forward_hooks
 
 
-def test_exactly_the_hidden_tokens_are_replaced():
-    """Read off the tokens themselves: UNETR's, then before and after the hook."""
-    backbone = transformer("unetr").eval()
+@pytest.mark.parametrize("kind", ["conv", "perceptron"])  # tokens as a map, and as a list
+def test_exactly_the_hidden_tokens_are_replaced(kind):
+    """Read off the tokens themselves, before positions are added."""
+    backbone = transformer("unetr", proj_type=kind).eval()
     masking = BlockMasking(backbone, (32, 32, 32), 16, 0.5)
     hidden = torch.zeros(2, 1, 32, 32, 32, dtype=torch.bool)
     hidden[0, :, :16, :16, 16:] = hidden[1, :, 16:, :16, :16] = True  # no axis for another
