@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from lssl.metrics.per_structure import PerStructure
 
 __all__ = ["PercentChange"]
 
 
-class PercentChange(Metric):
+class PercentChange(PerStructure):
     """Absolute symmetrised percent change ``100 |V₂ - V₁| / (½ (V₁ + V₂))`` of each structure, in %.
 
     Reuter, Schmansky, Rosas, Fischl: "Within-subject template estimation for unbiased longitudinal image analysis",
@@ -34,15 +32,7 @@ class PercentChange(Metric):
         [20.0, 200.0]
     """
 
-    full_state_update = False
     higher_is_better = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, structures: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("total", "count"):
-            self.add_state(name, torch.zeros(structures, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, first: Tensor, second: Tensor) -> None:
         """Adds pairs of visits.
@@ -55,9 +45,4 @@ class PercentChange(Metric):
         both = first + second
         present = both > 0  # NaN neither
         change = 200 * (second - first).abs() / both
-        self.total += change.where(present, 0).sum(0)
-        self.count += present.sum(0)
-
-    def compute(self) -> Tensor:
-        """``(K,)`` in %, NaN where no visit has the structure; torchmetrics makes ``(1,)`` a plain number."""
-        return (self.total / self.count).float()
+        self.add(change, present)

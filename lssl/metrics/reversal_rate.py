@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from lssl.metrics.per_structure import PerStructure
 
 __all__ = ["ReversalRate"]
 
 
-class ReversalRate(Metric):
+class ReversalRate(PerStructure):
     """Share of steps between consecutive visits at which a volume grows though it truly shrinks, or the reverse.
 
     The sign test of longitudinal consistency, our definition: for visit v and v + 1 of a subject, the share with
@@ -34,15 +33,7 @@ class ReversalRate(Metric):
         [0.5, 0.0]
     """
 
-    full_state_update = False
     higher_is_better = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, structures: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("total", "count"):
-            self.add_state(name, torch.zeros(structures, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
         """Adds one subject, all of its visits at once.
@@ -54,9 +45,4 @@ class ReversalRate(Metric):
         seen, true = predicted.double().diff(dim=0), truth.double().diff(dim=0)
         counted = true.isfinite() & (true != 0)
         against = (seen.sign() * true.sign() < 0).double().masked_fill(seen.isnan(), torch.nan)  # NaN has the sign 0
-        self.total += against.where(counted, 0).sum(0)
-        self.count += counted.sum(0)
-
-    def compute(self) -> Tensor:
-        """``(K,)`` between 0 and 1, NaN where no step counts; torchmetrics makes ``(1,)`` a plain number."""
-        return (self.total / self.count).float()
+        self.add(against, counted)

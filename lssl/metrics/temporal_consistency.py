@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lssl.errors import InputError
+from lssl.metrics.per_structure import PerStructure
 
 __all__ = ["TemporalConsistency"]
 
 
-class TemporalConsistency(Metric):
+class TemporalConsistency(PerStructure):
     """Dice ``2 |A ∩ B| / (|A| + |B|)`` between one visit's segmentation, brought onto the other visit, and the other's.
 
     The spatio-temporal consistency of segmentation (STCS) of Li et al., "Longitudinal diffusion MRI analysis using
@@ -29,16 +29,11 @@ class TemporalConsistency(Metric):
         **kwargs: see :class:`torchmetrics.Metric`.
     """
 
-    full_state_update = False
     higher_is_better = True
-    total: Tensor
-    count: Tensor
 
     def __init__(self, classes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(classes, **kwargs)
         self.classes = classes
-        for name in ("total", "count"):
-            self.add_state(name, torch.zeros(classes, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, brought: Tensor, other: Tensor) -> None:
         """Adds samples.
@@ -57,14 +52,9 @@ class TemporalConsistency(Metric):
         both = self._sizes(brought, seen & (brought == other))
         sizes = self._sizes(brought, seen) + self._sizes(other, seen)
         present = sizes > 0
-        self.total += (2 * both / sizes).where(present, 0).sum(0)
-        self.count += present.sum(0)
+        self.add(2 * both / sizes, present)
 
     def _sizes(self, label: Tensor, chosen: Tensor) -> Tensor:
         """``(B, K)`` voxels of each class among the chosen ones."""
         sizes = torch.zeros(len(label), self.classes, dtype=torch.float64, device=label.device)
         return sizes.scatter_add_(1, label.clamp_min(0), chosen.double())
-
-    def compute(self) -> Tensor:
-        """``(K,)`` between 0 and 1, NaN where none has the class; torchmetrics makes ``(1,)`` a plain number."""
-        return (self.total / self.count).float()

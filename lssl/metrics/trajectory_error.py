@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lssl.errors import InputError
+from lssl.metrics.per_structure import PerStructure
 
 __all__ = ["TrajectoryError"]
 
 
-class TrajectoryError(Metric):
+class TrajectoryError(PerStructure):
     """Mean over subjects of ``|predicted rate - true rate|`` of each structure's volume, in % per year.
 
     A rate is ``100 b / mean(V)`` with b the least-squares slope of the volumes V over the ages, that is, Reuter's
@@ -39,15 +37,7 @@ class TrajectoryError(Metric):
         [2.0, 0.0]
     """
 
-    full_state_update = False
     higher_is_better = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, structures: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("total", "count"):
-            self.add_state(name, torch.zeros(structures, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, truth: Tensor, ages: Tensor) -> None:
         """Adds one subject, all of its visits at once, in any order.
@@ -66,12 +56,7 @@ class TrajectoryError(Metric):
         true = _yearly_rates(truth, ages, known)
         error = (_yearly_rates(predicted, ages, known) - true).abs()
         counted = true.isfinite() & (truth.where(known, 0) > 0).any(0)
-        self.total += error.where(counted, 0)
-        self.count += counted
-
-    def compute(self) -> Tensor:
-        """``(K,)`` in % per year, NaN where no subject counts; torchmetrics makes ``(1,)`` a plain number."""
-        return (self.total / self.count).float()
+        self.add(error[None], counted[None])
 
 
 def _yearly_rates(volumes: Tensor, ages: Tensor, known: Tensor) -> Tensor:
