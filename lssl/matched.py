@@ -67,8 +67,7 @@ class MatchedViews:
 
         chosen = torch.arange(n, device=device), index
         match = torch.where(same[:, None], points[chosen], matches[chosen])
-        own = torch.tensor([0, 0], device=device), torch.tensor([0, 1], device=device)
-        pairs = pairs.visits(torch.where(same[:, None], *own))
+        pairs = pairs.visits(torch.where(same[:, None], 0, torch.arange(2, device=device)))
         first = views.place(views.in_voxels(turn, pairs.affines[:, 0]), centres[chosen])
         second, _ = self._key(pairs, turns[:, 1], match[:, None], shift)
         rates["other_subject"] = (crossed & ~same).float().mean()
