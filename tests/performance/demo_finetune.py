@@ -32,8 +32,9 @@ from monai.networks.nets import BasicUNet
 
 from lssl import Backbone, Segmenter, ViewSampler
 from lssl.cli import _hush, _keep_freed_memory, main
-from lssl.datamodules import LabelMapDataModule, PhantomDataModule
+from lssl.datamodules.label_maps import LabelMapDataModule
 from lssl.datamodules.labelled import Labelled
+from lssl.datamodules.phantom import PhantomDataModule
 from lssl.segmentation.scores import METRICS
 
 ROOT = Path(__file__).parents[2]
