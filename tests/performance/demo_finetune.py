@@ -56,6 +56,7 @@ KIND, DATA = {
     ),
 }[COHORT]  # fmt: skip
 DATA |= {"visits": 2, "interval": 4.0}
+BATCH = 1 if COHORT == "phantom" else 2  # labelled visits in a step, two crops each
 CLASSES = RECIPE["model"]["init_args"]["classes"] if COHORT == "phantom" else None
 ARMS = {
     "scratch": {},
@@ -95,7 +96,7 @@ def fine_tune(seed: int, lr: float = LR, steps: int = STEPS, held_out: str = "te
         options["pretrained"] = pretrained()
     network = BasicUNet(**RECIPE["backbone"]["network"]["init_args"])
     backbone = Backbone(network, RECIPE["backbone"]["taps"], channels_last=True)
-    few = Labelled(subjects=1, visits=1, seed=seed, batch_size=1, steps=100)
+    few = Labelled(subjects=1, visits=1, seed=seed, batch_size=BATCH, steps=100)
     data = KIND(**DATA, batch_size=1, labelled=few)
     data.cache = _cache
     segmenter = Segmenter(
