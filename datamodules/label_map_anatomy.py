@@ -28,7 +28,7 @@ from torch import Tensor
 from lssl.cohort.nifti import read_grid, read_label
 from lssl.errors import InputError
 
-from .label_map_cells import Cells
+from .label_map_cells import Surface
 
 __all__ = ["AGEING", "STRUCTURES", "LabelMap", "class_names", "classes", "find_maps", "read_map", "sample"]
 
@@ -81,11 +81,11 @@ class LabelMap:
         rows, little = [], 0.01
         for numbers, _ in AGEING.values():
             chosen = torch.isin(self.numbers, torch.tensor(numbers))
-            cells = Cells(chosen[self.code.long()], self.affine)
-            before = cells.volumes(cells.corners).sum()
+            surface = Surface(chosen[self.code.long()], self.affine)
+            before = surface.volume(surface.corners)
             for amplitude in little * torch.eye(2, dtype=torch.float64):
-                moved = 2 * cells.corners - self.pull(cells.corners, amplitude)
-                rows.append((cells.volumes(moved).sum() / before).log() / little)
+                moved = 2 * surface.corners - self.pull(surface.corners, amplitude)
+                rows.append((surface.volume(moved) / before).log() / little)
         return torch.stack(rows).view(2, 2)
 
     def index(self, points: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
-"""Volumes of the voxels of a mask whose corners have moved."""
+"""Volumes of a mask, or of its voxels, whose corners have moved."""
 
 from __future__ import annotations
 
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Cells"]
+__all__ = ["Cells", "Surface"]
 
 
 class Cells:
@@ -47,3 +48,47 @@ class Cells:
             parity = torch.linalg.det(torch.eye(3, dtype=torch.float64)[list(axes)])
             total += parity * ((b - a) * torch.linalg.cross(c - b, d - c)).sum(-1) / 6
         return self._handedness * total.sum(1)
+
+
+class Surface:
+    """The triangles around a mask: what they enclose is the sum of :class:`Cells`' volumes, for a tenth of the time.
+
+    Faces between two cells of the mask cancel; those at its border are cut along the diagonal of Kuhn's triangulation.
+
+    Args:
+        mask: ``(D, H, W)`` bool.
+        affine: ``(4, 4)`` float64, index → mm.
+
+    Attributes:
+        corners: ``(N, 3)`` mm, float64; each once.
+    """
+
+    def __init__(self, mask: Tensor, affine: Tensor) -> None:
+        inside = mask.nonzero()
+        first, last = inside.amin(0), inside.amax(0) + 1
+        halves = mask[tuple(slice(int(low), int(high)) for low, high in zip(first, last, strict=True))]
+        for axis in range(3):
+            halves = halves.repeat_interleave(2, axis)
+        halves = F.pad(halves.to(torch.int8), [1] * 6)
+        triangles = []
+        for axis in range(3):
+            turn = torch.eye(3, dtype=torch.long).roll(-axis, 0)  # this axis and, right-handed, the others
+            change = halves.diff(dim=axis)  # -1 where the mask ends, +1 where it begins
+            face = change.nonzero()
+            low = face - turn[1] - turn[2]  # of the face's four corners; padding moved the cells by one
+            side, top, across = low + turn[1], low + turn[2], low + turn[1] + turn[2]
+            ends = (change[tuple(face.T)] < 0)[:, None, None]
+            for outward in ([low, side, across], [low, across, top]):
+                triangle = torch.stack(outward, 1)
+                triangles.append(torch.where(ends, triangle, triangle.flip(1)))
+        _, height, width = halves.shape
+        place = torch.cat(triangles) @ torch.tensor([height * width, width, 1])
+        place, self._triangles = place.unique(return_inverse=True)
+        lattice = first + torch.stack(torch.unravel_index(place, halves.shape), 1) / 2 - 0.5
+        self.corners = lattice.double() @ affine[:3, :3].T + affine[:3, 3]
+        self._handedness = torch.linalg.det(affine[:3, :3]).sign()
+
+    def volume(self, corners: Tensor) -> Tensor:
+        """mm³ inside when the corners lie at ``corners (N, 3)``: a sixth of ``Σ a · (b × c)`` over the triangles."""
+        a, b, c = corners[self._triangles].unbind(1)
+        return self._handedness * (a * torch.linalg.cross(b, c)).sum() / 6

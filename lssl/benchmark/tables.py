@@ -14,6 +14,14 @@ from lssl.benchmark.results import Entry
 
 __all__ = ["Sheet", "as_html", "as_markdown", "sheets"]
 
+#: Kinds of the pretraining's report that are shown: title and note.
+FROZEN = {
+    "dice": ("↑ Dice of a linear probe", "A classifier of single voxels, tested on other subjects; it need not agree "
+             "with what fine-tuning gains."),
+    "rank": ("↑ effective rank", "Of voxel features; a collapse has 1."),
+    "retrieval": ("↑ cross-visit retrieval", "How often a subject's other visit is the nearest of all."),
+}  # fmt: skip
+
 
 @dataclass
 class Sheet:
@@ -26,8 +34,9 @@ class Sheet:
 
 
 def sheets(plan: Plan, table: pd.DataFrame, found: list[Entry]) -> list[Sheet]:
-    """All of them."""
-    return [_scores(plan, found), _structures(found), _costs(plan, table), _differences(plan)]
+    """All that have rows."""
+    pretraining = [_costs(plan, table), *_frozen(plan, table), _differences(plan)]
+    return [sheet for sheet in (_scores(plan, found), _structures(found), *pretraining) if sheet.rows]
 
 
 def _scores(plan: Plan, found: list[Entry]) -> Sheet:
@@ -75,28 +84,46 @@ def _structures(found: list[Entry]) -> Sheet:
 
 
 def _costs(plan: Plan, table: pd.DataFrame) -> Sheet:
-    """What pretraining took, and what its features are worth before any label."""
-    figures = table[table["stage"] == "pretrain"].groupby(["strategy", "metric"])["value"].mean()
-    taps = [str(name).partition("/")[2] for _, name in figures.index if str(name).startswith("rank/")]
-    taps = [tap for tap in dict.fromkeys(taps) if len(taps)]
-    kinds = [("rank", "effective rank"), ("retrieval", "cross-visit retrieval")]
+    """What pretraining took."""
     head = ["strategy", "parameters", "ms/step", "pairs/s", "memory, GB", "hours"]
-    head += [f"{title}, {tap}" for _, title in kinds for tap in taps]
-    rows = []
-    for name in plan.parts:
-        mean = figures.xs(name).to_dict() if name in figures.index.get_level_values(0) else {}
-        prefix = ""
-        if name == SCRATCH:  # the network as every strategy found it
-            untrained = figures[figures.index.get_level_values("metric").str.startswith("untrained/")]
-            mean, prefix = untrained.groupby("metric").mean().to_dict(), "untrained/"
-        values = [_figure(mean, key, digits) for key, digits in (
-            ("parameters", 0), ("ms_per_step", 0), ("pairs_per_second", 1), ("memory", 2), ("hours", 3),
-        )]  # fmt: skip
-        values += [_figure(mean, f"{prefix}{kind}/{tap}", 2) for kind, _ in kinds for tap in taps]
-        rows.append([name, *values])
-    notes = ["Parameters with the heads of pretraining alone. Memory is that of the process, at most, without workers.",
-             "Rank and retrieval on validation pairs; scratch: the untrained network."]  # fmt: skip
-    return Sheet("Pretraining", head, rows, notes)
+    columns = (("parameters", 0), ("ms_per_step", 0), ("pairs_per_second", 1), ("memory", 2), ("hours", 3))
+    figures = _of_pretraining(table)
+    rows = [
+        [name, *(_figure(figures.get(name, {}), metric, digits) for metric, digits in columns)]
+        for name in plan.parts
+        if name != SCRATCH
+    ]
+    notes = ["Parameters with the heads of pretraining. Memory is that of the process, at most, without workers."]
+    return Sheet("Pretraining", head, rows if figures else [], notes)
+
+
+def _frozen(plan: Plan, table: pd.DataFrame) -> list[Sheet]:
+    """What the features are worth before any fine-tuning: a table per figure, a column per tap."""
+    figures = _of_pretraining(table)
+    known = dict.fromkeys(str(metric) for metric in table["metric"].unique())
+    sheets = []
+    for kind, (title, note) in FROZEN.items():
+        taps = [metric.partition("/")[2] for metric in known if metric.startswith(f"{kind}/")]
+        rows = []
+        for name in plan.parts:
+            mean, prefix = figures.get(name, {}), ""
+            if name == SCRATCH:  # the network as every strategy found it
+                untrained = table[table["metric"].str.startswith("untrained/")].groupby("metric")["value"].mean()
+                mean, prefix = _named(untrained), "untrained/"
+            rows.append([name, *(_figure(mean, f"{prefix}{kind}/{tap}", 2) for tap in taps)])
+        notes = [note, "Of validation subjects, mean over seeds; scratch: the untrained network."]
+        sheets.append(Sheet(f"Frozen features: {title}", ["strategy", *taps], rows if taps else [], notes))
+    return sheets
+
+
+def _of_pretraining(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Strategy → metric → mean over seeds."""
+    figures = table[table["stage"] == "pretrain"].groupby(["strategy", "metric"])["value"].mean()
+    return {str(name): _named(figures.xs(name)) for name in figures.index.unique("strategy")}
+
+
+def _named(values: pd.Series) -> dict[str, float]:
+    return {str(name): float(value) for name, value in values.items()}
 
 
 def _differences(plan: Plan) -> Sheet:
@@ -138,8 +165,6 @@ def as_markdown(all_sheets: list[Sheet]) -> str:
     """Markdown of all tables."""
     blocks = []
     for sheet in all_sheets:
-        if not sheet.rows:
-            continue
         lines = [f"### {sheet.title}", "", _line(sheet.head), _line(["---"] * len(sheet.head))]
         lines += [_line(row) for row in sheet.rows]
         blocks.append("\n".join([*lines, "", *(f"- {note}" for note in sheet.notes)]))

@@ -99,7 +99,7 @@ def test_structures_weigh_alike_and_visits_within_them():
 def test_tables_say_best_in_bold_only_where_the_interval_does(finished):
     plan, keys = finished
     table = collect(plan, keys)
-    scores, structures, costs, _ = sheets(plan, table, entries(table, list(plan.parts)))
+    scores, structures, costs, probe, rank, retrieval = sheets(plan, table, entries(table, list(plan.parts)))
     bold = {tuple(row[:3]) for row in scores.rows if any("**" in text for text in row)}
     assert bold == {("1", "short", "good"), ("1", "long", "good")}
     assert any("ceiling" in row[0] and row[2] == "scratch" for row in scores.rows)
@@ -108,9 +108,12 @@ def test_tables_say_best_in_bold_only_where_the_interval_does(finished):
     assert shown["rate"] == "0.01"
     assert len(structures.rows) == len(scores.rows)
     by_name = {row[0]: dict(zip(costs.head, row, strict=True)) for row in costs.rows}
-    assert by_name["good"]["effective rank, a"] == "7.50"
-    assert by_name["scratch"]["effective rank, a"] == "2.50"  # untrained
+    assert set(by_name) == {"good", "bad"}
     assert by_name["good"]["parameters"] == "1,234"
+    assert probe.head == ["strategy", "a"]
+    assert dict(probe.rows) == {"scratch": "–", "good": "0.40", "bad": "0.40"}
+    assert dict(rank.rows) == {"scratch": "2.50", "good": "7.50", "bad": "7.50"}  # scratch: untrained
+    assert dict(retrieval.rows)["good"] == "0.80"
     uncertain = table.copy()
     mine = (uncertain["strategy"] == "good") & (uncertain["metric"] == "dice")
     uncertain.loc[mine, "value"] += np.where(uncertain[mine]["subject"] == "000", -0.3, 0.1)

@@ -21,7 +21,7 @@ from lssl.datamodules.label_map_anatomy import (
     classes,
     read_map,
 )
-from lssl.datamodules.label_map_cells import Cells
+from lssl.datamodules.label_map_cells import Cells, Surface
 from lssl.datamodules.label_map_subject import LONGEST, Subject, canonical, locate
 from lssl.datamodules.label_maps import LabelMapDataModule
 from lssl.datamodules.phantom_image import residual, scan
@@ -355,6 +355,19 @@ def test_cells_enclose_what_they_should():
     torch.testing.assert_close(
         cells.volumes(moved), voxel * (1 - 0.12 * centre[:, 0] * centre[:, 1]), rtol=3e-4, atol=0
     )
+
+
+def test_a_surface_encloses_its_cells():
+    """Of a ragged mask with holes, on oblique axes of either handedness, bent at random: to rounding."""
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.zeros(9, 8, 7, dtype=torch.bool)
+    mask[2:7, 1:, :6] = torch.rand(5, 7, 6, generator=draw) < 0.6
+    for side in (1.0, -1.0):
+        affine = torch.tensor([[side, 0.1, 0, 5], [0, 1.2, 0, -3], [0.2, 0, 0.9, 40], [0, 0, 0, 1]]).double()
+        cells, surface = Cells(mask, affine), Surface(mask, affine)
+        assert surface.volume(surface.corners).allclose(mask.sum() * torch.linalg.det(affine).abs(), rtol=1e-10)
+        bent = [part + 0.1 * (part.roll(1, 1) * 3).sin() for part in (cells.corners, surface.corners)]
+        assert surface.volume(bent[1]).allclose(cells.volumes(bent[0]).sum(), rtol=1e-10)
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@
     python tests/performance/demo_finetune.py run [SEEDS]     # the paired design; finished runs are not repeated
     python tests/performance/demo_finetune.py table           # means, differences, two-way bootstrap
 
-STEPS (600) and LR (0.01) in the environment set another budget and rate, whose results lie apart.
+COHORT (phantom, or brains), STEPS (600), LR (0.01) and PRETRAINING (400 steps) in the environment set another cohort,
+budget and rate, whose results lie apart. SEEDS ("2 3") runs these only, say beside another process.
 
-Procedural heads of 3 mm; 24 subjects to train on, 2 to validate, 10 to test, two visits each, about 4 years apart. A
+phantom: procedural heads of 3 mm; 24 subjects to train on, 2 to validate, 10 to test. brains: made from label maps, at
+3 mm; 14 subjects of 7 maps to train on, 4 of 2 to validate, 12 of 6 to test. Two visits each, about 4 years apart. A
 seed draws the labelled visit, the initial weights and the crops of all arms alike. One process, one thread.
 """
 
@@ -30,16 +32,32 @@ from monai.networks.nets import BasicUNet
 
 from lssl import Backbone, Segmenter, ViewSampler
 from lssl.cli import _hush, _keep_freed_memory, main
+from lssl.datamodules.label_maps import LabelMapDataModule
 from lssl.datamodules.labelled import Labelled
 from lssl.datamodules.phantom import PhantomDataModule
 from lssl.segmentation.scores import METRICS
 
 ROOT = Path(__file__).parents[2]
-OUT = ROOT / "runs" / "demonstration"
+COHORT = os.environ.get("COHORT", "phantom")
+OUT = ROOT / "runs" / ("demonstration" if COHORT == "phantom" else f"demonstration-{COHORT}")
 RECIPE = yaml.safe_load((ROOT / "configs/finetune.yaml").read_text())
 STEPS, LR = int(os.environ.get("STEPS", "600")), float(os.environ.get("LR", "0.01"))
-RESULTS = OUT / f"{STEPS} steps"
-DATA = {"subjects": 36, "visits": 2, "interval": 4.0, "split": (24 / 36, 2 / 36, 10 / 36)}
+PRETRAINING = int(os.environ.get("PRETRAINING", "400"))
+RESULTS = OUT / (f"{STEPS} steps" if PRETRAINING == 400 else f"{STEPS} steps after {PRETRAINING}")
+MAPS = Path(os.environ.get("LSSL_REAL_DATA", ROOT.parent / "shared" / "data")) / "labelmaps"
+KIND, DATA = {
+    "phantom": (
+        PhantomDataModule,
+        {"subjects": 36, "split": [24 / 36, 2 / 36, 10 / 36], "size": 64, "spacing": 3.0},
+    ),
+    "brains": (
+        LabelMapDataModule,
+        {"subjects": 30, "split": [7 / 15, 2 / 15, 6 / 15], "size": [56, 72, 64], "spacing": 3.0, "root": str(MAPS)},
+    ),
+}[COHORT]  # fmt: skip
+DATA |= {"visits": 2, "interval": 4.0}
+BATCH = 1 if COHORT == "phantom" else 2  # labelled visits in a step, two crops each
+CLASSES = RECIPE["model"]["init_args"]["classes"] if COHORT == "phantom" else None
 ARMS = {
     "scratch": {},
     "pretrained": {"pretrained": True},
@@ -51,20 +69,19 @@ _cache: dict = {}
 
 def pretrained() -> str:
     """LongitudinalLocal as recommended, on the training subjects' visits without labels."""
-    path = OUT / "pretraining" / "checkpoints" / "last.ckpt"
+    path = OUT / f"pretraining{'' if PRETRAINING == 400 else PRETRAINING}" / "checkpoints" / "last.ckpt"
     if not path.is_file():
         network = {**RECIPE["backbone"], "padding": "zeros", "channels_last": True}
         small = {
-            "data": {"class_path": "PhantomDataModule", "init_args": {**DATA, "size": 64, "spacing": 3.0}},
+            "data": {"class_path": KIND.__name__, "init_args": DATA},
             "views": {"size": 32},
             "backbone": network,
             "model": {"class_path": "LongitudinalLocal", "init_args": {"optimizer": {"init_args": {"lr": 1e-3}}}},
             "trainer": {
-                "max_steps": 400, "precision": "32-true", "accelerator": "cpu",
+                "max_steps": PRETRAINING, "precision": "32-true", "accelerator": "cpu",
                 "default_root_dir": str(path.parents[1]), "enable_progress_bar": False, "check_val_every_n_epoch": 1000,
             },
         }  # fmt: skip
-        small["data"]["init_args"]["split"] = list(DATA["split"])
         OUT.mkdir(parents=True, exist_ok=True)
         (OUT / "pretraining.yaml").write_text(yaml.safe_dump(small))
         recommended = str(ROOT / "configs/longitudinal_local.yaml")
@@ -79,13 +96,13 @@ def fine_tune(seed: int, lr: float = LR, steps: int = STEPS, held_out: str = "te
         options["pretrained"] = pretrained()
     network = BasicUNet(**RECIPE["backbone"]["network"]["init_args"])
     backbone = Backbone(network, RECIPE["backbone"]["taps"], channels_last=True)
-    few = Labelled(subjects=1, visits=1, seed=seed, batch_size=1, steps=100)
-    data = PhantomDataModule(**DATA, batch_size=1, labelled=few)
+    few = Labelled(subjects=1, visits=1, seed=seed, batch_size=BATCH, steps=100)
+    data = KIND(**DATA, batch_size=1, labelled=few)
     data.cache = _cache
     segmenter = Segmenter(
         backbone,
         views=ViewSampler(**RECIPE["views"]),
-        classes=RECIPE["model"]["init_args"]["classes"],
+        classes=CLASSES,
         overlap=0.25,
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=lr, weight_decay=0.01),
         **options,
@@ -110,11 +127,12 @@ def fine_tune(seed: int, lr: float = LR, steps: int = STEPS, held_out: str = "te
 
 
 def by_subject(rows: list[dict], metric: str) -> np.ndarray:
-    """``(subjects,)`` mean over structures, visits and pairs, structures first."""
+    """``(subjects,)`` mean over structures, visits and pairs, structures first; subjects of one map are one."""
     values: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         if row["metric"] == metric:
-            values.setdefault(row["subject"], {}).setdefault(row["structure"], []).append(row["value"])
+            unit = row["subject"] if COHORT == "phantom" else row["subject"].rpartition("-")[0]
+            values.setdefault(unit, {}).setdefault(row["structure"], []).append(row["value"])
     return np.array([np.mean([np.mean(part) for part in each.values()]) for _, each in sorted(values.items())])
 
 
@@ -135,7 +153,8 @@ def sweep() -> None:
 
 def run(seeds: int) -> None:
     """All arms of a seed before the next seed."""
-    for seed in range(seeds):
+    chosen = [int(seed) for seed in os.environ.get("SEEDS", "").split()] or range(seeds)
+    for seed in chosen:
         for arm, options in ARMS.items():
             path = RESULTS / f"{LR}" / f"{arm} {seed}.json"
             if path.is_file():
