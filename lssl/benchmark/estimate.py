@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lssl.benchmark.folder import fresh
 from lssl.benchmark.plan import Cell, Plan, merged
@@ -25,7 +26,8 @@ class Timing:
     """Of a kind of cell.
 
     Attributes:
-        around: seconds that do not depend on the number of steps: start, report, and the whole test.
+        around: seconds that do not depend on the number of steps: start, report, fine-tuning's one validation,
+            and the whole test.
         step: seconds of a step.
         memory: GB of the process at most.
     """
@@ -63,10 +65,11 @@ def estimate(cells: Sequence[Cell], timings: dict[str, Timing], jobs: int) -> tu
 def _time(plan: Plan, cell: Cell, jobs: int, program: Sequence[str]) -> Timing:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cell"
-        short = {"max_steps": min(STEPS, cell.steps), "default_root_dir": str(path / "run")}
-        if cell.stage == "finetune":
-            short["limit_val_batches"] = 0
-        trial = replace(cell, folder=path, config=merged(cell.config, {"trainer": short}))
+        steps = min(STEPS, cell.steps)
+        short: dict[str, Any] = {"trainer": {"max_steps": steps, "default_root_dir": str(path / "run")}}
+        if cell.stage == "finetune":  # validated once, where it ends, as the whole cell is
+            short["data"] = {"init_args": {"labelled": {"steps": steps}}}
+        trial = replace(cell, folder=path, config=merged(cell.config, short))
         fresh(trial)
         log = trial.folder / "log.txt"
         env = {**environment(plan.path.parent, jobs), "WANDB_MODE": "disabled"}
