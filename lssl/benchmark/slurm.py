@@ -51,11 +51,18 @@ def _settle(cell: Cell, job: Any, outcome: Outcome) -> None:
     try:
         reason = job.result()
     except Exception as error:  # lost with its node, out of time …
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = _reason(error)
     if reason:
         outcome.failed[cell.name] = reason
     else:
         outcome.finished.append(cell.name)
+
+
+def _reason(error: Exception) -> str:
+    """One line; submitit quotes the job's whole traceback between two rules, and its last line says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    rules = [place for place, line in enumerate(lines) if not line.strip("-")]
+    return lines[rules[-1] - 1] if rules and rules[-1] else lines[0]
 
 
 def _run_one(task: tuple[Plan, Cell, dict[str, str]]) -> str:

@@ -248,6 +248,23 @@ def test_slurm_says_what_it_needs_and_runs_what_it_is_given(tmp_path, monkeypatc
     assert jobs[-1].cancelled
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "Job failed with trace:\n-----\nTraceback\n  f()\nOSError: no space\n-----\nSee\n  - a.err",
+            "OSError: no space",
+        ),
+        ("Job 7_1 (task: 0) with path /x\nhas not produced any output", "Job 7_1 (task: 0) with path /x"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_a_lost_job_is_reported_in_one_line(text, line):
+    from lssl.benchmark.slurm import _reason
+
+    assert _reason(RuntimeError(text)) == line
+
+
 def test_cost_counts_steps_and_parameters_and_leaves_validation_out(tmp_path, monkeypatch):
     """A clock that is moved by hand: 10 s a step in the warm-up, then 2 s a step, and 100 s of validation."""
     import types
