@@ -27,7 +27,7 @@ def draw_results(found: list[Entry], strategies: list[str], path: Path) -> None:
     """
     budgets = list(dict.fromkeys(entry.budget for entry in found))
     compared = [entry for entry in found if entry.difference is not None]
-    width, height = 4.2 * len(budgets) + 6.5, max(3.6, 1.4 + 0.28 * len(compared))
+    width, height = 4.2 * len(budgets) + 6.5, max(3.9, 1.7 + 0.28 * len(compared))
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, len(budgets) + 1, width_ratios=[*[1.0] * len(budgets), 1.5], squeeze=False)[0]
     labels = sorted({entry.labelled for entry in found}, key=lambda text: np.inf if text == "all" else float(text))
@@ -38,7 +38,8 @@ def draw_results(found: list[Entry], strategies: list[str], path: Path) -> None:
     top = max(1e-3, *(axis.get_ylim()[1] for axis in axes[:-1]))
     for axis in axes[:-1]:
         axis.set_ylim(min(axis.get_ylim()[0] for axis in axes[:-1]), top)
-    axes[0].legend(fontsize=8, frameon=False)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
     _forest(axes[-1], compared, strategies)
     _save(figure, path)
 
