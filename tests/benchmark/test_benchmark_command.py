@@ -183,7 +183,7 @@ def test_shipped_plans(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(estimate, "time_cells", functools.partial(estimate.time_cells, program=program))
     monkeypatch.setattr("lssl.benchmark.checks.check_cells", lambda *args: None)
     path = ROOT / "configs/benchmark" / name
-    main(["benchmark", "--config", str(path), "--dry-run"])
+    main(["benchmark", "--config", str(path), "--dry-run", "--out", str(tmp_path / "out")])
     own = yaml.safe_load(path.read_text())["strategies"]
     said = capsys.readouterr().out
     assert all(f"{strategy}: 20 ms/step" in said for strategy in own)
