@@ -1,11 +1,13 @@
 """Demonstration: one labelled visit, fine-tuned from scratch, from a pretrained network, and with consistency.
 
     python tests/performance/demo_finetune.py sweep           # scratch's learning rate, on validation subjects
-    python tests/performance/demo_finetune.py run [SEEDS]     # the paired design; finished runs are not repeated
+    python tests/performance/demo_finetune.py run [SEEDS] [ARM …]
+                                                              # the paired design; finished runs are not repeated, and
+                                                              # several processes share the work
     python tests/performance/demo_finetune.py table           # means, differences, two-way bootstrap
 
-COHORT (phantom, or brains), STEPS (600) and LR (0.01) in the environment set another cohort, budget and rate, whose
-results lie apart.
+COHORT (phantom, or brains), STEPS (600), LR (0.01) and PRETRAINING (400 steps) in the environment set another cohort,
+budget, rate and pretraining, whose results lie apart.
 
 phantom: procedural heads of 3 mm; 24 subjects to train on, 2 to validate, 10 to test. brains: made from label maps, at
 3 mm; 14 subjects of 7 maps to train on, 4 of 2 to validate, 12 of 6 to test. Two visits each, about 4 years apart. A
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import os
@@ -35,14 +38,15 @@ from lssl.cli import _hush, _keep_freed_memory, main
 from lssl.datamodules.label_maps import LabelMapDataModule
 from lssl.datamodules.labelled import Labelled
 from lssl.datamodules.phantom import PhantomDataModule
-from lssl.segmentation.scores import METRICS
 
 ROOT = Path(__file__).parents[2]
 COHORT = os.environ.get("COHORT", "phantom")
 OUT = ROOT / "runs" / ("demonstration" if COHORT == "phantom" else f"demonstration-{COHORT}")
 RECIPE = yaml.safe_load((ROOT / "configs/finetune.yaml").read_text())
 STEPS, LR = int(os.environ.get("STEPS", "600")), float(os.environ.get("LR", "0.01"))
-RESULTS = OUT / f"{STEPS} steps"
+PRETRAINING = int(os.environ.get("PRETRAINING", "400"))
+AFTER = "" if PRETRAINING == 400 else f" after {PRETRAINING}"  # names results and pretrainings of another length
+RESULTS = OUT / f"{STEPS} steps{AFTER}"
 MAPS = Path(os.environ.get("LSSL_REAL_DATA", ROOT.parent / "shared" / "data")) / "labelmaps"
 KIND, DATA = {
     "phantom": (
@@ -61,14 +65,22 @@ ARMS = {
     "scratch": {},
     "pretrained": {"pretrained": True},
     "pretrained + consistency": {"pretrained": True, "weights": {"consistency": 1.0}, "absent": False, "ramp": 0.5},
+    "scratch + consistency": {"weights": {"consistency": 1.0}, "absent": False, "ramp": 0.5},
 }
+PAIRS = (
+    ("pretrained", "scratch"),
+    ("pretrained + consistency", "pretrained"),
+    ("pretrained + consistency", "scratch"),
+    ("scratch + consistency", "scratch"),
+    ("pretrained + consistency", "scratch + consistency"),
+)
 SHOWN = ("dice", "aspc", "true_aspc", "stcs", "true_stcs", "trajectory_error", "reversal_rate", "missed")
 _cache: dict = {}
 
 
 def pretrained() -> str:
     """LongitudinalLocal as recommended, on the training subjects' visits without labels."""
-    path = OUT / "pretraining" / "checkpoints" / "last.ckpt"
+    path = OUT / f"pretraining{AFTER}" / "checkpoints" / "last.ckpt"
     if not path.is_file():
         network = {**RECIPE["backbone"], "padding": "zeros", "channels_last": True}
         small = {
@@ -77,14 +89,13 @@ def pretrained() -> str:
             "backbone": network,
             "model": {"class_path": "LongitudinalLocal", "init_args": {"optimizer": {"init_args": {"lr": 1e-3}}}},
             "trainer": {
-                "max_steps": 400, "precision": "32-true", "accelerator": "cpu",
+                "max_steps": PRETRAINING, "precision": "32-true", "accelerator": "cpu",
                 "default_root_dir": str(path.parents[1]), "enable_progress_bar": False, "check_val_every_n_epoch": 1000,
             },
         }  # fmt: skip
-        OUT.mkdir(parents=True, exist_ok=True)
-        (OUT / "pretraining.yaml").write_text(yaml.safe_dump(small))
-        recommended = str(ROOT / "configs/longitudinal_local.yaml")
-        main(["fit", "--config", recommended, "--config", str(OUT / "pretraining.yaml")])
+        changes = OUT / f"pretraining{AFTER}.yaml"
+        changes.write_text(yaml.safe_dump(small))
+        main(["fit", "--config", str(ROOT / "configs/longitudinal_local.yaml"), "--config", str(changes)])
     return str(path)
 
 
@@ -122,7 +133,7 @@ def fine_tune(seed: int, lr: float = LR, steps: int = STEPS, held_out: str = "te
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.test(segmenter, datamodule=data, verbose=False)
     report = next(c for c in trainer.callbacks if type(c).__name__ == "SegmentationReport")
-    return [dataclasses.asdict(row) for row in report.rows if row.metric in METRICS]
+    return [dataclasses.asdict(row) for row in report.rows]
 
 
 def by_subject(rows: list[dict], metric: str) -> np.ndarray:
@@ -133,6 +144,23 @@ def by_subject(rows: list[dict], metric: str) -> np.ndarray:
             unit = row["subject"] if COHORT == "phantom" else row["subject"].rpartition("-")[0]
             values.setdefault(unit, {}).setdefault(row["structure"], []).append(row["value"])
     return np.array([np.mean([np.mean(part) for part in each.values()]) for _, each in sorted(values.items())])
+
+
+def slope(rows: list[dict]) -> float:
+    """Seen change of volumes per true change, least squares through 0 over subjects and structures.
+
+    1 where change is seen as it is, 0 where it is flattened away: what a trajectory error cannot tell from noise.
+    """
+    volumes: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in sorted(rows, key=lambda row: row["session"]):
+        if row["metric"] in ("volume", "true_volume"):
+            volumes.setdefault((row["subject"], row["structure"]), {}).setdefault(row["metric"], []).append(
+                row["value"]
+            )
+    both = np.array([[each["volume"], each["true_volume"]] for each in volumes.values()])  # (N, 2, visits)
+    both = both[(both.sum(2) > 0).all(1)]
+    seen, true = ((both[..., 1] - both[..., 0]) / both.mean(2)).T
+    return float((seen * true).sum() / (true * true).sum())
 
 
 def sweep() -> None:
@@ -150,39 +178,51 @@ def sweep() -> None:
         print(trial, f"validation Dice {by_subject(json.loads(path.read_text()), 'dice').mean():.3f}", flush=True)
 
 
-def run(seeds: int) -> None:
-    """All arms of a seed before the next seed."""
+def run(seeds: int, arms: list[str]) -> None:
+    """All arms of a seed before the next seed; what another process is at is left to it."""
+    folder = RESULTS / f"{LR}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (OUT / "pretraining.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        pretrained()
     for seed in range(seeds):
-        for arm, options in ARMS.items():
-            path = RESULTS / f"{LR}" / f"{arm} {seed}.json"
-            if path.is_file():
-                continue
-            start = time.perf_counter()
-            rows = fine_tune(seed, **options)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(rows))
-            shown = ", ".join(f"{metric} {by_subject(rows, metric).mean():.3f}" for metric in SHOWN)
-            print(f"{arm}, seed {seed}: {shown} ({time.perf_counter() - start:.0f} s)", flush=True)
+        for arm in arms:
+            path = folder / f"{arm} {seed}.json"
+            with path.with_suffix(".lock").open("w") as lock, contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.is_file():
+                    continue
+                start = time.perf_counter()
+                rows = fine_tune(seed, **ARMS[arm])
+                path.write_text(json.dumps(rows))
+                shown = ", ".join(f"{metric} {by_subject(rows, metric).mean():.3f}" for metric in SHOWN)
+                print(f"{arm}, seed {seed}: {shown} ({time.perf_counter() - start:.0f} s)", flush=True)
 
 
 def table() -> None:
-    """Means, and differences with a bootstrap over seeds and subjects together."""
-    complete = [
-        seed for seed in range(100) if all((RESULTS / f"{LR}" / f"{arm} {seed}.json").is_file() for arm in ARMS)
-    ]
+    """Means, and differences with a bootstrap over seeds and subjects together, of the arms that all seeds have."""
+    folder = RESULTS / f"{LR}"
+    seeds = [seed for seed in range(100) if (folder / f"scratch {seed}.json").is_file()]
     results = {
-        arm: [json.loads((RESULTS / f"{LR}" / f"{arm} {seed}.json").read_text()) for seed in complete] for arm in ARMS
+        arm: [json.loads((folder / f"{arm} {seed}.json").read_text()) for seed in seeds]
+        for arm in ARMS
+        if all((folder / f"{arm} {seed}.json").is_file() for seed in seeds)
     }
-    print(f"{len(complete)} seeds, {STEPS} steps, learning rate {LR}")
+    print(f"{len(seeds)} seeds, {STEPS} steps, learning rate {LR}, {PRETRAINING} steps of pretraining")
     for metric in SHOWN:
         scores = {arm: np.stack([by_subject(rows, metric) for rows in runs]) for arm, runs in results.items()}
         for arm, values in scores.items():
             print(f"{metric:<18}{arm:<26}{values.mean():8.3f}  per seed {np.round(values.mean(1), 3)}")
-        for arm, base in (("pretrained", "scratch"), ("pretrained + consistency", "pretrained")):
-            difference = scores[arm] - scores[base]
-            low, high = two_way(difference)
-            print(f"{'':<18}{arm} - {base}: {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]", end="")
-            print(f"  per seed {np.round(difference.mean(1), 3)}")
+        for arm, base in PAIRS:
+            if arm in scores and base in scores:
+                difference = scores[arm] - scores[base]
+                low, high = two_way(difference)
+                print(f"{'':<18}{arm} - {base}: {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]", end="")
+                print(f"  per seed {np.round(difference.mean(1), 3)}")
+    for arm, runs in results.items():
+        if all(any(row["metric"] == "volume" for row in rows) for rows in runs):
+            seen = np.array([slope(rows) for rows in runs])
+            print(f"{'slope':<18}{arm:<26}{seen.mean():8.3f}  per seed {np.round(seen, 3)}")
 
 
 def two_way(difference: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
@@ -204,6 +244,6 @@ if __name__ == "__main__":
     if command == "sweep":
         sweep()
     elif command == "run":
-        run(int(sys.argv[2]) if len(sys.argv) > 2 else 5)
+        run(int(sys.argv[2]) if len(sys.argv) > 2 else 5, sys.argv[3:] or list(ARMS)[:3])
     else:
         table()
