@@ -5,6 +5,8 @@
                                                               # the paired design; finished runs are not repeated, and
                                                               # several processes share the work
     python tests/performance/demo_finetune.py table           # means, differences, two-way bootstrap
+    python tests/performance/demo_finetune.py compare BASE RESULT …
+                                                              # across settings: "3200 steps/0.01/scratch" …
 
 COHORT (phantom, or brains), STEPS (600), LR (0.01) and PRETRAINING (400 steps) in the environment set another cohort,
 budget, rate and pretraining, whose results lie apart.
@@ -184,7 +186,8 @@ def run(seeds: int, arms: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (OUT / "pretraining.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        pretrained()
+        if any("pretrained" in ARMS[arm] for arm in arms):
+            pretrained()
     for seed in range(seeds):
         for arm in arms:
             path = folder / f"{arm} {seed}.json"
@@ -215,14 +218,30 @@ def table() -> None:
             print(f"{metric:<18}{arm:<26}{values.mean():8.3f}  per seed {np.round(values.mean(1), 3)}")
         for arm, base in PAIRS:
             if arm in scores and base in scores:
-                difference = scores[arm] - scores[base]
-                low, high = two_way(difference)
-                print(f"{'':<18}{arm} - {base}: {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]", end="")
-                print(f"  per seed {np.round(difference.mean(1), 3)}")
+                _print_difference(f"{arm} - {base}", scores[arm] - scores[base])
     for arm, runs in results.items():
         if all(any(row["metric"] == "volume" for row in rows) for rows in runs):
             seen = np.array([slope(rows) for rows in runs])
             print(f"{'slope':<18}{arm:<26}{seen.mean():8.3f}  per seed {np.round(seen, 3)}")
+
+
+def compare(names: list[str]) -> None:
+    """Differences to the first of results (folder of ``OUT``, arm), over the seeds that all have."""
+    seeds = [seed for seed in range(100) if all((OUT / f"{name} {seed}.json").is_file() for name in names)]
+    results = {name: [json.loads((OUT / f"{name} {seed}.json").read_text()) for seed in seeds] for name in names}
+    print(f"seeds {seeds}; differences to {names[0]}")
+    for metric in SHOWN if seeds else ():
+        scores = {name: np.stack([by_subject(rows, metric) for rows in runs]) for name, runs in results.items()}
+        for name, values in scores.items():
+            print(f"{metric:<18}{name:<50}{values.mean():8.3f}")
+            if name != names[0]:
+                _print_difference("", values - scores[names[0]])
+
+
+def _print_difference(title: str, difference: np.ndarray) -> None:
+    low, high = two_way(difference)
+    print(f"{'':<18}{title}: {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]", end="")
+    print(f"  per seed {np.round(difference.mean(1), 3)}")
 
 
 def two_way(difference: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
@@ -245,5 +264,7 @@ if __name__ == "__main__":
         sweep()
     elif command == "run":
         run(int(sys.argv[2]) if len(sys.argv) > 2 else 5, sys.argv[3:] or list(ARMS)[:3])
+    elif command == "compare":
+        compare(sys.argv[2:])
     else:
         table()
