@@ -10,15 +10,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lssl.batch import Visit
-from lssl.cohort.pairs import SPLITS, count, split_subjects
-from lssl.errors import InputError
-
-from .label_map_anatomy import class_names, find_maps, read_map
-from .label_map_image import scan
-from .label_map_subject import LONGEST, Subject, canonical, draw_subject, locate, volumes
-from .phantom_image import residual
-from .synthetic import SyntheticDataModule
+from lssl.data.batch import Visit
+from lssl.data.pairs import SPLITS, count, split_subjects
+from lssl.synthetic.base import SyntheticDataModule
+from lssl.synthetic.label_map_anatomy import class_names, find_maps, read_map
+from lssl.synthetic.label_map_image import scan
+from lssl.synthetic.label_map_subject import LONGEST, Subject, canonical, draw_subject, locate, volumes
+from lssl.synthetic.phantom_image import residual
+from lssl.utils.errors import InputError
 
 __all__ = ["LabelMapDataModule"]
 

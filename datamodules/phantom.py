@@ -8,13 +8,12 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from lssl.batch import Visit
-from lssl.errors import InputError
-
-from .phantom_ageing import LONGEST, canonical, locate, volumes
-from .phantom_anatomy import STRUCTURES
-from .phantom_image import Scan, residual, scan, subject
-from .synthetic import SyntheticDataModule
+from lssl.data.batch import Visit
+from lssl.synthetic.base import SyntheticDataModule
+from lssl.synthetic.phantom_ageing import LONGEST, canonical, locate, volumes
+from lssl.synthetic.phantom_anatomy import STRUCTURES
+from lssl.synthetic.phantom_image import Scan, residual, scan, subject
+from lssl.utils.errors import InputError
 
 __all__ = ["PhantomDataModule"]
 

@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lssl.batch import Visit
-from lssl.cohort.pairs import count
-from lssl.cohort.tables import csv_table
-from lssl.errors import InputError
-from lssl.prepare.store import StoredVisit, read_stored
-
-from .boxes import around
+from lssl.data.batch import Visit
+from lssl.data.boxes import around
+from lssl.data.pairs import count
+from lssl.data.store import StoredVisit, read_stored
+from lssl.data.tables import csv_table
+from lssl.utils.errors import InputError
 
 __all__ = ["PreparedFolder", "is_prepared"]
 

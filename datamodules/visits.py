@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lssl.batch import Visit
-from lssl.cohort.nifti import Grid, automatic_foreground, read_grids, read_image, read_label, read_mask, scale
-from lssl.cohort.pairs import count, visit_name
-from lssl.cohort.tables import bids_table, csv_table, file_table, match_files
-from lssl.errors import InputError
+from lssl.data.batch import Visit
+from lssl.data.datamodule import PairDataModule
+from lssl.data.nifti import Grid, automatic_foreground, read_grids, read_image, read_label, read_mask, scale
+from lssl.data.pairs import count, visit_name
+from lssl.data.tables import bids_table, csv_table, file_table, match_files
+from lssl.utils.errors import InputError
 
-from .base import PairDataModule
 from .prepared import PreparedFolder, is_prepared
 
 __all__ = ["VisitsDataModule"]

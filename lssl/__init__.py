@@ -24,15 +24,15 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Backbone": "lssl.backbone",
-    "InputError": "lssl.errors",
-    "PairBatch": "lssl.batch",
-    "Projector": "lssl.heads",
-    "Segmenter": "lssl.segmenter",
+    "Backbone": "lssl.networks.backbone",
+    "InputError": "lssl.utils.errors",
+    "PairBatch": "lssl.data.batch",
+    "Projector": "lssl.networks.heads",
+    "Segmenter": "lssl.segmentation.segmenter",
     "Strategy": "lssl.strategy",
-    "View": "lssl.views",
-    "ViewSampler": "lssl.views",
-    "Visit": "lssl.batch",
+    "View": "lssl.views.sampler",
+    "ViewSampler": "lssl.views.sampler",
+    "Visit": "lssl.data.batch",
 }
 
 

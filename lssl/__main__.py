@@ -1,6 +1,6 @@
 """``python -m lssl`` is ``lssl``."""
 
-from lssl.cli import main
+from lssl.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -10,10 +10,10 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lssl.backbone import Backbone
-from lssl.errors import InputError
+from lssl.networks.backbone import Backbone
 from lssl.strategy import Strategy
-from lssl.views import ViewSampler
+from lssl.utils.errors import InputError
+from lssl.views.sampler import ViewSampler
 
 __all__ = ["load_strategy", "read_checkpoint"]
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lssl.backbone import Backbone
-from lssl.batch import PairBatch
-from lssl.errors import InputError
-from lssl.heads import mean_and_max
-from lssl.schedules import WarmupCosine
-from lssl.teacher import Teacher
-from lssl.views import View, ViewSampler
+from lssl.data.batch import PairBatch
+from lssl.networks.backbone import Backbone
+from lssl.networks.heads import mean_and_max
+from lssl.networks.teacher import Teacher
+from lssl.utils.errors import InputError
+from lssl.utils.schedules import WarmupCosine
+from lssl.views.sampler import View, ViewSampler
 
 __all__ = ["Strategy"]
 

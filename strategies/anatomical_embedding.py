@@ -23,7 +23,7 @@ from another visit (``views.same_visit``); a subject is no stranger to itself, h
 whose views share no place is left out (there: compared with itself). Left and right are never confused by a mirror:
 both views are mirrored together, or none.
 
-A checkpoint of it is what :class:`lssl.matching.EmbeddingMatcher` takes.
+A checkpoint of it is what :class:`lssl.correspondence.matchers.EmbeddingMatcher` takes.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl import geometry as geo
-from lssl.backbone import Backbone, Tap
-from lssl.batch import PairBatch
-from lssl.errors import InputError, positive
-from lssl.heads import Projector, spread, voxelwise
+from lssl.correspondence.matchers import descriptors
+from lssl.data.batch import PairBatch
 from lssl.losses import MinedInfoNCE
-from lssl.matching import descriptors
-from lssl.points import at_points, corresponding_points
+from lssl.networks.backbone import Backbone, Tap
+from lssl.networks.heads import Projector, spread, voxelwise
 from lssl.strategy import Strategy
-from lssl.views import View
+from lssl.utils.errors import InputError, positive
+from lssl.views import geometry as geo
+from lssl.views.points import at_points, corresponding_points
+from lssl.views.sampler import View
 
 __all__ = ["AnatomicalEmbedding"]
 

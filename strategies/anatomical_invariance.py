@@ -2,8 +2,9 @@
 
 Jiang, Sun, Guo, Hou, Wang, Gao, Wang, Lu: "Anatomical Invariance Modeling and Semantic Alignment for Self-supervised
 Learning in 3D Medical Image Analysis", ICCV 2023 (arXiv 2302.05615). A query crop Q and a key crop K show the same
-anatomy of two visits or two subjects (:class:`lssl.matched.MatchedViews`). The online network sees them with three
-quarters of their blocks hidden, its teacher (a moving average, encoder only) sees them whole.
+anatomy of two visits or two subjects (:class:`lssl.correspondence.matched_views.MatchedViews`). The
+online network sees them with three quarters of their blocks hidden, its teacher (a moving average, encoder only) sees
+them whole.
 
 ============== ============================================================================================== ======
 term           formula                                                                                        weight
@@ -33,7 +34,7 @@ differ, the figures decide, and an option follows the code:
   are moving averages, and the teacher has no decoder. So here.
 * in the code one mask of columns serves the whole batch; here every crop has its own mask of blocks. Hidden voxels are
   0 (in the figures, the encoder of a ViT skips hidden tokens; convolutions and Swin's windows cannot, so that their
-  tokens are replaced: :class:`lssl.masking.BlockMasking`).
+  tokens are replaced: :class:`lssl.views.masking.BlockMasking`).
 
 Left out of the code's recipe: a weight decay that rises from 0.04 to 0.4, and prototypes that rest for the first epoch.
 """
@@ -46,19 +47,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl import geometry as geo
-from lssl.backbone import Backbone
-from lssl.batch import PairBatch
-from lssl.distributed import gather, rank, world_size
-from lssl.errors import InputError, positive
-from lssl.heads import Projector, mean_and_max, spread
+from lssl.correspondence.matched_views import MatchedViews
+from lssl.correspondence.matchers import FrameMatcher, Matcher
+from lssl.data.batch import PairBatch
 from lssl.losses import DenseInfoNCE, Prototypes, QueueInfoNCE, SelfDistillation
-from lssl.masking import BlockMasking
-from lssl.matched import MatchedViews
-from lssl.matching import FrameMatcher, Matcher
+from lssl.networks.backbone import Backbone
+from lssl.networks.heads import Projector, mean_and_max, spread
+from lssl.networks.teacher import Teacher
 from lssl.strategy import Strategy
-from lssl.teacher import Teacher
-from lssl.views import View
+from lssl.utils.distributed import gather, rank, world_size
+from lssl.utils.errors import InputError, positive
+from lssl.views import geometry as geo
+from lssl.views.masking import BlockMasking
+from lssl.views.sampler import View
 
 __all__ = ["AnatomicalInvariance"]
 
@@ -176,7 +177,7 @@ class AnatomicalInvariance(Strategy):
         self.among_pairs, self.among_places = QueueInfoNCE(temperature), DenseInfoNCE(temperature, exclusion)
 
     def sample(self, batch: PairBatch) -> tuple[View, View]:
-        """Matched views; see :class:`lssl.matched.MatchedViews`."""
+        """Matched views; see :class:`lssl.correspondence.matched_views.MatchedViews`."""
         self.matched.matcher.to(batch.images.device)  # no part of this module: its weights are not saved again
         first, second, rates = self.matched(batch, self.generator)
         for name, value in rates.items():

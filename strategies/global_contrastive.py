@@ -32,16 +32,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl.backbone import Backbone
-from lssl.batch import PairBatch
-from lssl.distributed import gather, weighted_mean, world_size
-from lssl.errors import InputError, positive
-from lssl.heads import Projector, mean_and_max, spread
+from lssl.data.batch import PairBatch
 from lssl.losses import Covariance, NegativeCosine, NTXent, QueueInfoNCE, Variance
-from lssl.queue import KeyQueue
+from lssl.networks.backbone import Backbone
+from lssl.networks.heads import Projector, mean_and_max, spread
+from lssl.networks.queue import KeyQueue
+from lssl.networks.teacher import Teacher
 from lssl.strategy import Strategy
-from lssl.teacher import Teacher
-from lssl.views import View
+from lssl.utils.distributed import gather, weighted_mean, world_size
+from lssl.utils.errors import InputError, positive
+from lssl.views.sampler import View
 
 __all__ = ["BYOL", "GlobalContrastive", "MoCo", "Objective", "SimCLR", "VICReg"]
 

@@ -36,14 +36,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl.backbone import Backbone
-from lssl.batch import PairBatch
-from lssl.errors import InputError
-from lssl.heads import Projector
+from lssl.data.batch import PairBatch
 from lssl.losses import Covariance, DenseInfoNCE, NegativeCosine, Orthogonality, Variance
-from lssl.points import at_points, corresponding_points
+from lssl.networks.backbone import Backbone
+from lssl.networks.heads import Projector
 from lssl.strategy import Strategy
-from lssl.views import View
+from lssl.utils.errors import InputError
+from lssl.views.points import at_points, corresponding_points
+from lssl.views.sampler import View
 
 __all__ = ["LongitudinalLocal"]
 

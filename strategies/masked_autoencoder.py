@@ -25,12 +25,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lssl.backbone import Backbone
-from lssl.batch import PairBatch
-from lssl.errors import InputError
-from lssl.masking import BlockMasking
+from lssl.data.batch import PairBatch
+from lssl.networks.backbone import Backbone
 from lssl.strategy import Strategy
-from lssl.views import View
+from lssl.utils.errors import InputError
+from lssl.views.masking import BlockMasking
+from lssl.views.sampler import View
 
 __all__ = ["MaskedAutoencoder"]
 

@@ -35,17 +35,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lssl import geometry as geo
-from lssl.backbone import Backbone, Tap
-from lssl.batch import PairBatch
-from lssl.distributed import gather, weighted_mean
-from lssl.errors import InputError, positive
-from lssl.heads import Projector, spread, voxelwise
+from lssl.data.batch import PairBatch
 from lssl.losses import AlignedCosine, Covariance, DenseInfoNCE, Variance
-from lssl.points import draw
+from lssl.networks.backbone import Backbone, Tap
+from lssl.networks.heads import Projector, spread, voxelwise
+from lssl.networks.teacher import Teacher
 from lssl.strategy import Strategy
-from lssl.teacher import Teacher
-from lssl.views import View
+from lssl.utils.distributed import gather, weighted_mean
+from lssl.utils.errors import InputError, positive
+from lssl.views import geometry as geo
+from lssl.views.points import draw
+from lssl.views.sampler import View
 
 __all__ = ["PriorGuidedLocal"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lssl import geometry as geo
-from lssl.batch import PairBatch
+from lssl.data.batch import PairBatch
+from lssl.views import geometry as geo
 
 
 @pytest.fixture(autouse=True)

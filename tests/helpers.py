@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import yaml
 
-from lssl.cli import main
+from lssl.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 TINY_NET = {
@@ -21,6 +21,26 @@ TINY_NET = {
         },
     }
 }
+
+VISIT_ORDER = '''
+import torch
+import torch.nn.functional as F
+from lssl import Projector, Strategy
+
+
+class VisitOrder(Strategy):
+    """Predict which of two visits came first."""
+
+    def __init__(self, backbone, tap: str = "bottleneck", **common):
+        super().__init__(backbone, **common)
+        self.head = Projector(2 * backbone.taps[tap].channels, 128, 1)
+        self.tap = tap
+
+    def terms(self, first, second, batch):
+        a, b = (self.backbone(view.image, [self.tap])[self.tap].mean((2, 3, 4)) for view in (first, second))
+        logit = self.head(torch.cat([a, b], 1)).squeeze(1)
+        return {"order": F.softplus(-logit).mean()}
+'''
 
 
 def tiny(tmp_path, **groups):

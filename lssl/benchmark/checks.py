@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lssl.benchmark.plan import Cell, Plan
-from lssl.errors import InputError
-from lssl.prepare.files import digest
+from lssl.utils.errors import InputError
+from lssl.utils.files import digest
 
 __all__ = ["check_cells", "guard", "resolve"]
 
@@ -39,7 +39,7 @@ def resolve(cells: Sequence[Cell]) -> None:
     """Refuses a config that ``lssl fit`` cannot read; one cell stands for all that differ in numbers alone."""
     import yaml
 
-    from lssl.cli import main
+    from lssl.cli.main import main
 
     alike = {(cell.stage, cell.strategy, cell.budget): cell for cell in reversed(cells)}
     with tempfile.TemporaryDirectory() as folder:

@@ -13,14 +13,14 @@ from lssl.benchmark.folder import claimed, done
 from lssl.benchmark.keys import cell_keys
 from lssl.benchmark.plan import Cell, Plan, read_plan
 from lssl.benchmark.run import Outcome, Tell, run_cells
-from lssl.errors import InputError
+from lssl.utils.errors import InputError
 
 __all__ = ["benchmark_command"]
 
 
 def benchmark_command(args: list[str]) -> None:
     """Runs ``lssl benchmark``; failed cells end it with status 1, an interruption with 130."""
-    from lssl.cli import shipped_config
+    from lssl.cli.main import shipped_config
     from lssl.prepare.commands import Parser
 
     parser = Parser(

@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lssl.prepare.files import write_json
+from lssl.utils.files import write_json
 
 __all__ = ["Cost"]
 

@@ -13,8 +13,8 @@ from typing import Any
 from lssl.benchmark.folder import fresh
 from lssl.benchmark.plan import Cell, Plan, merged
 from lssl.benchmark.run import PROGRAM, environment, last_line
-from lssl.errors import InputError
-from lssl.prepare.files import read_json
+from lssl.utils.errors import InputError
+from lssl.utils.files import read_json
 
 __all__ = ["Timing", "estimate", "time_cells"]
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lssl.benchmark.plan import SCRATCH, Cell
 from lssl.benchmark.results import Entry
-from lssl.prepare.files import whole
+from lssl.utils.files import whole
 
 __all__ = ["draw_curves", "draw_results"]
 

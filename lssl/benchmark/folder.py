@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lssl.benchmark.plan import Cell, Plan
-from lssl.errors import InputError
-from lssl.prepare.files import digest, read_json, write_json
+from lssl.utils.errors import InputError
+from lssl.utils.files import digest, read_json, write_json
 
 __all__ = ["claimed", "done", "finish", "fresh", "writing"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lssl.benchmark.plan import Plan
-from lssl.prepare.files import digest, fingerprint
+from lssl.utils.files import digest, fingerprint
 
 __all__ = ["cell_keys", "code_version"]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lssl.errors import InputError, nearest
+from lssl.utils.errors import InputError, nearest
 
 __all__ = ["SCRATCH", "Cell", "Plan", "merged", "read_plan"]
 
@@ -256,7 +256,7 @@ def _paths(part: Mapping[str, Any]) -> list[str]:
 
 def _find(path: str, beside: Path) -> Path:
     """A config file: beside the plan, from here, or among the shipped ones."""
-    from lssl.cli import shipped_config
+    from lssl.cli.main import shipped_config
 
     return beside / path if (beside / path).is_file() else shipped_config(path)
 

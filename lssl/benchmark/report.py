@@ -12,7 +12,7 @@ from lssl.benchmark.keys import code_version
 from lssl.benchmark.plan import Cell, Plan
 from lssl.benchmark.results import Entry, collect, entries
 from lssl.benchmark.tables import as_html, as_markdown, sheets
-from lssl.prepare.files import whole
+from lssl.utils.files import whole
 
 __all__ = ["write_results"]
 

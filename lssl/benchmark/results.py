@@ -20,8 +20,8 @@ import pandas as pd
 from lssl.benchmark.folder import done
 from lssl.benchmark.plan import SCRATCH, Cell, Plan
 from lssl.benchmark.statistics import Difference, paired
-from lssl.errors import InputError
-from lssl.prepare.files import read_json
+from lssl.utils.errors import InputError
+from lssl.utils.files import read_json
 
 __all__ = ["Entry", "by_subject", "choose", "collect", "entries"]
 

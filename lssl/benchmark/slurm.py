@@ -9,7 +9,7 @@ from typing import Any
 from lssl.benchmark.folder import done
 from lssl.benchmark.plan import Cell, Plan
 from lssl.benchmark.run import Outcome, Tell, run_cells
-from lssl.errors import InputError
+from lssl.utils.errors import InputError
 
 __all__ = ["run_on_slurm"]
 

@@ -5,8 +5,6 @@ from lssl.callbacks.landmarks import Landmarks
 from lssl.callbacks.monitor import RepresentationMonitor
 from lssl.callbacks.pictures import Pictures
 from lssl.callbacks.report import Report
-from lssl.callbacks.segmentation_report import SegmentationReport
-from lssl.callbacks.segmentation_writer import SegmentationWriter
 from lssl.callbacks.waiting import DataWait
 
 __all__ = [
@@ -16,6 +14,4 @@ __all__ = [
     "Pictures",
     "Report",
     "RepresentationMonitor",
-    "SegmentationReport",
-    "SegmentationWriter",
 ]

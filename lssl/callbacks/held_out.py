@@ -8,7 +8,7 @@ from itertools import islice
 import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lssl.batch import PairBatch
+from lssl.data.batch import PairBatch
 
 __all__ = ["held_out_batch", "held_out_pairs"]
 

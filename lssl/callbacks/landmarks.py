@@ -11,9 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
-from lssl.errors import InputError, positive
-from lssl.landmarks import landmark_errors, one_pair_per_subject
-from lssl.matching import EmbeddingMatcher
+from lssl.correspondence.landmarks import landmark_errors, one_pair_per_subject
+from lssl.correspondence.matchers import EmbeddingMatcher
+from lssl.utils.errors import InputError, positive
 
 __all__ = ["Landmarks"]
 
@@ -23,12 +23,12 @@ class Landmarks(L.Callback):
 
     The truth is the datamodule's ``correspond(points, first row, second row)`` where it has one, as the phantom does;
     else the frame that a subject's visits share. The table is also written to ``landmarks.json``; see
-    :func:`lssl.landmarks.landmark_errors` for what is measured.
+    :func:`lssl.correspondence.landmarks.landmark_errors` for what is measured.
 
     Args:
         subjects: most held-out subjects to use.
         points: per pair of visits.
-        round_trip: see :class:`lssl.matching.EmbeddingMatcher`.
+        round_trip: see :class:`lssl.correspondence.matchers.EmbeddingMatcher`.
         rounds: likewise.
     """
 

@@ -10,10 +10,10 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lssl.callbacks.held_out import held_out_pairs
-from lssl.errors import InputError
-from lssl.health import collapses, shortcuts
-from lssl.representation import Case, cases, measure, trained_taps
+from lssl.evaluation.health import collapses, shortcuts
+from lssl.evaluation.representation import Case, cases, measure, trained_taps
 from lssl.strategy import Strategy
+from lssl.utils.errors import InputError
 
 __all__ = ["RepresentationMonitor"]
 
@@ -21,10 +21,10 @@ __all__ = ["RepresentationMonitor"]
 class RepresentationMonitor(L.Callback):
     """Measures held-out subjects between training steps, logs ``monitor/<kind>/<tap>``, and warns.
 
-    :mod:`lssl.representation` says what is measured, :mod:`lssl.health` when it warns. Measured is the untrained
-    network, then at a quarter and a half of ``every`` steps, then every ``every`` steps: the taps whose weights are
-    trained, on the same views each time, which are read once and kept on the device. Processes share the subjects and
-    measure as one. A run that ends before its first measurement is not measured at all.
+    :mod:`lssl.evaluation.representation` says what is measured, :mod:`lssl.evaluation.health` when it warns.
+    Measured is the untrained network, then at a quarter and a half of ``every`` steps, then every ``every`` steps: the
+    taps whose weights are trained, on the same views each time, which are read once and kept on the device. Processes
+    share the subjects and measure as one. A run that ends before its first measurement is not measured at all.
 
     Args:
         every: steps from one measurement to the next; 0 switches the monitor off.

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lssl.callbacks.held_out import held_out_batch
-from lssl.distributed import alone
-from lssl.errors import InputError
-from lssl.representation import trained_taps
+from lssl.evaluation.representation import trained_taps
 from lssl.strategy import Strategy
+from lssl.utils.distributed import alone
+from lssl.utils.errors import InputError
 
 __all__ = ["Pictures", "send"]
 
@@ -96,8 +96,8 @@ class Pictures(L.Callback):
 
     @staticmethod
     def _draw_curves(trainer: L.Trainer) -> None:
-        from lssl.pictures.curves import draw_monitors, draw_terms
-        from lssl.runlog import read_run
+        from lssl.runs.curves import draw_monitors, draw_terms
+        from lssl.runs.log import read_run
 
         folder = Path(trainer.default_root_dir)
         if (folder / "metrics.csv").is_file():

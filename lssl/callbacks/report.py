@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lssl.callbacks.held_out import held_out_batch, held_out_pairs
 from lssl.callbacks.pictures import send
-from lssl.evaluation import evaluate
+from lssl.evaluation.evaluate import evaluate
 from lssl.strategy import Strategy
 
 __all__ = ["Report"]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl.distributed import weighted_mean
+from lssl.utils.distributed import weighted_mean
 
 __all__ = ["AlignedCosine"]
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lssl.errors import InputError
+from lssl.utils.errors import InputError
 
 __all__ = ["Consistency"]
 

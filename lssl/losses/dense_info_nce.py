@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl.distributed import weighted_mean
-from lssl.errors import positive
+from lssl.utils.distributed import weighted_mean
+from lssl.utils.errors import positive
 
 __all__ = ["DenseInfoNCE"]
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from lssl.distributed import world_size
-from lssl.errors import InputError, positive
+from lssl.utils.distributed import world_size
+from lssl.utils.errors import InputError, positive
 
 __all__ = ["Prototypes", "SelfDistillation"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lssl.errors import InputError
 from lssl.metrics.per_structure import PerStructure
+from lssl.utils.errors import InputError
 
 __all__ = ["TemporalConsistency"]
 

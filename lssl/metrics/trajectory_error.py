@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lssl.errors import InputError
 from lssl.metrics.per_structure import PerStructure
+from lssl.utils.errors import InputError
 
 __all__ = ["TrajectoryError"]
 

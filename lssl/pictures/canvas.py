@@ -18,8 +18,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lssl.prepare.files import whole
 from lssl.prepare.picture import planes
+from lssl.utils.files import whole
 
 __all__ = ["GREY", "MARK", "caption", "cut", "figure", "show", "spot"]
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lssl import geometry as geo
 from lssl.pictures.canvas import caption, figure, show
 from lssl.pictures.scene import Scene, index_of
 from lssl.strategy import Strategy
+from lssl.views import geometry as geo
 
 __all__ = ["draw_features", "principal_colours"]
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from lssl import geometry as geo
-from lssl.batch import PairBatch
+from lssl.data.batch import PairBatch
 from lssl.pictures.canvas import cut, show
 from lssl.strategy import Strategy
-from lssl.views import View
+from lssl.views import geometry as geo
+from lssl.views.sampler import View
 
 __all__ = ["Scene", "draw_pair", "index_of", "outline", "scene"]
 

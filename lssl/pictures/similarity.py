@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lssl import geometry as geo
 from lssl.pictures.canvas import figure, show
 from lssl.pictures.scene import Scene, draw_pair, index_of
-from lssl.points import at_points
 from lssl.strategy import Strategy
+from lssl.views import geometry as geo
+from lssl.views.points import at_points
 
 __all__ = ["draw_similarity", "similarity_map"]
 

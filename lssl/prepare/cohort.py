@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lssl.cohort.pairs import count, order_visits
-from lssl.cohort.tables import bids_table, match_files
-from lssl.errors import InputError
+from lssl.data.pairs import count, order_visits
+from lssl.data.tables import bids_table, match_files
+from lssl.utils.errors import InputError
 
 __all__ = ["Options", "Session", "Subject", "find_subjects"]
 

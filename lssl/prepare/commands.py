@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lssl.errors import InputError, nearest
+from lssl.utils.errors import InputError, nearest
 
 __all__ = ["inspect_command", "prepare_command"]
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lssl.cohort.pairs import build_pairs, count, order_visits
-from lssl.cohort.tables import bids_table, csv_table
-from lssl.errors import InputError
-from lssl.prepare.files import fingerprint, read_json
+from lssl.data.pairs import build_pairs, count, order_visits
+from lssl.data.tables import bids_table, csv_table
 from lssl.prepare.quality import THICKEST
+from lssl.utils.errors import InputError
+from lssl.utils.files import fingerprint, read_json
 
 __all__ = ["Report", "inspect_folder"]
 
@@ -174,7 +174,7 @@ def _headers(report: Report, names: list[str], images: list[str]) -> list[Any]:
     """Notes shapes, spacings and orientations; the canonical grid of each image, ``None`` where it cannot be read."""
     import nibabel as nib
 
-    from lssl.cohort.nifti import read_grid
+    from lssl.data.nifti import read_grid
 
     grids: list[Any] = []
     for name, path in zip(names, images, strict=True):
@@ -229,7 +229,7 @@ def _evenly(names: list[str], number: int) -> list[str]:
 
 def _look(report: Report, table: pd.DataFrame, subject: str, grids: list[Any]) -> list[float]:
     """Reads a subject's voxels; notes what is wrong, and the volume in mm³ of each head's box."""
-    from lssl.cohort.nifti import automatic_foreground, intensity_range, read_image
+    from lssl.data.nifti import automatic_foreground, intensity_range, read_image
     from lssl.prepare.register import mirror_gain, roughly
     from lssl.prepare.transforms import displacement
     from lssl.prepare.volumes import Volume

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lssl.prepare.files import whole
+from lssl.utils.files import whole
 
 __all__ = ["checkerboard", "draw_subject", "planes"]
 

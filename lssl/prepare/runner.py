@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import lssl
-from lssl.cohort.pairs import count
-from lssl.errors import InputError, input_error
+from lssl.data.pairs import count
 from lssl.prepare.cohort import Options, Subject, find_subjects
-from lssl.prepare.files import digest, read_json, whole, write_json
 from lssl.prepare.subject import current, prepare_subject, record_path, settings
+from lssl.utils.errors import InputError, input_error
+from lssl.utils.files import digest, read_json, whole, write_json
 
 __all__ = ["COLUMNS", "DATASET", "QUALITY", "TABLE", "Outcome", "assemble", "prepare"]
 

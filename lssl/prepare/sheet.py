@@ -10,8 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lssl.prepare.files import whole
 from lssl.prepare.inspection import EDGES, Report
+from lssl.utils.files import whole
 
 __all__ = ["draw", "show"]
 
@@ -112,8 +112,8 @@ def _images(report: Report) -> dict[str, np.ndarray]:
     """Middle axial slices; of a prepared folder, only those slices are read."""
     if report.kind != "prepared":
         return report.pictures
-    from lssl.cohort import STEP
-    from lssl.prepare.store import read_stored
+    from lssl.data import STEP
+    from lssl.data.store import read_stored
 
     found = {}
     for row in range(min(SHOWN, len(report.table))):

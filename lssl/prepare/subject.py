@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from lssl.cohort.nifti import (
+from lssl.data.nifti import (
     automatic_foreground,
     intensity_range,
     read_grid,
@@ -20,15 +20,15 @@ from lssl.cohort.nifti import (
     read_mask,
     scale,
 )
-from lssl.errors import InputError
+from lssl.data.store import write_stored
 from lssl.prepare import quality
 from lssl.prepare.cohort import AUTO, Options, Session, Subject
-from lssl.prepare.files import digest, fingerprint, read_json, write_json
 from lssl.prepare.picture import draw_subject
 from lssl.prepare.register import Match, mirror_gain, register
-from lssl.prepare.store import write_stored
 from lssl.prepare.transforms import closure, displacement, half_way, rotation_degrees
 from lssl.prepare.volumes import Grid, Volume, common_grid, resample, resample_label, resample_mask, thick
+from lssl.utils.errors import InputError
+from lssl.utils.files import digest, fingerprint, read_json, write_json
 
 __all__ = ["VERSION", "current", "prepare_subject", "record_path", "settings"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lssl.errors import InputError
+from lssl.utils.errors import InputError
 
 __all__ = ["Classes", "LabelCounts", "LabelledData", "count_labels", "refuse_unknown"]
 
@@ -19,7 +19,7 @@ ONE_SIDED = 0.95  # share of its voxels in one half of the volumes, above which 
 
 
 class LabelledData(Protocol):
-    """What is asked of a datamodule, beside loaders: see :class:`lssl.datamodules.base.PairDataModule`."""
+    """What is asked of a datamodule, beside loaders: see :class:`lssl.data.datamodule.PairDataModule`."""
 
     table: Any
     label_names: dict[int, str]

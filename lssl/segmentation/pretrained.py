@@ -10,9 +10,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from lssl.backbone import Backbone
 from lssl.checkpoint import read_checkpoint
-from lssl.errors import InputError
+from lssl.networks.backbone import Backbone
+from lssl.utils.errors import InputError
 
 __all__ = ["load_pretrained"]
 

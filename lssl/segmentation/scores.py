@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lssl import geometry as geo
 from lssl.metrics import PercentChange, ReversalRate, TemporalConsistency, TrajectoryError
+from lssl.views import geometry as geo
 
 __all__ = ["METRICS", "Row", "SegmentedVisit", "dice_scores", "score_subject"]
 

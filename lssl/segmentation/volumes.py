@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lssl import geometry as geo
+from lssl.views import geometry as geo
 
 __all__ = ["segment", "working_grid"]
 

@@ -7,17 +7,16 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from helpers import ROOT, TINY_NET
+from helpers import ROOT, TINY_NET, VISIT_ORDER
 from plans import PLAN, fake, ran, write_plan
-from test_cli import VISIT_ORDER
 
 import lssl.benchmark.command as command
 from lssl.benchmark.checks import check_cells, guard, resolve
 from lssl.benchmark.cost import Cost
 from lssl.benchmark.plan import read_plan
 from lssl.benchmark.run import run_cells
-from lssl.cli import main
-from lssl.errors import InputError
+from lssl.cli.main import main
+from lssl.utils.errors import InputError
 
 DATA = {
     "class_path": "PhantomDataModule",

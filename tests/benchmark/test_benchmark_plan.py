@@ -10,7 +10,7 @@ from plans import PLAN, write_plan
 
 from lssl.benchmark.keys import cell_keys, data_fingerprint, user_file
 from lssl.benchmark.plan import merged, read_plan
-from lssl.errors import InputError
+from lssl.utils.errors import InputError
 
 
 def cell(plan, start, **wanted):

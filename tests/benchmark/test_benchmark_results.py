@@ -15,7 +15,7 @@ from lssl.benchmark.report import write_results
 from lssl.benchmark.results import by_subject, choose, collect, entries
 from lssl.benchmark.run import run_cells
 from lssl.benchmark.tables import sheets
-from lssl.errors import InputError
+from lssl.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from lssl.benchmark.keys import cell_keys
 from lssl.benchmark.plan import read_plan
 from lssl.benchmark.report import write_results
 from lssl.benchmark.run import run_cells
-from lssl.errors import InputError
+from lssl.utils.errors import InputError
 
 SMALL = {
     "seeds": [0, 1],
@@ -88,7 +88,8 @@ def test_killed_in_the_middle_it_ends_its_cells_and_goes_on_to_the_same_table(ho
     plan = read_plan(path)
     keys = cell_keys(plan)
     code = (
-        "import functools; import lssl.benchmark.command as c, lssl.benchmark.checks as k\nfrom lssl.cli import main\n"
+        "import functools; import lssl.benchmark.command as c, lssl.benchmark.checks as k\n"
+        "from lssl.cli.main import main\n"
         f"c.run_cells = functools.partial(c.run_cells, program={program!r}); k.check_cells = lambda *a: None\n"
         f"main(['benchmark', '--config', {str(path)!r}])"
     )

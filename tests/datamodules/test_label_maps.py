@@ -13,19 +13,19 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from lssl.batch import Visit
-from lssl.datamodules.label_map_anatomy import (
+from lssl.data.batch import Visit
+from lssl.datamodules.label_maps import LabelMapDataModule
+from lssl.synthetic.label_map_anatomy import (
     STRUCTURES,
     _cut_spinal_cord,
     class_names,
     classes,
     read_map,
 )
-from lssl.datamodules.label_map_cells import Cells, Surface
-from lssl.datamodules.label_map_subject import LONGEST, Subject, canonical, locate
-from lssl.datamodules.label_maps import LabelMapDataModule
-from lssl.datamodules.phantom_image import residual, scan
-from lssl.errors import InputError
+from lssl.synthetic.label_map_cells import Cells, Surface
+from lssl.synthetic.label_map_subject import LONGEST, Subject, canonical, locate
+from lssl.synthetic.phantom_image import residual, scan
+from lssl.utils.errors import InputError
 
 REAL = Path(os.environ.get("LSSL_REAL_DATA", Path(__file__).parents[2] / "../shared/data")) / "labelmaps"
 COUNT, COARSE, SPACING = 4, 3.0, 2.7  # maps, their mm and those of the visits

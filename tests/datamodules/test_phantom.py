@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from lssl.datamodules import phantom_ageing as ageing
 from lssl.datamodules.phantom import PhantomDataModule
-from lssl.datamodules.phantom_anatomy import STRUCTURES
-from lssl.datamodules.phantom_image import residual, scan, subject
-from lssl.errors import InputError
+from lssl.synthetic import phantom_ageing as ageing
+from lssl.synthetic.phantom_anatomy import STRUCTURES
+from lssl.synthetic.phantom_image import residual, scan, subject
+from lssl.utils.errors import InputError
 
 PAIRED = {2: 41, 3: 42, 4: 43, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54}
 

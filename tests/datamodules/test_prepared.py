@@ -12,17 +12,16 @@ import pytest
 import torch
 from helpers import TINY_NET, fit
 
-from lssl import geometry as geo
-from lssl.batch import PairBatch
-from lssl.cohort import STEP
-from lssl.datamodules.balance import interval_class, pair_weights
+from lssl.data import STEP, store
+from lssl.data.balance import interval_class, pair_weights
+from lssl.data.batch import PairBatch
+from lssl.data.store import write_stored
 from lssl.datamodules.prepared import is_prepared
 from lssl.datamodules.visits import VisitsDataModule
-from lssl.errors import InputError
-from lssl.prepare import store
-from lssl.prepare.files import write_json
-from lssl.prepare.store import write_stored
-from lssl.views import ViewSampler
+from lssl.utils.errors import InputError
+from lssl.utils.files import write_json
+from lssl.views import geometry as geo
+from lssl.views.sampler import ViewSampler
 
 SHAPE = (50, 54, 46)
 

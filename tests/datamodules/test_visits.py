@@ -14,9 +14,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lssl.cohort.nifti import automatic_foreground, read_grid, read_image, read_label, read_mask, scale
+from lssl.data.nifti import automatic_foreground, read_grid, read_image, read_label, read_mask, scale
 from lssl.datamodules.visits import VisitsDataModule
-from lssl.errors import InputError
+from lssl.utils.errors import InputError
 
 SHAPE = (18, 20, 16)
 AFFINE = np.diag([1.5, 1.0, 2.0, 1.0])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lssl.errors import InputError
 from lssl.losses import MinedInfoNCE
+from lssl.utils.errors import InputError
 
 B, K, M, D = 2, 5, 40, 6
 

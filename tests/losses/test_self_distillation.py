@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lssl.errors import InputError
 from lssl.losses import Prototypes, SelfDistillation
+from lssl.utils.errors import InputError
 
 ORACLE = Path(os.environ.get("LSSL_ORACLES", Path(__file__).parents[2] / "../shared/oracles"))
 ORACLE = ORACLE / "anatomical_invariance_losses.npz"

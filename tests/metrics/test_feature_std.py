@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lssl.heads import spread
 from lssl.metrics import ChannelCorrelation, FeatureStd
+from lssl.networks.heads import spread
 
 
 def rows(n: int = 60, c: int = 5) -> torch.Tensor:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lssl.errors import InputError
 from lssl.metrics import TemporalConsistency
+from lssl.utils.errors import InputError
 
 
 def by_loops(brought: torch.Tensor, other: torch.Tensor, classes: int) -> list[float]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lssl.errors import InputError
 from lssl.metrics import TrajectoryError
+from lssl.utils.errors import InputError
 
 Subject = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from lssl.cohort.nifti import automatic_foreground
+from lssl.data.nifti import automatic_foreground
 from lssl.prepare.volumes import Volume
 
 REAL = Path(os.environ.get("LSSL_REAL_DATA", Path(__file__).parents[2] / "../shared/data"))

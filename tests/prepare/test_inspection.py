@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scans import REAL, image_path, rigid, save, scan
 
-from lssl.cli import main
+from lssl.cli.main import main
 
 
 def told(capsys, *args: str) -> dict:
@@ -117,7 +117,7 @@ def test_mistakes(tmp_path, capsys):
 
 def test_light_start(tmp_path):
     program = (
-        "import sys\nfrom lssl.cli import main\n"
+        "import sys\nfrom lssl.cli.main import main\n"
         "try:\n    main(['inspect', sys.argv[1]])\nexcept SystemExit:\n    pass\n"
         "import lssl.prepare.inspection\n"
         "print('heavy:', *{'torch', 'lightning', 'monai', 'SimpleITK', 'scipy', 'blosc2'} & set(sys.modules))"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scans import REAL, rigid, scan
 
-from lssl.cohort.nifti import automatic_foreground, read_image, read_mask
+from lssl.data.nifti import automatic_foreground, read_image, read_mask
 from lssl.prepare import quality
 from lssl.prepare.register import mirror_gain, register
 from lssl.prepare.transforms import closure, displacement, half_way

@@ -19,13 +19,13 @@ import pandas as pd
 import pytest
 from scans import image_path, rigid, save, scan
 
-from lssl.cli import main
+from lssl.cli.main import main
+from lssl.data.store import read_stored
 from lssl.prepare import runner, subject
 from lssl.prepare.cohort import Options, find_subjects
-from lssl.prepare.files import read_json
 from lssl.prepare.quality import ncc
-from lssl.prepare.store import read_stored
 from lssl.prepare.volumes import Grid, resample
+from lssl.utils.files import read_json
 
 SPACING = ["--spacing", "8"]
 
@@ -400,7 +400,8 @@ def test_assembly_looks_again_when_records_come_in_meanwhile(master, monkeypatch
 def test_light_start():
     """Help and mistakes need none of the libraries that the work needs."""
     program = (
-        "import sys\nfrom lssl.cli import main\ntry:\n    main(['prepare', '--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom lssl.cli.main import main\n"
+        "try:\n    main(['prepare', '--help'])\nexcept SystemExit:\n    pass\n"
         "print('heavy:', *{'torch', 'lightning', 'monai', 'SimpleITK', 'pandas'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lssl.errors import InputError
 from lssl.segmentation.classes import Classes, LabelCounts, count_labels, refuse_unknown
+from lssl.utils.errors import InputError
 
 
 class Data:

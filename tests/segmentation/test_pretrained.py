@@ -5,9 +5,9 @@ import torch
 import yaml
 from monai.networks.nets import BasicUNet
 
-from lssl.backbone import Backbone
-from lssl.errors import InputError
+from lssl.networks.backbone import Backbone
 from lssl.segmentation.pretrained import load_pretrained
+from lssl.utils.errors import InputError
 
 TAPS = {"bottleneck": "down_4.convs.conv_1", "decoder.0": "upcat_1.convs.conv_1"}
 

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
-from lssl import geometry as geo
-from lssl.callbacks.segmentation_report import averages
+from lssl.segmentation.report import averages
 from lssl.segmentation.scores import SegmentedVisit, dice_scores, score_subject
+from lssl.views import geometry as geo
 
 NAMES = ("a", "b", "c")
 SPACING = (1.0, 2.0, 1.5)

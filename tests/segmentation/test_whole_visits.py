@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lssl import geometry as geo
 from lssl.segmentation.volumes import segment, working_grid
+from lssl.views import geometry as geo
 
 
 @pytest.mark.parametrize("own", [(1.0, 1.0, 1.0), (1.5, 0.8, 3.0)])

@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lssl.callbacks.segmentation_writer import _entity, write_label
-from lssl.cohort.nifti import read_image
+from lssl.data.nifti import read_image
+from lssl.segmentation.writer import _entity, write_label
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPI", "SAR"])

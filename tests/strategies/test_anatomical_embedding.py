@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl.backbone import Backbone
-from lssl.batch import PairBatch
-from lssl.errors import InputError
-from lssl.matching import EmbeddingMatcher, whole
-from lssl.points import corresponding_points
+from lssl.correspondence.matchers import EmbeddingMatcher, whole
+from lssl.data.batch import PairBatch
+from lssl.networks.backbone import Backbone
 from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
-from lssl.views import View, ViewSampler
+from lssl.utils.errors import InputError
+from lssl.views.points import corresponding_points
+from lssl.views.sampler import View, ViewSampler
 
 SIZE, SOURCE = (24, 20, 16), (28, 26, 24)
 TAPS = {"fine": (2, 0.0), "deep": (4, 1.0)}  # stride and offset: a padded 3×3×3 kernel, then a 2×2×2 one

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl.backbone import Backbone
-from lssl.errors import InputError
-from lssl.heads import mean_and_max
-from lssl.matching import EmbeddingMatcher, FrameMatcher
+from lssl.correspondence.matchers import EmbeddingMatcher, FrameMatcher
+from lssl.networks.backbone import Backbone
+from lssl.networks.heads import mean_and_max
 from lssl.strategies.anatomical_invariance import AnatomicalInvariance
-from lssl.views import ViewSampler
+from lssl.utils.errors import InputError
+from lssl.views.sampler import ViewSampler
 
 NARROW = {"hidden": 16, "projection": 8, "heads": 2, "prototypes": 12, "block": 4, "norm": "layer"}
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lssl.backbone import Backbone, unet, unet_taps
-from lssl.batch import PairBatch
-from lssl.errors import InputError
-from lssl.heads import Projector, mean_and_max, spread
+from lssl.data.batch import PairBatch
+from lssl.networks.backbone import Backbone, unet, unet_taps
+from lssl.networks.heads import Projector, mean_and_max, spread
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, Objective, SimCLR, VICReg
-from lssl.views import View, ViewSampler
+from lssl.utils.errors import InputError
+from lssl.views.sampler import View, ViewSampler
 
 PAIRS, WIDTH = 5, 7
 SUBJECTS = [3, 5, 3, 8, 9]  # the first and the third pair are of one subject

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl import geometry as geo
-from lssl.backbone import Backbone, unet, unet_taps
-from lssl.batch import PairBatch
-from lssl.errors import InputError
+from lssl.data.batch import PairBatch
+from lssl.networks.backbone import Backbone, unet, unet_taps
 from lssl.strategies import longitudinal_local
 from lssl.strategies.longitudinal_local import LongitudinalLocal
-from lssl.views import View, ViewSampler
+from lssl.utils.errors import InputError
+from lssl.views import geometry as geo
+from lssl.views.sampler import View, ViewSampler
 
 TERMS = LongitudinalLocal.TERMS
 ENCODER = ["encoder.0", "encoder.1", "encoder.2", "encoder.3", "bottleneck"]

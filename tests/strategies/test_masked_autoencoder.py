@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lssl.backbone import Backbone
-from lssl.batch import PairBatch
-from lssl.errors import InputError
-from lssl.intensity import Contrast, Noise
+from lssl.data.batch import PairBatch
+from lssl.networks.backbone import Backbone
 from lssl.strategies.masked_autoencoder import MaskedAutoencoder
-from lssl.views import View, ViewSampler
+from lssl.utils.errors import InputError
+from lssl.views.intensity import Contrast, Noise
+from lssl.views.sampler import View, ViewSampler
 
 SIZE, SOURCE = (16, 12, 20), (24, 20, 28)
 

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
 from torch import Tensor, nn
 
-from lssl import geometry as geo
-from lssl.backbone import Backbone
-from lssl.batch import PairBatch
-from lssl.errors import InputError
-from lssl.heads import Projector, voxelwise
+from lssl.data.batch import PairBatch
+from lssl.networks.backbone import Backbone
+from lssl.networks.heads import Projector, voxelwise
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
-from lssl.views import View, ViewSampler
+from lssl.utils.errors import InputError
+from lssl.views import geometry as geo
+from lssl.views.sampler import View, ViewSampler
 
 OBJECTIVES = ["cosine", "info_nce", "vicreg"]
 SIZE = (32, 28, 24)
@@ -453,7 +453,7 @@ def test_only_what_the_taps_need_is_trained_and_run(batch, tap: str, last: int):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_default_network_runs_no_decoder_for_its_bottleneck(make_batch, objective: str):
-    from lssl.backbone import unet, unet_taps
+    from lssl.networks.backbone import unet, unet_taps
 
     backbone = Backbone(unet(features=(2, 2, 2, 2, 3, 2), norm="instance"), unet_taps())
     strategy = PriorGuidedLocal(

@@ -1,0 +1,112 @@
+"""Prints what one random 96³ crop of a 160×192×160 visit costs from each kind of file, and how large the files are.
+
+Run as ``OMP_NUM_THREADS=1 python benchmarks/bench_reading.py``. Kinds take turns in one run, files are warm, one
+thread; compare ratios only. The visits are phantoms at 1 mm with their noise, whole heads and skull-stripped.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+import torchio as tio
+
+from lssl.cli.main import _keep_freed_memory
+from lssl.data import STEP
+from lssl.data.nifti import automatic_foreground, intensity_range, scale
+from lssl.data.store import quantise, read_stored, write_stored
+from lssl.synthetic.phantom_image import scan
+
+SIZE, CROP, ROUNDS = (160, 192, 160), 96, 30
+
+
+def visit(stripped: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Raw intensities as int16 would hold them, with Rician noise of 2 %, and the foreground."""
+    made = scan(0, 0, 0, 0.0, SIZE, 1.0)
+    rng = np.random.default_rng(0)
+    image = 1000.0 * made.image.numpy()
+    image = np.hypot(image + 20 * rng.standard_normal(SIZE), 20 * rng.standard_normal(SIZE))
+    if stripped:
+        brain = (made.label.numpy() > 0) & (made.label.numpy() < 500)
+        image = image * brain
+    image = np.rint(image).astype(np.float32)
+    return image, automatic_foreground(image)
+
+
+def write_all(folder: Path, image: np.ndarray, foreground: np.ndarray) -> dict[str, Path]:
+    paths = {name: folder / f"visit.{name}" for name in ("nii.gz", "nii", "npy", "b2nd")}
+    nifti = nib.Nifti1Image(image.astype(np.int16), np.eye(4))
+    nib.save(nifti, paths["nii.gz"])
+    nib.save(nifti, paths["nii"])
+    limits = intensity_range(image, foreground)
+    scaled = scale(image, foreground, limits)
+    np.save(paths["npy"], quantise(scaled))
+    write_stored(paths["b2nd"], scaled[None], foreground, None, np.eye(4), ["T1w"], [limits], {})
+    return paths
+
+
+def readers(paths: dict[str, Path]) -> dict[str, object]:
+    """Each gives a contiguous float32 crop, opening the file anew; the last one gives what a worker sends, int16."""
+
+    def part(start: np.ndarray) -> tuple[slice, ...]:
+        return tuple(slice(a, a + CROP) for a in start.tolist())
+
+    def nibabel(start: np.ndarray) -> torch.Tensor:
+        voxels = np.asarray(nib.load(paths["nii.gz"]).dataobj)
+        return torch.from_numpy(np.ascontiguousarray(voxels[part(start)], np.float32))
+
+    def torchio(start: np.ndarray) -> torch.Tensor:
+        return tio.ScalarImage(paths["nii.gz"]).data[0][part(start)].float().contiguous()
+
+    def mapped(start: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(nib.load(paths["nii"]).dataobj[part(start)], np.float32))
+
+    def npy(start: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(np.load(paths["npy"], mmap_mode="r")[part(start)], np.float32))
+
+    def prepared(start: np.ndarray) -> torch.Tensor:
+        return worker(start).float() * STEP
+
+    def worker(start: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(read_stored(paths["b2nd"]).box(start.tolist(), [CROP] * 3)[0])
+
+    return {
+        "nii.gz, nibabel": nibabel, "nii.gz, torchio": torchio, "nii, nibabel mapped": mapped, "npy int16, mapped": npy,
+        "prepared, with foreground, float32": prepared, "prepared, with foreground, int16 as sent": worker,
+    }  # fmt: skip
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    _keep_freed_memory()  # as `lssl fit` does
+    for kind in ("head", "skull-stripped"):
+        image, foreground = visit(kind == "skull-stripped")
+        with tempfile.TemporaryDirectory() as folder:
+            paths = write_all(Path(folder), image, foreground)
+            tried = readers(paths)
+            rng = np.random.default_rng(0)
+            spent: dict[str, list[float]] = {name: [] for name in tried}
+            for _ in range(ROUNDS):
+                start = rng.integers(0, np.array(SIZE) - CROP + 1)
+                for name, read in tried.items():
+                    begin = time.perf_counter()
+                    read(start)
+                    spent[name].append(time.perf_counter() - begin)
+            print(f"\n{kind}: foreground {foreground.mean():.0%} of the voxels")
+            slowest = np.median(spent["nii.gz, nibabel"])
+            for name, values in spent.items():
+                middle = np.median(values)
+                print(f"  {name:<42}{1e3 * middle:8.2f} ms {1 / middle:8.0f} crops/s {slowest / middle:7.1f} × nibabel")
+            raw = 2 * image.size
+            sizes = ", ".join(f"{name} {path.stat().st_size / raw:.2f}" for name, path in paths.items())
+            print(f"  size of int16: {sizes}")
+            error = read_stored(paths["b2nd"]).raw()[0] - image
+            print(f"  storage error / sd inside: {error[foreground].std() / image[foreground].std():.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""How well a matcher finds places again, measured where the truth is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lssl.correspondence.matchers import Matcher, whole
+from lssl.data.batch import PairBatch
+from lssl.metrics import LandmarkError
+from lssl.utils.distributed import alone
+from lssl.views import geometry as geo
+from lssl.views.sampler import View
+
+__all__ = ["Truth", "displaced", "landmark_errors", "landmarks", "one_pair_per_subject"]
+
+Truth = Callable[[Tensor, int, int], Tensor]
+"""Points ``(N, 3)`` of the visit in one row of the visit table → their true places in that of another row, in mm."""
+
+
+@torch.no_grad()
+@alone()
+def landmark_errors(
+    matcher: Matcher, pairs: list[PairBatch], truth: Truth | None, points: int = 256, seed: int = 0
+) -> dict[str, float]:
+    """Errors of matched points across the visits of a subject, and across subjects.
+
+    Points of the brain (where labels tell, else of the foreground) of each first visit are looked for in the second
+    visit of the same and of the next subject. The visit that is searched is displaced by a known random affine first,
+    so that a place in the grid says nothing.
+
+    Args:
+        matcher: finds the points.
+        pairs: of one pair each, of different subjects (:func:`one_pair_per_subject`).
+        truth: ``None`` takes the frame, which a subject's visits share; across subjects there is then no truth.
+        points: per pair of visits.
+        seed: of points and affines.
+
+    Returns:
+        For ``<kind>`` in ``visits`` and ``subjects``: ``<kind>/median``, ``<kind>/mean`` in mm; ``<kind>/median_kept``
+        of the points with a score above 0 and their share ``<kind>/kept``; ``<kind>/frame``, the median error of the
+        frame's own coordinates, as if nothing had to be matched; and ``voxel``, mm.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kinds = {"visits": 0, "subjects": 1} if truth is not None and len(pairs) > 1 else {"visits": 0}
+    result = {"voxel": geo.spacing(pairs[0].affines).mean().item()}
+    for kind, step in kinds.items():
+        every, kept, still = (LandmarkError(sync_on_compute=False) for _ in range(3))
+        shares = []
+        for number, pair in enumerate(pairs):
+            other = pairs[(number + step) % len(pairs)]
+            first, second = whole(pair, 0), displaced(whole(other, 1), generator)
+            places = landmarks(first, points, generator)
+            rows = int(pair.session[0, 0]), int(other.session[0, 1])
+            true = places if truth is None else truth(places[0].cpu(), *rows)[None].to(places)
+            found, score = matcher.match(places, first, second)
+            valid = second.shows(true)
+            every.update(found, true, valid)
+            kept.update(found, true, valid & (score > 0))
+            still.update(places, true, valid)
+            shares.append((score[valid] > 0).float())
+        result |= {f"{kind}/{name}": value.item() for name, value in every.compute().items()}
+        result[f"{kind}/median_kept"] = kept.compute()["median"].item()
+        result[f"{kind}/kept"] = torch.cat(shares).mean().item()
+        result[f"{kind}/frame"] = still.compute()["median"].item()
+    return result
+
+
+def one_pair_per_subject(batches: Iterable[PairBatch], most: int) -> list[PairBatch]:
+    """The first pair of two visits of each subject, as batches of one."""
+    pairs: dict[int, PairBatch] = {}
+    for batch in batches:
+        for row in range(len(batch)):
+            subject, sessions = int(batch.subject[row]), batch.session[row]
+            if subject not in pairs and sessions[0] != sessions[1]:
+                pairs[subject] = batch.rows(slice(row, row + 1))
+        if len(pairs) >= most:
+            break
+    return list(pairs.values())[:most]
+
+
+def landmarks(view: View, count: int, generator: torch.Generator) -> Tensor:
+    """``(1, count, 3)`` mm: places drawn in the labelled voxels of one visit, else in its foreground."""
+    label = view.source_label
+    inside = view.source_foreground[0] if label is None or not (label > 0).any() else label[0] > 0
+    voxels = inside.nonzero()
+    drawn = voxels[torch.randint(len(voxels), (count,), generator=generator).to(voxels.device)].double()
+    drawn = drawn + torch.rand(count, 3, generator=generator, dtype=torch.float64).to(drawn.device) - 0.5
+    return geo.transform(view.affine, drawn[None])
+
+
+def displaced(
+    view: View,
+    generator: torch.Generator,
+    rotation: float = 15.0,
+    zoom: tuple[float, float] = (0.9, 1.1),
+    shift: float = 0.1,
+) -> View:
+    """The same visit on a grid that is turned, stretched and shifted at random; its frame stays.
+
+    Args:
+        view: of whole visits.
+        generator: on the CPU.
+        rotation: largest angle in degrees about each axis.
+        zoom: range of the factor of each axis.
+        shift: largest shift, as a share of each side.
+    """
+    draws = torch.rand(3, len(view.image), 3, generator=generator, dtype=torch.float64).to(view.affine.device)
+    size = torch.tensor(view.size, dtype=torch.float64, device=view.affine.device)
+    linear = geo.rotation((2 * draws[0] - 1) * math.radians(rotation)) @ geo.scaling(
+        zoom[0] + (zoom[1] - zoom[0]) * draws[1]
+    )
+    step = geo.spacing(view.affine)
+    linear = geo.scaling(1 / step) @ linear @ geo.scaling(step)
+    middle = ((size - 1) / 2).expand(len(draws[0]), 3)
+    matrix = geo.translation((2 * draws[2] - 1) * shift * size) @ geo.about(linear, middle)
+    image = geo.resample(view.image, matrix, view.size)
+    return replace(view, image=image, clean=image, affine=view.affine @ matrix)

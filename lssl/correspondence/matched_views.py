@@ -1,0 +1,120 @@
+"""Matched views: a query and a key crop centred on the same anatomy, of two visits or of two subjects."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lssl.correspondence.matchers import Matcher, ladder, whole
+from lssl.data.batch import PairBatch
+from lssl.utils.errors import InputError, positive
+from lssl.views import geometry as geo
+from lssl.views.points import draw
+from lssl.views.sampler import View, ViewSampler
+
+__all__ = ["MatchedViews"]
+
+
+class MatchedViews:
+    """Draws a query view of one visit, and a key view where another visit or subject shows the same anatomy.
+
+    For every pair of the batch: one of its visits is the query. The key is another subject of the batch (either of its
+    visits) with probability ``other_subject``, where the batch holds one; else the other visit of the pair, or, with
+    probability ``views.same_visit``, the same one. ``tries`` places of the query are drawn at once, matched, and one is
+    chosen by :func:`.matchers.ladder`: the first that scores ``accept``, else the best that scores ``floor``, else
+    there is no match and the key is cut from the query's own visit. The query's centre is the place, the key's its
+    match, shifted so far that boxes of the views' size still share ``views.overlap``. A place whose match lies so near
+    the border of the key's source that its box cannot be there, to this overlap, scores 0. Zoom, rotation and mirror
+    are drawn as in :class:`lssl.ViewSampler`.
+
+    Args:
+        views: size, geometry and intensity of the views.
+        matcher: finds a place of the query in the key.
+        other_subject: probability of a key from another subject.
+        tries: places that are drawn.
+        accept: score that ends the search.
+        floor: least score of a match.
+    """
+
+    DRAWS = 8  # points drawn for each place, of which those on the foreground are taken
+
+    def __init__(
+        self, views: ViewSampler, matcher: Matcher, other_subject: float, tries: int, accept: float, floor: float
+    ) -> None:
+        positive(tries=tries)
+        if not 0 <= other_subject <= 1:
+            raise InputError(f"other_subject: give a probability, not {other_subject:g}.")
+        if not 0 < floor <= accept <= 1:
+            raise InputError(f"accept, floor: scores lie in (0, 1], floor below accept, not {accept:g} and {floor:g}.")
+        if views.geometry == "shared":
+            raise InputError("views: every view is cut at its own match, so that geometry must be independent.")
+        self.views, self.matcher, self.other_subject = views, matcher, other_subject
+        self.tries, self.accept, self.floor = tries, accept, floor
+
+    def __call__(self, batch: PairBatch, generator: torch.Generator) -> tuple[View, View, dict[str, Tensor]]:
+        """Query views, key views, and the rates of :func:`.matchers.ladder` with that of ``other_subject``."""
+        views, n, device = self.views, len(batch), batch.affines.device
+        views.check(batch)
+        pairs, crossed = self._partners(batch, generator)
+        turn = views.draw_linear(n, generator, device)
+        turns = torch.stack([turn, self._second_turn(turn, generator)], 1)
+        centres = self._places(pairs, views.in_voxels(turn, pairs.affines[:, 0]), generator)
+        shift = views.draw_shift((n,), generator).to(device, non_blocking=True)
+        points = geo.transform(pairs.affines[:, 0], centres)
+        matches, score = self.matcher.match(points, whole(pairs, 0), whole(pairs, 1))
+        _, fits = self._key(pairs, turns[:, 1], matches, shift)
+        index, same, rates = ladder(score * fits, self.accept, self.floor)
+
+        chosen = torch.arange(n, device=device), index
+        match = torch.where(same[:, None], points[chosen], matches[chosen])
+        pairs = pairs.visits(torch.where(same[:, None], 0, torch.arange(2, device=device)))
+        first = views.place(views.in_voxels(turn, pairs.affines[:, 0]), centres[chosen])
+        second, _ = self._key(pairs, turns[:, 1], match[:, None], shift)
+        rates["other_subject"] = (crossed & ~same).float().mean()
+        return *views.cut(pairs, torch.stack([first, second[:, 0]], 1), generator), rates
+
+    def _partners(self, batch: PairBatch, generator: torch.Generator) -> tuple[PairBatch, Tensor]:
+        """Query and key visits as the two visits of a batch, and ``(B,)`` bool, which keys are of another subject."""
+        n, device = len(batch), batch.affines.device
+        cross, same = torch.rand(2, n, generator=generator) < torch.tensor(
+            [[self.other_subject], [self.views.same_visit]]
+        )
+        visit, other = torch.randint(2, (2, n), generator=generator)
+        other = torch.where(cross, other, torch.where(same, visit, 1 - visit))
+        lots = torch.rand(n, n, generator=generator)
+        cross, visit, other, lots = (draws.to(device, non_blocking=True) for draws in (cross, visit, other, lots))
+        stranger = batch.subject[:, None] != batch.subject[None]
+        crossed = cross & stranger.any(1)
+        # A batch of one subject has no stranger: the other visit then takes its place.
+        other = torch.where(cross & ~crossed, 1 - visit, other)
+        own = torch.arange(n, device=device)
+        partner = torch.where(crossed, lots.masked_fill(~stranger, -1).argmax(1), own)
+        return batch.visits(torch.stack([visit, other], 1), torch.stack([own, partner], 1)), crossed
+
+    def _second_turn(self, turn: Tensor, generator: torch.Generator) -> Tensor:
+        second = self.views.draw_linear(len(turn), generator, turn.device)
+        return self.views.same_mirror(second, turn) if self.views.flip_together else second
+
+    def _places(self, pairs: PairBatch, linear: Tensor, generator: torch.Generator) -> Tensor:
+        """``(B, tries, 3)`` centres of the query as indices of its source, on the foreground where asked."""
+        low, high = self.views.allowed(linear, pairs.extent[:, 0])
+        count = self.DRAWS * self.tries if self.views.foreground else self.tries
+        draws = torch.rand(len(pairs), count, 3, generator=generator, dtype=torch.float64).to(low.device)
+        centres = low[:, None] + draws * (high - low)[:, None]
+        if not self.views.foreground:
+            return centres
+        index = centres.round().long().clamp_min(0)
+        rows = torch.arange(len(pairs), device=low.device)[:, None]
+        hit = pairs.foreground[:, 0][rows, index[..., 0], index[..., 1], index[..., 2]]
+        return centres.gather(1, draw(hit, self.tries)[..., None].expand(-1, -1, 3))
+
+    def _key(self, pairs: PairBatch, turn: Tensor, matches: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Index maps ``(B, N, 4, 4)`` of keys centred near ``matches``, and ``(B, N)`` bool: near enough."""
+        views = self.views
+        linear = views.in_voxels(turn, pairs.affines[:, 1])
+        low, high = views.allowed(linear, pairs.extent[:, 1])
+        exact = geo.transform(geo.inverse(pairs.affines[:, 1]), matches)
+        centre = (exact + shift[:, None]).clamp(low[:, None], high[:, None])
+        size = torch.tensor(views.size, dtype=exact.dtype, device=exact.device)
+        shared = (1 - (centre - exact).abs() / size).clamp_min(0).prod(-1)
+        return views.place(linear[:, None], centre), shared >= views.overlap - 1e-6

@@ -1,0 +1,268 @@
+"""Correspondence: which place of one visit shows the anatomy at a place of another.
+
+One interface, :meth:`Matcher.match`, in mm of the visits' own frames, whatever finds the places:
+
+* :class:`FrameMatcher`: the visits share a frame (one subject's, or a template's). Exact and free.
+* :class:`FieldMatcher`: a displacement field leads from one frame to the other, as non-rigid registration gives it.
+* :class:`EmbeddingMatcher`: nearest neighbour in a learned anatomical embedding, for visits that share none.
+
+:func:`ladder` then chooses among several candidates, or falls back to the same visit.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lssl.checkpoint import load_strategy
+from lssl.data.batch import PairBatch
+from lssl.networks.backbone import Backbone
+from lssl.networks.feature_geometry import Tap
+from lssl.utils.errors import InputError, positive
+from lssl.views import geometry as geo
+from lssl.views.sampler import View
+
+__all__ = [
+    "AnatomicalMaps",
+    "EmbeddingMatcher",
+    "FieldMatcher",
+    "FrameMatcher",
+    "Matcher",
+    "descriptors",
+    "ladder",
+    "whole",
+]
+
+
+class AnatomicalMaps(Protocol):
+    """What :class:`EmbeddingMatcher` asks of a network (``AnatomicalEmbedding`` has it)."""
+
+    backbone: Backbone  # whose strides divide the padded images
+
+    def anatomical_maps(self, image: Tensor) -> list[tuple[Tensor, Tap]]:
+        """L2-normalised maps ``(B, D, ...)`` of images ``(B, C, ...)``, the finest first, and where they lie."""
+
+
+class Matcher(nn.Module, ABC):
+    """Finds points of one view or visit in another."""
+
+    @abstractmethod
+    def match(self, points: Tensor, first: View, second: View) -> tuple[Tensor, Tensor]:
+        """Where ``second`` shows what ``first`` shows at ``points``.
+
+        Args:
+            points: ``(B, N, 3)`` mm in the frame of ``first``.
+            first: B views, or whole visits (:func:`whole`).
+            second: B views, of the same or of other subjects.
+
+        Returns:
+            ``(B, N, 3)`` mm in the frame of ``second``, float64, and scores ``(B, N)`` in [0, 1], float32: 0 where
+            there is no match, and the place then means nothing. No gradient.
+        """
+
+
+class FrameMatcher(Matcher):
+    """Both visits lie in one frame: the place is the point itself, its score 1 where ``second`` shows it, else 0."""
+
+    @torch.no_grad()
+    def match(self, points: Tensor, first: View, second: View) -> tuple[Tensor, Tensor]:
+        """See :meth:`Matcher.match`."""
+        points = points.double()
+        return points, second.shows(points).float()
+
+
+class FieldMatcher(Matcher):
+    """A displacement field of a non-rigid registration carries the frame of ``first`` to that of ``second``.
+
+    The score is 1 where ``second`` shows the place, else 0. ``lssl prepare`` makes no such fields yet; those of another
+    tool fit, of the pairs that are matched.
+
+    Args:
+        field: ``(B, 3, D, H, W)`` mm, see :func:`lssl.views.geometry.displace`.
+        affine: ``(B, 4, 4)``, index of ``field`` → frame.
+        backward: the field carries ``second`` to ``first``, so that it must be inverted.
+    """
+
+    def __init__(self, field: Tensor, affine: Tensor, backward: bool = False) -> None:
+        super().__init__()
+        self.field, self.affine, self.backward = field, affine, backward
+
+    @torch.no_grad()
+    def match(self, points: Tensor, first: View, second: View) -> tuple[Tensor, Tensor]:
+        """See :meth:`Matcher.match`."""
+        move = geo.undisplace if self.backward else geo.displace
+        places = move(points.double(), self.field, self.affine)
+        return places, second.shows(places).float()
+
+
+class EmbeddingMatcher(Matcher):
+    """Nearest neighbour over the lattice of ``second`` in a learned anatomical embedding (Yan et al., TMI 2022).
+
+    ``y = argmax_y ½ (f₁(x)·f₂(y) + c₁(x)·c₂(y))`` with the fine and coarse embeddings of both, the coarse one
+    interpolated to the fine lattice and normalised again. Rounds of halving the lattice's step around ``y``, on
+    interpolated embeddings, then place it between the voxels. ``y`` is matched back the same way; where it returns
+    farther than ``round_trip`` mm from ``x``, the score is 0, else it is the similarity (at least 0).
+
+    Args:
+        embedding: path of a checkpoint of ``AnatomicalEmbedding``, or the network itself. It is used as it is, in
+            evaluation mode and without gradient.
+        round_trip: mm; ``None`` does without the way back.
+        foreground: look for places in the foreground only.
+        rounds: of halving; 0 stays on the lattice.
+    """
+
+    def __init__(
+        self,
+        embedding: str | nn.Module,
+        round_trip: float | None = 10.0,
+        foreground: bool = True,
+        rounds: int = 2,
+    ) -> None:
+        super().__init__()
+        if round_trip is not None:
+            positive(round_trip=round_trip)
+        if rounds < 0:
+            raise InputError(f"rounds: give 0 or more, not {rounds}.")
+        network: Any = load_strategy(embedding) if isinstance(embedding, str) else embedding
+        if not hasattr(network, "anatomical_maps"):
+            raise InputError(
+                f"embedding: {type(network).__name__} has no anatomical_maps; give a checkpoint of AnatomicalEmbedding."
+            )
+        self.network = network
+        if isinstance(embedding, str):
+            self.network.requires_grad_(False).eval()
+        self.round_trip, self.foreground, self.rounds = round_trip, foreground, rounds
+
+    @torch.no_grad()
+    def match(self, points: Tensor, first: View, second: View) -> tuple[Tensor, Tensor]:
+        """See :meth:`Matcher.match`."""
+        training = self.network.training
+        self.network.eval()
+        here, there = _Embedded(self.network, first), _Embedded(self.network, second)
+        self.network.train(training)
+        points = points.double()
+        with torch.autocast(points.device.type, enabled=False):  # similarities of neighbours differ by little
+            places, score = there.find(here.at(points), self.rounds, self.foreground)
+            good = first.shows(points)
+            if self.round_trip is not None:
+                back, _ = here.find(there.at(places), self.rounds, self.foreground)
+                good = good & ((back - points).norm(dim=-1) <= self.round_trip)
+        return places, score.clamp(0, 1).masked_fill(~good, 0)
+
+
+class _Embedded:
+    """One view's maps, and the search among them."""
+
+    def __init__(self, network: AnatomicalMaps, view: View) -> None:
+        maps = network.anatomical_maps(_padded(view.image, network.backbone.taps.values()))
+        self.view, self.tap, self.size = view, maps[0][1], maps[0][0].shape[2:]
+        self.map = descriptors(maps)
+        self.affine = geo.feature_affine(view.affine, self.tap.stride, self.tap.offset)
+
+    def at(self, points: Tensor) -> Tensor:
+        """Descriptors ``(B, N, D)`` of unit length at points of the frame."""
+        return F.normalize(geo.sample(self.map, self.affine, points), dim=-1)
+
+    def find(self, wanted: Tensor, rounds: int, foreground: bool) -> tuple[Tensor, Tensor]:
+        """Places ``(B, N, 3)`` in mm most similar to ``wanted (B, N, D)``, and the similarity ``(B, N)``."""
+        lattice = geo.lattice(self.size, self.affine.device)
+        nodes = geo.transform(self.affine, lattice)
+        shown = self.view.shows(nodes)
+        if foreground:
+            inside = self.view.shows(nodes, foreground=True)
+            shown = torch.where(inside.any(1, keepdim=True), inside, shown)
+        similarity = wanted @ self.map.flatten(2)
+        best = similarity.masked_fill(~shown[:, None], float("-inf")).max(2)
+        index = lattice[best.indices]
+        similarity = best.values
+        around = geo.lattice((3, 3, 3), index.device) - 1
+        around = torch.cat([around[13:14], around[:13], around[14:]])  # the middle first: it wins a tie
+        for number in range(rounds):
+            tries = index[:, :, None] + around * 0.5 ** (number + 1)
+            places = geo.transform(self.affine, tries.flatten(1, 2))
+            values = torch.einsum("bnd,bnmd->bnm", wanted, self.at(places).unflatten(1, tries.shape[1:3]))
+            similarity, step = values.max(2)
+            index = tries.gather(2, step[..., None, None].expand(-1, -1, 1, 3)).squeeze(2)
+        return geo.transform(self.affine, index), similarity
+
+
+def descriptors(maps: Sequence[tuple[Tensor, Tap]]) -> Tensor:
+    """One map ``(B, Σ D, ...)`` of unit length on the finest lattice, whose products are the mean of the maps' cosines.
+
+    Args:
+        maps: L2-normalised maps of one image and their taps, the finest first.
+    """
+    fine, tap = maps[0]
+    own = _tap_affine(tap, fine.device)
+    parts = [fine.float()]
+    for coarse, other in maps[1:]:
+        matrix = (geo.inverse(_tap_affine(other, fine.device)) @ own).expand(len(fine), 4, 4)
+        moved = geo.resample(coarse, matrix, fine.shape[2:], padding="border")
+        parts.append(F.normalize(moved, dim=1))
+    return torch.cat(parts, 1) / math.sqrt(len(parts))
+
+
+def whole(batch: PairBatch, visit: int) -> View:
+    """The sources of visit 0 or 1 of a batch, unaugmented, as views."""
+    image, affine = batch.images[:, visit], batch.affines[:, visit]
+    return View(
+        image=image,
+        clean=image,
+        affine=affine,
+        source_affine=affine,
+        source_extent=batch.extent[:, visit],
+        source_foreground=batch.foreground[:, visit],
+        age=batch.ages[:, visit],
+        source_label=None if batch.labels is None else batch.labels[:, visit],
+    )
+
+
+def ladder(score: Tensor, accept: float, floor: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Chooses one of N candidate points per sample: the first good one, else the best tolerable one, else none.
+
+    Args:
+        score: ``(B, N)`` scores of candidates drawn at once, in the order of drawing.
+        accept: the first candidate of at least this score is taken.
+        floor: else the best one, if it has at least this score, which must be above 0.
+
+    Returns:
+        The index ``(B,)`` of each sample's candidate; ``(B,)`` bool, true where none will do and the sample is to take
+        the same visit at its first candidate; and for the log, without waiting for the device, the rates of
+        ``accepted``, ``best`` and ``same_visit`` (they sum to 1) and the mean ``score`` of those matched.
+    """
+    if not 0 < floor <= accept:
+        raise InputError(f"floor: give a score above 0 and not above accept ({accept:g}), not {floor:g}.")
+    good = score >= accept
+    accepted = good.any(1)
+    best = score.max(1)
+    index = torch.where(accepted, good.int().argmax(1), best.indices)
+    same = best.values < floor
+    index = index.masked_fill(same, 0)
+    matched = (~same).float()
+    taken = score.gather(1, index[:, None])[:, 0]
+    rates = {
+        "accepted": accepted.float().mean(),
+        "best": (~accepted & ~same).float().mean(),
+        "same_visit": same.float().mean(),
+        "score": (taken * matched).sum() / matched.sum().clamp_min(1),
+    }
+    return index, same, rates
+
+
+def _tap_affine(tap: Tap, device: torch.device) -> Tensor:
+    return geo.feature_affine(torch.eye(4, dtype=torch.float64, device=device), tap.stride, tap.offset)
+
+
+def _padded(image: Tensor, taps: Any) -> Tensor:
+    """Zeros behind the last voxels, up to sides that all strides divide; indices stay as they are."""
+    padding: list[int] = []
+    for axis in (2, 1, 0):
+        side, stride = image.shape[2 + axis], max(tap.stride[axis] for tap in taps)
+        padding += [0, max(2 * stride, math.ceil(side / stride) * stride) - side]
+    return F.pad(image, padding) if any(padding) else image

@@ -1,0 +1,346 @@
+"""PairDataModule: from a table of visits to loaders of PairBatch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from lssl.data.balance import pair_weights
+from lssl.data.batch import Visit, collate
+from lssl.data.boxes import crop, source_box
+from lssl.data.few_shot import Labelled, choose_labelled, repeated
+from lssl.data.loading import PairDataset, PairSampler, one_thread
+from lssl.data.pairs import SPLITS, build_pairs, count, given_split, order_visits, split_subjects, visit_name
+from lssl.utils.errors import InputError
+
+__all__ = ["PairDataModule", "PairDataset", "PairSampler"]
+
+
+class PairDataModule(L.LightningDataModule):
+    """Visit table → pairs → loaders of PairBatch.
+
+    A subclass says which visits exist (:meth:`visit_table`) and how one is read (:meth:`read`); pairs, splits, order
+    and source boxes are made here.
+
+    Training draws a random box around foreground; validation and test take every pair in fixed order with the box
+    centred on the foreground; prediction takes every visit of every split once, whole, as a same-visit pair in a batch
+    of its own.
+
+    Args:
+        batch_size: pairs per batch and device.
+        num_workers: processes that read visits; 0 reads in the main process.
+        source_size: voxels of the box that is cut from both visits and sent to the device; ``None`` sends whole visits.
+            Where a visit is smaller, its whole axis is taken.
+        pairs: which two visits of a subject may form a pair: ``any`` two, ``consecutive`` ones, or the ``baseline``
+            with each later one. ``all`` is ``any`` with ``pairs_per_subject: all``.
+        min_interval: shortest interval of a pair in years.
+        max_interval: longest interval of a pair in years.
+        pairs_per_subject: ``one``: each epoch draws one pair of every subject, so that subjects with many visits do
+            not dominate; ``all``: each epoch takes all of them. Validation and test always take all.
+        balance: draws pairs such that every ``site`` (a column of the table), every class of ``interval`` between the
+            visits, or both weigh the same, instead of every subject; an epoch stays as long.
+        single_visits: a subject seen once gives a pair of the ``same`` visit twice, or is left out (``drop``).
+        split: shares of subjects in train, val and test, where the visit table has no column ``split``.
+        seed: of the split, the order and the boxes.
+        labelled: for training on labels: which of them may be seen (few-shot), and how labelled visits are drawn; see
+            :class:`.labelled.Labelled`. ``None`` lets all be seen. Of no account in pretraining.
+        transform: applied to the source of each visit on the CPU; random ones must draw from torch's global generator.
+
+    Attributes:
+        table: after ``setup``: one row per visit, sorted by subject and time, with its split.
+        subjects: after ``setup``: names of the subjects; ``Visit.subject`` counts in it.
+        train_pairs: after ``setup``: ``(pairs, 2)`` int32 rows of the table in time order.
+        val_pairs: the same for validation.
+        test_pairs: the same for test.
+        summary: after ``setup``: what was found, used and excluded, in words.
+        excluded: phrases with counts that :meth:`visit_table` may add to: which visits it left out, and why.
+        remarks: phrases that :meth:`visit_table` and :meth:`inspect` may add to the summary.
+        label_names: what label values are called, where that is known.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 2,
+        num_workers: int = 0,
+        source_size: int | tuple[int, int, int] | None = None,
+        pairs: Literal["any", "consecutive", "baseline", "all"] = "any",
+        min_interval: float = 0.0,
+        max_interval: float | None = None,
+        pairs_per_subject: Literal["one", "all"] = "one",
+        balance: Literal["site", "interval", "both"] | None = None,
+        single_visits: Literal["same", "drop"] = "same",
+        split: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        seed: int = 0,
+        labelled: Labelled | None = None,
+        transform: Callable[[Visit], Visit] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6:
+            raise InputError(f"split is {list(split)}; give three shares (train, val, test) that add up to 1.")
+        if max_interval is not None and max_interval < min_interval:
+            raise InputError(f"max_interval ({max_interval:g}) is below min_interval ({min_interval:g}); no pair fits.")
+        self.batch_size, self.num_workers, self.transform = batch_size, num_workers, transform
+        self.source_size = (source_size,) * 3 if isinstance(source_size, int) else source_size
+        if self.source_size is not None and min(self.source_size) < 1:
+            raise InputError(f"source_size is {list(self.source_size)}; give at least one voxel per axis, or null.")
+        self.policy, self.min_interval, self.max_interval = pairs, min_interval, max_interval
+        self.every_pair = pairs_per_subject == "all" or pairs == "all"
+        self.balance, self.single_visits, self.split, self.seed = balance, single_visits, tuple(split), seed
+        self.labelled = labelled or Labelled()
+        self.supervised = self.unlabelled_pairs = self.predicting = False
+        self.label_names: dict[int, str] = {}
+        self._samplers: dict[str, PairSampler] = {}
+        self._epochs: dict[str, int] = {}
+        self.table: pd.DataFrame = pd.DataFrame()
+        self.subjects: list[str] = []
+        self.excluded: list[str] = []
+        self.remarks: list[str] = []
+        self.summary = ""
+
+    def visit_table(self) -> pd.DataFrame:
+        """One row per visit, in any order.
+
+        Columns: ``subject`` and ``session`` (str), ``age`` (years or NaN), ``time`` (years since the subject's first
+        visit or NaN), and optionally ``split`` (train, val or test) and whatever :meth:`read` needs.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say which visits there are, in visit_table().")
+
+    def read(self, row: int) -> Visit:
+        """The whole visit in a row of ``self.table``; its subject, session and age are filled in from the table."""
+        raise NotImplementedError(f"{type(self).__name__} must say how a visit is read, in read(row).")
+
+    def read_pair(
+        self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
+    ) -> tuple[Visit, Visit]:
+        """The same box of two visits; override where a part of a visit can be read alone.
+
+        Args:
+            row: the first visit.
+            later: the second visit, or the same again.
+            size: voxels of the box; ``None`` takes whole visits.
+            seed: draws a foreground voxel as the centre; ``None`` takes the centre of the foreground.
+        """
+        first = self.read(row)
+        second = first if later == row else self.read(later)
+        if size is None:
+            return first, second
+        if first.image.shape[1:] != second.image.shape[1:]:
+            shapes = [tuple(visit.image.shape[1:]) for visit in (first, second)]
+            raise InputError(
+                f"The visits in rows {row} and {later} have the shapes {shapes[0]} and {shapes[1]}, so no box can "
+                f"be cut from both; bring the visits of a subject onto one grid, or set source_size to null."
+            )
+        start, cut = source_box(first, second, size, seed)
+        return crop(first, start, cut), crop(second, start, cut)
+
+    def reader(self) -> PairDataModule:
+        """What goes to the workers: a copy without the trainer, which spawned workers could not receive."""
+        reader = copy.copy(self)
+        reader.trainer, reader._samplers = None, {}
+        return reader
+
+    def inspect(self, table: pd.DataFrame) -> None:
+        """Called once with the sorted table, before pairs are made: check files, keep what :meth:`read` needs."""
+
+    def shapes(self) -> np.ndarray:
+        """``(visits, 3)`` voxels per axis; here as if all were like the first visit. Override where headers tell."""
+        first = self.read(0).foreground.shape
+        return np.tile(np.array(first), (len(self.table), 1))
+
+    def read_label(self, row: int) -> np.ndarray | None:
+        """``(D, H, W)`` int16 label map of a visit, ``None`` if it has none; override where it can be read alone."""
+        label = self.read(row).label
+        return None if label is None else label.numpy()
+
+    def has_label(self) -> np.ndarray:
+        """``(visits,)`` bool; here as if all were like the first visit. Override where the table tells."""
+        return np.full(len(self.table), self.read(0).label is not None)
+
+    def voxel_size(self) -> np.ndarray:
+        """``(3,)`` mm between voxels; here as if all were like the first visit. Override where headers tell."""
+        return np.linalg.norm(self.read(0).affine[:3, :3].numpy(), axis=0)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Builds the table and the pairs, once."""
+        if len(self.table):
+            return
+        self.predicting = stage == "predict"
+        self.excluded, self.remarks = [], []
+        table = order_visits(self.visit_table())
+        self.inspect(table)
+        index = build_pairs(table, self.policy, self.min_interval, self.max_interval)
+        self._subject = index.subject
+        self.subjects = table["subject"].iloc[np.flatnonzero(np.diff(index.subject, prepend=-1))].tolist()
+        part = self._parts(table, index.subject, index.pairs)
+        self.table = table.assign(split=pd.Categorical(np.array(SPLITS)[part[index.subject]], categories=SPLITS))
+        self._age = table["age"].to_numpy(np.float32)
+        singles = index.singles[:0] if self.single_visits == "drop" else index.singles
+        used = np.concatenate([index.pairs, np.stack([singles, singles], 1)])
+        used = used[np.lexsort(used.T[::-1])]
+        part_of_pair = part[index.subject[used[:, 0]]]
+        self.train_pairs, self.val_pairs, self.test_pairs = (used[part_of_pair == value] for value in range(3))
+        if self.single_visits == "drop" and len(index.singles):
+            self.excluded.append(f"{count(len(index.singles), 'single visit')} (single_visits: drop)")
+        self.excluded += index.excluded
+        self.summary = self._summarise(index.pairs, singles)
+        rank_zero_info(self.summary)
+
+    def _parts(self, table: pd.DataFrame, subject: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        """Split of each subject, as a number."""
+        if "split" in table:
+            return given_split(table, subject)
+        visits = np.bincount(subject)
+        paired = np.bincount(subject[pairs[:, 0]], minlength=len(visits)) > 0
+        group = np.where(paired, 0, np.where(visits == 1, 1, 2))
+        return split_subjects(self.subjects, group, self.split, self.seed)
+
+    def _summarise(self, pairs: np.ndarray, singles: np.ndarray) -> str:
+        def by_split(rows: np.ndarray) -> str:
+            number = self.table["split"].iloc[rows].value_counts()
+            return ", ".join(f"{name} {number[name]}" for name in SPLITS)
+
+        paired = len(np.unique(self._subject[pairs[:, 0]]))
+        parts = [
+            f"{count(len(self.subjects), 'subject')}, {count(len(self.table), 'visit')}: "
+            f"{count(len(pairs), 'pair')} from {count(paired, 'subject')} ({by_split(pairs[:, 0])})"
+        ]
+        if len(singles):
+            words = "used as same-visit pairs" if len(singles) > 1 else "used as a same-visit pair"
+            parts.append(f"{count(len(singles), 'single visit')} {words} ({by_split(singles)})")
+        parts.append("excluded: " + (", ".join(self.excluded) or "nothing"))
+        parts += self.remarks
+        return "; ".join(parts) + "."
+
+    def state_dict(self) -> dict[str, int]:
+        """For the checkpoint: how many epochs have been drawn."""
+        return {**self._epochs, **{name: sampler.epoch for name, sampler in self._samplers.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continues the order where the checkpoint was written."""
+        self._epochs = dict(state_dict)
+        for name, sampler in self._samplers.items():
+            sampler.epoch = state_dict.get(name, 0)
+
+    def supervise(self, unlabelled_pairs: bool) -> None:
+        """Loads for training on labels from here on.
+
+        Training then gives a dict of batches: ``labelled`` visits, each as a same-visit pair, and, if asked,
+        ``unlabelled`` pairs of all training subjects, whose labels are withheld. Validation takes each labelled visit
+        of its subjects once, whole, and test every visit.
+        """
+        self.supervised, self.unlabelled_pairs = True, unlabelled_pairs
+
+    def labelled_rows(self, split: str) -> np.ndarray:
+        """Rows of the table whose labels may be seen: in training, those that ``labelled`` chooses."""
+        rows = np.flatnonzero((self.table["split"] == split).to_numpy() & self.has_label())
+        return choose_labelled(rows, self._subject, self.labelled) if split == "train" else rows
+
+    def check_crop(self, size: Sequence[int]) -> None:
+        """Raises InputError if a view of this size does not fit into the source of every visit.
+
+        Args:
+            size: voxels of the view per axis.
+        """
+        self.setup()
+        shapes, needed = self.shapes(), np.array(size)
+        small = np.flatnonzero((shapes < needed).any(1))
+        wanted = "×".join(str(length) for length in size)
+        if len(small):
+            row = int(small[np.argmin(shapes[small].prod(1))])
+            raise InputError(
+                f"Views of {wanted} voxels do not fit into {count(len(small), 'visit')}, the smallest being "
+                f"{visit_name(self.table, row)} with {'×'.join(map(str, shapes[row]))}; "
+                f"choose smaller views or leave these visits out."
+            )
+        if self.source_size is not None and (np.array(self.source_size) < needed).any():
+            box = "×".join(map(str, self.source_size))
+            raise InputError(f"Views of {wanted} voxels do not fit into source_size {box}; raise source_size.")
+
+    def train_dataloader(self) -> DataLoader | dict[str, DataLoader]:
+        """Pairs with random boxes, in the order of :class:`PairSampler`; see :meth:`supervise` for the dict."""
+        if not self.supervised:
+            return self._train_pairs("epoch")
+        rows = repeated(self.labelled_rows("train"), self.labelled)
+        dataset = self._dataset(np.stack([rows, rows], 1), self.source_size)
+        sampler = self._sampler("labelled", dataset, True, None)
+        loaders = {"labelled": self._loader(dataset, self.labelled.batch_size, sampler=sampler)}
+        if self.unlabelled_pairs:
+            loaders["unlabelled"] = self._train_pairs("epoch", np.zeros(len(self.table), dtype=bool))
+        return loaders
+
+    def _train_pairs(self, name: str, visible: np.ndarray | None = None) -> DataLoader:
+        if not len(self.train_pairs):
+            raise InputError(f"There are no pairs of visits to train on, because of this: {self.summary}")
+        dataset = self._dataset(self.train_pairs, self.source_size, visible)
+        weights = self._weights(self.train_pairs) if self.balance else None
+        sampler = self._sampler(name, dataset, self.every_pair, weights)
+        return self._loader(dataset, self.batch_size, sampler=sampler, drop_last=len(sampler) > self.batch_size)
+
+    def _sampler(self, name: str, dataset: PairDataset, every_pair: bool, weights: np.ndarray | None) -> PairSampler:
+        """A sampler whose epochs are counted under a name."""
+        sampler = PairSampler(dataset, every_pair, self.seed, self._epochs.get(name, 0), weights)
+        self._samplers[name] = sampler
+        return sampler
+
+    def _weights(self, pairs: np.ndarray) -> np.ndarray:
+        site = interval = None
+        if self.balance in ("site", "both"):
+            if "site" not in self.table or not self.table["site"].fillna("").astype(bool).any():
+                raise InputError(
+                    "balance asks for sites, but the visit table has no column site; add it or drop balance."
+                )
+            site = pd.factorize(self.table["site"].fillna(""))[0][pairs[:, 0]]
+        if self.balance in ("interval", "both"):
+            time = self.table["time"].to_numpy(float)
+            interval = time[pairs[:, 1]] - time[pairs[:, 0]]
+        return pair_weights(self._subject[pairs[:, 0]], self.every_pair, site, interval)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Every validation pair with its centred box, in fixed order; an empty list if there is none."""
+        if self.supervised:
+            rows = self.labelled_rows("val")
+            return self._whole(rows) if len(rows) else []
+        return self._fixed(self.val_pairs)
+
+    def test_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Every test pair with its centred box, in fixed order."""
+        if self.supervised:
+            return self._whole(np.flatnonzero(self.table["split"] == "test"))
+        if not len(self.test_pairs):
+            raise InputError(f"There are no pairs of visits to test on, because of this: {self.summary}")
+        return self._fixed(self.test_pairs)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Every visit once, whole, as a same-visit pair; one per batch, so that none is padded."""
+        return self._whole(np.arange(len(self.table)))
+
+    def _whole(self, rows: np.ndarray) -> DataLoader:
+        return self._loader(self._dataset(np.stack([rows, rows], 1).astype(np.int32), None), 1)
+
+    def _fixed(self, pairs: np.ndarray) -> DataLoader | list[DataLoader]:
+        return self._loader(self._dataset(pairs, self.source_size), self.batch_size) if len(pairs) else []
+
+    def _dataset(
+        self, pairs: np.ndarray, size: tuple[int, int, int] | None, visible: np.ndarray | None = None
+    ) -> PairDataset:
+        return PairDataset(self.reader().read_pair, pairs, self._subject, self._age, size, self.transform, visible)
+
+    def _loader(self, dataset: PairDataset, batch_size: int, **options: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            worker_init_fn=one_thread,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )

@@ -1,0 +1,78 @@
+"""Labels: which of them training may see (few-shot), how they are drawn, and what they hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import distributed
+
+from lssl.utils.errors import InputError, positive
+
+__all__ = ["Labelled", "choose_labelled", "repeated"]
+
+
+@dataclass
+class Labelled:
+    """Which labels of the training subjects may be seen, and how labelled visits are drawn.
+
+    Labelled subjects are chosen by the seed: they stand in one fixed random order, and seed s takes the s-th group of
+    ``subjects`` of it. So seeds 0, 1, 2 … rotate the labelled subject, and repeat it only when all had their turn. Of
+    one-shot speak ``subjects: 1, visits: 1``.
+
+    Attributes:
+        subjects: how many training subjects are labelled; ``None`` takes all that have labels.
+        visits: labelled visits of each, drawn by the seed; ``None`` takes all that have labels.
+        seed: of the choice.
+        batch_size: labelled visits in a step; each is shown in two views.
+        steps: training steps of an epoch; more if there are more unlabelled pairs.
+    """
+
+    subjects: int | None = None
+    visits: int | None = None
+    seed: int = 0
+    batch_size: int = 2
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        positive(batch_size=self.batch_size, steps=self.steps)
+        for name, value in (("subjects", self.subjects), ("visits", self.visits)):
+            if value is not None and value < 1:
+                raise InputError(f"labelled: {name} is {value}; give at least 1, or null for all.")
+
+
+def choose_labelled(rows: np.ndarray, subject: np.ndarray, labelled: Labelled) -> np.ndarray:
+    """The rows whose labels may be seen, sorted.
+
+    Args:
+        rows: labelled visits of the training subjects.
+        subject: ``(visits,)`` number of each row's subject.
+        labelled: what to choose.
+    """
+    names = np.unique(subject[rows])
+    if labelled.subjects is not None and len(names):
+        if labelled.subjects > len(names):
+            raise InputError(
+                f"labelled: {labelled.subjects} subjects are asked for, but {len(names)} training subjects have a "
+                f"label; ask for fewer, or give more labels."
+            )
+        order = np.random.default_rng(0).permutation(names)
+        names = np.roll(order, -labelled.seed * labelled.subjects)[: labelled.subjects]
+    draw = np.random.default_rng([labelled.seed, 1])
+    chosen = []
+    for name in names:
+        visits = rows[subject[rows] == name]
+        most = len(visits) if labelled.visits is None else min(labelled.visits, len(visits))
+        chosen.append(draw.permutation(visits)[:most])
+    return np.sort(np.concatenate(chosen)) if chosen else rows
+
+
+def repeated(rows: np.ndarray, labelled: Labelled) -> np.ndarray:
+    """The rows in turn, until they fill an epoch on all devices."""
+    if not len(rows):
+        raise InputError(
+            "There is no labelled visit to train on: give labels (data.init_args.labels, or a column label of the "
+            "table) to subjects of the training split."
+        )
+    world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return rows[np.arange(labelled.steps * labelled.batch_size * world) % len(rows)]

@@ -1,0 +1,133 @@
+"""From pairs of rows to samples: what is read for a pair, and in which order the pairs of an epoch come."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.utils.data import Dataset, DistributedSampler
+
+from lssl.data import STEP
+from lssl.data.batch import Visit
+
+__all__ = ["PairDataset", "PairSampler", "one_thread"]
+
+
+class PairDataset(Dataset[tuple[Visit, Visit]]):
+    """Reads the same source box of the two visits of a pair.
+
+    It is indexed by the number of a pair, which gives the box centred on the foreground, or by ``(row, row, seed)``,
+    which gives a random box. Only flat arrays live here, so workers share them without copying.
+
+    Args:
+        read: reads the two visits of a pair, see :meth:`PairDataModule.read_pair`.
+        pairs: ``(pairs, 2)`` rows of the visit table.
+        subject: ``(visits,)`` number of each row's subject.
+        age: ``(visits,)`` years, NaN where unknown.
+        size: voxels of the source box; ``None`` takes the whole visit.
+        transform: applied to each visit's source.
+        visible: ``(visits,)`` bool, the rows whose labels may be seen; ``None`` shows all there are.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int, tuple[int, int, int] | None, int | None], tuple[Visit, Visit]],
+        pairs: np.ndarray,
+        subject: np.ndarray,
+        age: np.ndarray,
+        size: tuple[int, int, int] | None = None,
+        transform: Callable[[Visit], Visit] | None = None,
+        visible: np.ndarray | None = None,
+    ) -> None:
+        self.read, self.pairs, self.subject, self.age = read, pairs, subject, age
+        self.size, self.transform, self.visible = size, transform, visible
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int | tuple[int, int, int]) -> tuple[Visit, Visit]:
+        drawn = isinstance(index, tuple)
+        row, later, seed = index if isinstance(index, tuple) else (*self.pairs[index].tolist(), index)
+        first, second = self.read(row, later, self.size, seed if drawn else None)
+        first, second = self._named(first, row), self._named(second, later)
+        if self.transform is not None:
+            first, second = (self._scaled(visit) for visit in (first, second))
+            second = copy.deepcopy(second) if later == row else second
+            with torch.random.fork_rng(devices=[]):  # the draws of a transform must not depend on the worker
+                torch.manual_seed(seed)
+                first, second = self.transform(first), self.transform(second)
+        return first, second
+
+    @staticmethod
+    def _scaled(visit: Visit) -> Visit:
+        """Float32, as transforms expect it."""
+        if visit.image.dtype != torch.int16:
+            return visit
+        return dataclasses.replace(visit, image=visit.image.float() * STEP)
+
+    def _named(self, visit: Visit, row: int) -> Visit:
+        age = float(self.age[row]) if math.isnan(visit.age) else visit.age
+        label = visit.label if self.visible is None or self.visible[row] else None
+        return dataclasses.replace(visit, subject=int(self.subject[row]), session=row, age=age, label=label)
+
+
+class PairSampler(DistributedSampler):
+    """Yields ``(row, later row, seed)``: the training order of one epoch, the same however many workers read it.
+
+    Every draw of an epoch comes from one generator seeded by (seed, epoch), then the ranks take turns, so that all
+    ranks agree on the order; a list that does not divide evenly is continued from its beginning. The sampler counts
+    epochs itself, and the datamodule keeps the count in the checkpoint: Lightning's own count skips one on resuming.
+
+    Args:
+        dataset: the training pairs, sorted by subject.
+        every_pair: all pairs in each epoch, instead of one per subject drawn at random.
+        seed: of the whole order.
+        epoch: the first one.
+        weights: ``(pairs,)``; an epoch then draws as many pairs as without them, each by its weight, with replacement.
+    """
+
+    def __init__(
+        self, dataset: PairDataset, every_pair: bool, seed: int, epoch: int = 0, weights: np.ndarray | None = None
+    ) -> None:
+        world, rank = 1, 0
+        if distributed.is_available() and distributed.is_initialized():
+            world, rank = distributed.get_world_size(), distributed.get_rank()
+        super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed)
+        self.pairs = dataset.pairs
+        subject = dataset.subject[self.pairs[:, 0]]
+        start = np.arange(len(subject)) if every_pair else np.flatnonzero(np.diff(subject, prepend=-1))
+        self.start = torch.from_numpy(start)
+        self.number = torch.from_numpy(np.diff(start, append=len(subject)))
+        self.num_samples = math.ceil(len(start) / world)
+        self.total_size = self.num_samples * world
+        self.epoch = epoch
+        self.cumulative = None if weights is None else torch.from_numpy(np.cumsum(weights))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Ignored; see the class."""
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+        draw = torch.rand(len(self.start), dtype=torch.float64, generator=generator)
+        chosen = self.start + (draw * self.number).long()
+        if self.cumulative is not None:
+            chosen = torch.searchsorted(self.cumulative, draw * self.cumulative[-1], right=True)
+            chosen = chosen.clamp_max(len(self.pairs) - 1)
+        order = chosen[torch.randperm(len(chosen), generator=generator)]
+        order = order.repeat(math.ceil(self.total_size / len(order)))[: self.total_size]
+        seeds = torch.randint(2**62, (self.total_size,), generator=generator)
+        mine = slice(self.rank, None, self.num_replicas)
+        rows = self.pairs[order[mine].numpy()]
+        return zip(rows[:, 0].tolist(), rows[:, 1].tolist(), seeds[mine].tolist(), strict=True)
+
+
+def one_thread(_: int) -> None:
+    """One torch thread per worker: workers are the parallelism, more threads only compete."""
+    torch.set_num_threads(1)

@@ -1,0 +1,242 @@
+"""Reading NIfTI as visits: canonical axes, checked values, foreground and robust scaling.
+
+Header functions never touch voxels, so a whole cohort is checked before training starts.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import inv_ornt_aff, io_orientation
+
+from lssl.utils.errors import InputError
+
+__all__ = [
+    "Grid",
+    "automatic_foreground",
+    "intensity_range",
+    "read_grid",
+    "read_grids",
+    "read_image",
+    "read_label",
+    "read_mask",
+    "scale",
+]
+
+GRID_TOLERANCE = 1e-3  # mm: rounding of affines in float32 headers stays far below, a shifted scan far above
+READ_ERRORS = (OSError, EOFError, ValueError, TypeError, zlib.error, ImageFileError)
+
+
+class Grid(NamedTuple):
+    """Where the voxels of a file lie, after reorientation to the closest canonical axes.
+
+    Attributes:
+        shape: ``(3,)`` voxels per axis.
+        affine: ``(4, 4)`` float64, index → mm.
+    """
+
+    shape: np.ndarray
+    affine: np.ndarray
+
+    def same(self, other: Grid) -> bool:
+        """Whether both grids have the same voxels at the same places."""
+        return np.array_equal(self.shape, other.shape) and self.distance(other) <= GRID_TOLERANCE
+
+    def distance(self, other: Grid) -> float:
+        """Largest difference between the two affines."""
+        return float(np.abs(self.affine - other.affine).max())
+
+
+def read_grid(path: str) -> Grid:
+    """The grid of a file from its header alone."""
+    image = _open(path)
+    shape = image.shape
+    if len(shape) < 3 or any(length != 1 for length in shape[3:]) or min(shape) < 1:
+        raise InputError(
+            f"{path} has the shape {'×'.join(map(str, shape))}, but a visit is one 3D volume; split it or choose one."
+        )
+    affine = image.affine
+    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path} has no valid affine, so its voxels have no place in space; repair its header.")
+    orientation = io_orientation(affine)
+    canonical = np.empty(3, dtype=np.int64)
+    canonical[orientation[:, 0].astype(int)] = shape[:3]
+    return Grid(canonical, affine @ inv_ornt_aff(orientation, shape[:3]))
+
+
+def read_grids(paths: Sequence[str]) -> list[Grid]:
+    """Grids of many files; threads hide the waiting for network storage."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(read_grid, paths))
+
+
+def read_image(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """``(D, H, W)`` float32 voxels in canonical axes, and the affine; refuses NaN and constant images."""
+    voxels, affine = _read(path)
+    if not np.isfinite(voxels).all():
+        number = int((~np.isfinite(voxels)).sum())
+        raise InputError(
+            f"{path} holds {number} voxels that are NaN or infinite; replace them (0 for background) or leave it out."
+        )
+    if voxels.min() == voxels.max():
+        raise InputError(f"{path} is constant: every voxel is {voxels.flat[0]:g}; restore the file or leave it out.")
+    return voxels, affine
+
+
+def read_mask(path: str) -> np.ndarray:
+    """``(D, H, W)`` bool, voxels above 0.5; refuses an empty mask."""
+    voxels, _ = _read(path)
+    mask = voxels > 0.5
+    if not mask.any():
+        raise InputError(f"The mask {path} is empty; restore it, or remove it to have the foreground found.")
+    return mask
+
+
+def read_label(path: str) -> np.ndarray:
+    """``(D, H, W)`` int16; refuses values that are not whole numbers from 0 on."""
+    voxels, _ = _read(path)
+    label = np.nan_to_num(voxels, nan=0.5).round()
+    if not np.array_equal(label, voxels) or np.abs(label).max() > np.iinfo(np.int16).max:
+        raise InputError(
+            f"The label map {path} holds values that are not whole numbers of 16 bits; "
+            f"a label map must be resampled with nearest neighbours and hold classes, not probabilities."
+        )
+    if label.min() < 0:
+        raise InputError(
+            f"The label map {path} holds the negative value {label.min():g}; give its classes numbers from 1 on, and "
+            f"0 to the background."
+        )
+    return label.astype(np.int16)
+
+
+def intensity_range(voxels: np.ndarray, foreground: np.ndarray) -> tuple[float, float]:
+    """The values that :func:`scale` maps to 0 and 1: the background's, and the foreground's 99.9th percentile.
+
+    An image without negative values keeps its zero, which for MR magnitude is the natural one; otherwise (z-scored or
+    offset images) the lower value is the 0.1st percentile of the foreground.
+
+    Args:
+        voxels: ``(D, H, W)`` float32.
+        foreground: ``(D, H, W)`` bool.
+    """
+    inside = voxels[foreground] if foreground.any() else voxels
+    low, high = np.percentile(inside, (0.1, 99.9)) if voxels.min() < 0 else (0.0, np.percentile(inside, 99.9))
+    if high <= low:
+        low, high = voxels.min(), voxels.max()
+    return float(low), float(high)
+
+
+def scale(voxels: np.ndarray, foreground: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """Maps the background to 0 and the 99.9th percentile of the foreground to 1.
+
+    Values are cut off below 0, but not above 1: beyond a brain mask, skull and fat may be brighter than any brain. In
+    images with negative values, zeros outside the foreground count as background.
+
+    Args:
+        voxels: ``(D, H, W)`` float32.
+        foreground: ``(D, H, W)`` bool.
+        limits: raw values of 0 and 1; ``None`` takes :func:`intensity_range`.
+    """
+    low, high = limits or intensity_range(voxels, foreground)
+    scaled = np.clip((voxels - np.float32(low)) / np.float32(high - low), 0, None)
+    if voxels.min() < 0:
+        scaled[(voxels == 0) & ~foreground] = 0
+    return scaled
+
+
+def automatic_foreground(voxels: np.ndarray) -> np.ndarray:
+    """The head, or the brain of a skull-stripped image: half of Otsu's threshold, cleaned and filled.
+
+    It works at half resolution, where noise is averaged away: threshold, removal of specks, then filling of whatever
+    lies between foreground along all three axes (dark fluid, bone, air in the sinuses).
+
+    Args:
+        voxels: ``(D, H, W)`` float32, finite.
+
+    Returns:
+        ``(D, H, W)`` bool.
+    """
+    # A signed image with many exact zeros was normalised inside a mask: there the zeros are the background.
+    signal = voxels - min(voxels.min(), 0)
+    if voxels.min() < 0 and (voxels == 0).mean() > 0.25:
+        signal = (voxels != 0).astype(np.float32)
+    coarse = _halved(signal)
+    mask = coarse > _otsu(coarse) / 2
+    dense = mask & (_neighbours(mask) > 0.3 * 27)
+    mask = dense if dense.any() else mask
+    for _ in range(2):
+        mask |= _between(mask, 0) & _between(mask, 1) & _between(mask, 2)
+    fine = mask.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    return np.ascontiguousarray(fine[tuple(slice(length) for length in voxels.shape)])
+
+
+def _halved(volume: np.ndarray) -> np.ndarray:
+    """Means of 2×2×2 voxels; a last plane without a partner counts alone."""
+    for axis in range(3):
+        volume = np.pad(volume, [(0, volume.shape[axis] % 2 if axis == a else 0) for a in range(3)], mode="edge")
+        shape = [*volume.shape[:axis], volume.shape[axis] // 2, 2, *volume.shape[axis + 1 :]]
+        volume = volume.reshape(shape).mean(axis + 1)
+    return volume
+
+
+def _neighbours(mask: np.ndarray) -> np.ndarray:
+    """How many of the 27 voxels around each one are set."""
+    counts = mask.astype(np.uint8)
+    for axis in range(3):
+        padded = np.pad(counts, [(1, 1) if axis == a else (0, 0) for a in range(3)])
+        length = counts.shape[axis]
+        counts = sum(padded.take(range(shift, shift + length), axis) for shift in range(3))  # type: ignore[assignment]
+    return counts
+
+
+def _between(mask: np.ndarray, axis: int) -> np.ndarray:
+    """Voxels with foreground on both sides along one axis."""
+    before = np.logical_or.accumulate(mask, axis)
+    after = np.flip(np.logical_or.accumulate(np.flip(mask, axis), axis), axis)
+    return before & after
+
+
+def _otsu(values: np.ndarray) -> float:
+    """The threshold between two classes that leaves the least variance within them."""
+    flat = values.ravel()
+    top = float(np.quantile(flat[:: max(1, flat.size // 100_000)], 0.999)) or float(flat.max())
+    histogram = np.histogram(flat.clip(0, top), 256, (0, top))[0].astype(float)
+    middle = (np.arange(256) + 0.5) * top / 256
+    below = histogram.cumsum()
+    above = histogram.sum() - below
+    mass = (histogram * middle).cumsum()
+    contrast = (mass / below.clip(1) - (mass[-1] - mass) / above.clip(1)) ** 2 * below * above
+    return float(middle[contrast.argmax()])
+
+
+def _open(path: str) -> Any:
+    if not os.path.exists(path):
+        raise InputError(f"{path} does not exist; correct its path or remove its visit.")
+    try:
+        return nib.load(path)
+    except READ_ERRORS as error:
+        raise InputError(_damaged(path, error)) from error
+
+
+def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels and affine in closest canonical axes."""
+    image = _open(path)
+    try:
+        image = nib.as_closest_canonical(image)
+        voxels = np.asarray(image.dataobj, dtype=np.float32)
+    except READ_ERRORS as error:
+        raise InputError(_damaged(path, error)) from error
+    voxels = voxels.reshape(voxels.shape[:3])
+    return np.ascontiguousarray(voxels), np.asarray(image.affine, dtype=np.float64)
+
+
+def _damaged(path: str, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{path} cannot be read and seems damaged or cut off ({reason}); restore the file or leave the visit out."

@@ -1,0 +1,218 @@
+"""From a visit table to pairs of its rows: order, policies, intervals and splits, without a loop over subjects.
+
+Everything here is numpy on a table sorted by :func:`order_visits`: the visits of one subject are neighbours, in time
+order, so a subject is a slice and a pair is two row numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from lssl.utils.errors import InputError
+
+__all__ = ["PairIndex", "build_pairs", "count", "given_split", "order_visits", "split_subjects", "visit_name"]
+
+SPLITS = ("train", "val", "test")
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: ``1 pair``, ``2 pairs``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def visit_name(table: pd.DataFrame, row: int) -> str:
+    """How messages call a visit: ``sub-01 ses-02``."""
+    return f"{table['subject'].iat[row]} {table['session'].iat[row]}".strip()
+
+
+def order_visits(table: pd.DataFrame) -> pd.DataFrame:
+    """Checks a visit table and sorts it by subject, then time.
+
+    Visits of a subject whose times are not all known are sorted by session label, numbers within it by value
+    (``ses-2`` before ``ses-10``).
+
+    Args:
+        table: one row per visit, with the columns subject, session, age, time and, if the split is given, split.
+
+    Returns:
+        The sorted table with rows numbered from 0.
+    """
+    if table.empty:
+        raise InputError("The visit table is empty: there is nothing to make pairs of.")
+    for column in ("subject", "session"):
+        missing = np.flatnonzero(table[column].isna())
+        if len(missing):
+            raise InputError(f"Row {missing[0] + 1} of the visit table has no {column}; fill it in or remove the row.")
+    subject, names = pd.factorize(table["subject"], sort=True)
+    time = table["time"].to_numpy(float)
+    timed = np.bincount(subject, weights=np.isnan(time), minlength=len(names)) == 0
+    session, labels = pd.factorize(table["session"])
+    rank = np.argsort(np.argsort([_natural(label) for label in labels], kind="stable"))
+    order = np.lexsort((rank[session], np.where(timed[subject], time, 0.0), subject))
+    table = table.iloc[order].reset_index(drop=True)
+    _refuse_duplicates(table, subject[order], session[order])
+    _refuse_backward_times(table, subject[order])
+    return table
+
+
+def _natural(label: str) -> str:
+    """A key under which the numbers of a label sort by value."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(12), label)
+
+
+def _refuse_duplicates(table: pd.DataFrame, subject: np.ndarray, session: np.ndarray) -> None:
+    code = subject.astype(np.int64) * (session.max() + 1) + session
+    first, number = np.unique(code, return_index=True, return_counts=True)[1:]
+    repeated = np.flatnonzero(number > 1)
+    if len(repeated):
+        name = visit_name(table, int(first[repeated[0]]))
+        raise InputError(
+            f"Duplicate visit: {name} stands {number[repeated[0]]} times in the visit table "
+            f"({count(len(repeated), 'such visit')} in all); keep one row per visit."
+        )
+
+
+def _refuse_backward_times(table: pd.DataFrame, subject: np.ndarray) -> None:
+    """Known times of a subject sorted by session label must not run backwards."""
+    time = table["time"].to_numpy(float)
+    known = np.flatnonzero(~np.isnan(time))
+    backward = (np.diff(time[known]) < 0) & (np.diff(subject[known]) == 0)
+    if backward.any():
+        first, second = known[np.flatnonzero(backward)[0] :][:2]
+        raise InputError(
+            f"The times of {table['subject'].iat[first]} contradict the order of its sessions: "
+            f"{table['session'].iat[second]} is earlier than {table['session'].iat[first]}, and other visits have no "
+            f"time to sort by; give every visit of the subject a time, or none."
+        )
+
+
+class PairIndex:
+    """Which rows of a sorted visit table form pairs, and why others do not.
+
+    Attributes:
+        subject: ``(visits,)`` int32, number of each row's subject.
+        pairs: ``(pairs, 2)`` int32, rows of true pairs in time order, sorted by subject.
+        singles: ``(singles,)`` int32, rows of subjects that have one visit.
+        excluded: phrases with counts, one per reason.
+    """
+
+    def __init__(self, subject: np.ndarray, pairs: np.ndarray, singles: np.ndarray, excluded: list[str]) -> None:
+        self.subject, self.pairs, self.singles, self.excluded = subject, pairs, singles, excluded
+
+
+def build_pairs(table: pd.DataFrame, policy: str, min_interval: float, max_interval: float | None) -> PairIndex:
+    """Pairs of a table sorted by :func:`order_visits`.
+
+    Args:
+        table: the visit table.
+        policy: ``any`` and ``all``: every two visits of a subject; ``consecutive``: neighbours in time;
+            ``baseline``: the first visit with each later one.
+        min_interval: shortest interval in years.
+        max_interval: longest interval in years; ``None``: no limit.
+
+    Returns:
+        The pairs and single visits, with the reasons for what was left out.
+    """
+    subject, names = pd.factorize(table["subject"])
+    visits = np.bincount(subject, minlength=len(names))
+    first = np.cumsum(visits) - visits
+    pairs = _candidates(subject, first, visits, policy)
+    keep, excluded = _interval_filter(table["time"].to_numpy(float), pairs, min_interval, max_interval)
+    paired = np.bincount(subject[pairs[keep, 0]], minlength=len(names)) > 0
+    lost = int(((visits > 1) & ~paired).sum())
+    if lost:
+        excluded.append(f"{count(lost, 'subject')} with several visits but no pair left")
+    singles = first[visits == 1].astype(np.int32)
+    return PairIndex(subject.astype(np.int32), pairs[keep].astype(np.int32), singles, excluded)
+
+
+def _candidates(subject: np.ndarray, first: np.ndarray, visits: np.ndarray, policy: str) -> np.ndarray:
+    rows = np.arange(len(subject))
+    if policy == "consecutive":
+        earlier = np.flatnonzero(subject[1:] == subject[:-1])
+        return np.stack([earlier, earlier + 1], 1)
+    if policy == "baseline":
+        later = rows[rows != first[subject]]
+        return np.stack([first[subject[later]], later], 1)
+    if policy not in ("any", "all"):
+        raise InputError(f"pairs is {policy!r}; choose any, consecutive, baseline or all.")
+    later_visits = first[subject] + visits[subject] - 1 - rows
+    earlier = np.repeat(rows, later_visits)
+    step = np.arange(len(earlier)) - np.repeat(np.cumsum(later_visits) - later_visits, later_visits)
+    return np.stack([earlier, earlier + 1 + step], 1)
+
+
+def _interval_filter(
+    time: np.ndarray, pairs: np.ndarray, shortest: float, longest: float | None
+) -> tuple[np.ndarray, list[str]]:
+    """Which pairs respect the interval, and how many do not, by reason."""
+    limit = np.inf if longest is None else longest
+    interval = time[pairs[:, 1]] - time[pairs[:, 0]]
+    # Without limits an unknown interval does no harm; with limits it cannot be shown to respect them.
+    unknown = np.isnan(interval) & (shortest > 0 or longest is not None)
+    short, long = interval < shortest - 1e-9, interval > limit + 1e-9
+    reasons = {
+        f"closer than min_interval ({shortest:g} years)": short,
+        f"further apart than max_interval ({limit:g} years)": long,
+        "of unknown interval, which the limits on the interval do not allow": unknown,
+    }
+    phrases = [f"{count(int(bad.sum()), 'pair')} {reason}" for reason, bad in reasons.items() if bad.any()]
+    return ~(short | long | unknown), phrases
+
+
+def split_subjects(names: Sequence[str], group: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
+    """Divides subjects over train, val and test.
+
+    A subject's place depends on the seed and its name, not on the order of the table. Each group (subjects with pairs,
+    subjects with one visit) is divided by the fractions, so that a few true pairs do not all fall on one side. A group
+    of three or more gives at least one subject to val, if val gets any.
+
+    Args:
+        names: subjects.
+        group: ``(subjects,)`` group of each subject.
+        fractions: shares of train, val and test.
+        seed: another seed gives another division.
+
+    Returns:
+        ``(subjects,)`` 0, 1 or 2 for train, val and test.
+    """
+    hashes = [hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest() for name in names]
+    order = np.argsort(np.frombuffer(b"".join(hashes), dtype=">u8"), kind="stable")
+    split = np.zeros(len(names), dtype=np.int8)
+    for value in np.unique(group):
+        members = order[group[order] == value]
+        val, test = (round(share * len(members)) for share in fractions[1:])
+        if fractions[1] > 0 and len(members) >= 3:
+            val = max(val, 1)
+        if fractions[0] > 0:  # rounding must not leave training without the only subjects there are
+            val, test = min(val, len(members) - 1), min(test, max(len(members) - 1 - val, 0))
+        split[members[:val]] = 1
+        split[members[val : val + test]] = 2
+    if fractions[1] > 0 and len(names) >= 3 and not (split == 1).any():
+        largest = np.bincount(group).argmax()
+        split[order[group[order] == largest][0]] = 1
+    return split
+
+
+def given_split(table: pd.DataFrame, subject: np.ndarray) -> np.ndarray:
+    """``(subjects,)`` 0, 1 or 2 from the table's column ``split``, which must agree within a subject."""
+    code = pd.Index(SPLITS).get_indexer(pd.Index(table["split"]))
+    wrong = np.flatnonzero(code < 0)
+    if len(wrong):
+        raise InputError(
+            f"The split of {visit_name(table, int(wrong[0]))} is {table['split'].iat[wrong[0]]!r}; "
+            f"the column split may only hold train, val and test."
+        )
+    first = np.flatnonzero(np.diff(subject, prepend=-1))
+    torn = np.flatnonzero(code != code[first][subject])
+    if len(torn):
+        raise InputError(
+            f"Visits of {table['subject'].iat[torn[0]]} stand in different splits; "
+            f"give all visits of a subject the same split, or views of one brain reach both training and test."
+        )
+    return code[first].astype(np.int8)

@@ -1,0 +1,45 @@
+"""What a strategy is worth on held-out pairs, without training anything: its terms, and what its taps represent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from lssl.data.batch import PairBatch
+from lssl.evaluation.representation import cases, measure
+from lssl.strategy import Strategy
+from lssl.utils.distributed import alone
+
+__all__ = ["evaluate"]
+
+
+@torch.no_grad()
+@alone()
+def evaluate(strategy: Strategy, batches: Iterable[PairBatch], most: int | None = None) -> dict[str, float]:
+    """Terms, and the figures of :mod:`lssl.evaluation.representation` for every tap.
+
+    Args:
+        strategy: evaluated in eval mode, its mode restored.
+        batches: held-out pairs; their views and noise are drawn as in validation, the same every time.
+        most: number of batches to use.
+
+    Returns:
+        ``term/<name>`` and ``<kind>/<tap>``.
+    """
+    terms: dict[str, list[Tensor]] = {}
+
+    def watched() -> Iterator[PairBatch]:
+        """The batches, once: their terms are taken as they pass by."""
+        for number, batch in enumerate(islice(batches, most)):
+            moved = batch.to(strategy.device)
+            strategy.seed("val", number)
+            first, second = strategy.views(moved, strategy.generator)
+            for name, value in strategy.terms(first, second, moved).items():
+                terms.setdefault(name, []).append(value)
+            yield batch
+
+    figures = measure(strategy, cases(strategy, watched()))
+    return {f"term/{name}": torch.stack(values).mean().item() for name, values in terms.items()} | figures

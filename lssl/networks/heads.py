@@ -1,0 +1,96 @@
+"""Heads: small multi-layer perceptrons on feature vectors, used in pretraining and then thrown away."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lssl.utils.errors import InputError
+
+__all__ = ["Projector", "mean_and_max", "spread", "voxelwise"]
+
+
+class Projector(nn.Sequential):
+    """Multi-layer perceptron on rows ``(N, in_features) → (N, out_features)``; projectors and predictors alike.
+
+    ``layers - 1`` times Linear, norm, ReLU, then a Linear; a Linear before a norm has no bias.
+
+    Args:
+        in_features: channels of the tap.
+        hidden: width of the hidden layers.
+        out_features: width of the output.
+        layers: number of Linear layers.
+        norm: ``batch`` (over all rows: samples and voxels), ``layer`` (safe for very few rows), or ``none``.
+        last_norm: also normalise the output, without learned scale and shift (as SimSiam's projector does).
+    """
+
+    FEWEST_ROWS = 4
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        out_features: int,
+        layers: int = 2,
+        norm: Literal["batch", "layer", "none"] = "batch",
+        last_norm: bool = False,
+    ) -> None:
+        modules: list[nn.Module] = []
+        widths = [in_features] + [hidden] * (layers - 1)
+        for width in widths[:-1]:
+            modules += [nn.Linear(width, hidden, bias=norm == "none"), _norm(norm, hidden), nn.ReLU(inplace=True)]
+        modules.append(nn.Linear(widths[-1], out_features, bias=not last_norm))
+        if last_norm:
+            modules.append(_norm(norm, out_features, affine=False))
+        super().__init__(*modules)
+        self.norm = norm
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """``(N, in_features) → (N, out_features)``."""
+        if self.training and self.norm == "batch" and len(rows) < self.FEWEST_ROWS:
+            raise InputError(
+                f"The heads' batch normalisation needs at least {self.FEWEST_ROWS} rows and got {len(rows)} "
+                "(samples × views × voxels of the tap): use a larger batch or larger views."
+            )
+        return super().forward(rows)
+
+
+def voxelwise(head: nn.Module, features: Tensor) -> Tensor:
+    """Applies a head on rows to every voxel of ``(B, C, D, H, W)``: what 1×1×1 convolutions would compute."""
+    rows = features.flatten(2).transpose(1, 2)
+    return head(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]).transpose(1, 2).unflatten(2, features.shape[2:])
+
+
+def mean_and_max(features: Tensor, weight: Tensor | None = None) -> Tensor:
+    """``(B, 2 C)`` float32: mean and maximum of each channel of ``(B, C, D, H, W)``.
+
+    The mean alone says nothing after an instance norm, which makes it the same for every image.
+
+    Args:
+        features: of a tap.
+        weight: ``(B, 1, D, H, W)`` share of each voxel in the mean; the maximum takes voxels of half the largest
+            weight or more.
+    """
+    rows = features.float().flatten(2)
+    if weight is None:
+        return torch.cat([rows.mean(2), rows.amax(2)], 1)
+    weight = weight.flatten(2) + 1e-6
+    outside = weight < 0.5 * weight.amax(2, keepdim=True)
+    return torch.cat([(rows * weight).sum(2) / weight.sum(2), rows.masked_fill(outside, float("-inf")).amax(2)], 1)
+
+
+def spread(rows: Tensor) -> Tensor:
+    """Standard deviation of L2-normalised rows ``(N, D)``, times √D: 1 if they fill the sphere, 0 if all agree."""
+    rows = F.normalize(rows.detach().float(), dim=1)
+    return rows.std(0, unbiased=False).mean() * rows.shape[1] ** 0.5
+
+
+def _norm(kind: str, width: int, affine: bool = True) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm1d(width, affine=affine)
+    if kind == "layer":
+        return nn.LayerNorm(width, elementwise_affine=affine)
+    return nn.Identity()

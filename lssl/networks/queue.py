@@ -1,0 +1,40 @@
+"""KeyQueue: the last keys that were seen, and whose they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lssl.utils.distributed import gather
+from lssl.utils.errors import positive
+
+__all__ = ["KeyQueue"]
+
+
+class KeyQueue(nn.Module):
+    """The newest ``size`` keys of all ranks, oldest overwritten first; kept in checkpoints (MoCo, He et al., 2020).
+
+    Args:
+        size: number of keys K. Up to half the number of subjects keeps them distinct; a larger queue repeats subjects.
+        features: width of a key.
+    """
+
+    keys: Tensor
+    owner: Tensor
+    place: Tensor
+
+    def __init__(self, size: int, features: int) -> None:
+        super().__init__()
+        positive(queue=size)
+        self.register_buffer("keys", torch.zeros(size, features))
+        self.register_buffer("owner", torch.full((size,), -1, dtype=torch.long))  # subject ids, -1 where empty
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))  # of the oldest key
+
+    @torch.no_grad()
+    def push(self, keys: Tensor, subject: Tensor) -> None:
+        """Adds keys ``(N, D)`` and their subject ids ``(N,)``, those of all ranks in rank order."""
+        keys, subject = gather(keys.detach().to(self.keys.dtype)), gather(subject)
+        keys, subject = keys[-len(self.keys) :], subject[-len(self.keys) :]
+        places = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.keys)
+        self.keys[places], self.owner[places] = keys, subject
+        self.place.copy_((self.place + len(keys)) % len(self.keys))

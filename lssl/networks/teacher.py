@@ -1,0 +1,66 @@
+"""Teacher: a slowly moving average of the network that learns."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from lssl.utils.errors import InputError
+
+__all__ = ["Teacher"]
+
+
+class Teacher(nn.ModuleDict):
+    """Copies of modules whose weights follow the originals: ``θ' ← m θ' + (1 - m) θ`` after each step.
+
+    ``m`` rises from ``momentum`` to ``final`` by a cosine, ``m = final - (final - momentum) (1 + cos πt) / 2`` with t
+    the share of the steps done (BYOL, Grill et al., NeurIPS 2020). Buffers (running statistics) are copied, unless the
+    teacher sees other inputs than the originals (``buffers=False``) and gathers its own. The teacher starts equal to
+    the originals, receives no gradient and is kept in checkpoints; ``m`` depends on the step alone, so a resumed run
+    continues it. A strategy that sets ``self.teacher`` has it moved by the base class.
+
+    Args:
+        modules: name → module to follow; ``teacher[name]`` is its copy.
+        momentum: first m.
+        final: last m.
+        buffers: copy them.
+
+    Example:
+        >>> import torch
+        >>> student = torch.nn.Linear(1, 1, bias=False)
+        >>> teacher = Teacher({"net": student}, momentum=0.5, final=0.5)
+        >>> before = student.weight.item()
+        >>> student.weight.data += 1.0
+        >>> teacher.follow(0.0)
+        >>> round(teacher["net"].weight.item() - before, 4)
+        0.5
+    """
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], momentum: float = 0.996, final: float = 1.0, buffers: bool = True
+    ) -> None:
+        if not 0 <= momentum <= final <= 1:
+            raise InputError(f"momentum: a teacher's momentum rises within 0 and 1, not from {momentum} to {final}.")
+        super().__init__(copy.deepcopy(dict(modules)))
+        self.requires_grad_(False)
+        self._followed = tuple(modules.items())  # in a tuple, so that they are not registered twice
+        self._first, self._final, self._copies_buffers = momentum, final, buffers
+
+    def momentum(self, progress: float) -> float:
+        """``m`` when this share of the steps is done."""
+        return self._final - (self._final - self._first) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+    @torch.no_grad()
+    def follow(self, progress: float) -> None:
+        """Moves the copies towards the originals."""
+        share = 1 - self.momentum(progress)
+        for name, module in self._followed:
+            for mine, theirs in zip(self[name].parameters(), module.parameters(), strict=True):
+                mine.lerp_(theirs, share)
+            if self._copies_buffers:
+                for copied, original in zip(self[name].buffers(), module.buffers(), strict=True):
+                    copied.copy_(original)

@@ -1,0 +1,87 @@
+"""The run folder: one per ``lssl fit``, holding the resolved config, metrics, checkpoints and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+
+import lssl
+from lssl.runs.loggers import store_config
+from lssl.utils.errors import InputError
+
+__all__ = ["CONFIG", "RunFolder", "checkpoint_path", "claim", "keep", "run_checkpoints"]
+
+CONFIG = "config.yaml"
+
+
+def claim(folder: Path, resuming: bool) -> Path:
+    """The folder for a new run: ``folder`` itself, or ``folder-2``, ``-3`` … if it holds a run already.
+
+    A resumed run stays in its folder; the files it would overwrite are kept under a numbered name.
+    """
+    if resuming or any(folder.glob("hpc_ckpt_*.ckpt")):  # the latter: requeued by SLURM, Lightning resumes by itself
+        for name in (CONFIG, "metrics.csv"):
+            keep(folder / name)
+        return folder
+    number, free = 1, folder
+    while (free / CONFIG).exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    if number > 1:
+        rank_zero_info(f"{folder} holds an earlier run; this one goes to {free}.")
+    return free
+
+
+def keep(path: Path) -> None:
+    """Moves a file that is about to be overwritten to a numbered name."""
+    if path.exists():
+        number = 1
+        while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(kept)
+
+
+def checkpoint_path(given: str | None, folder: Path) -> str | None:
+    """Resolves ``best`` and ``last`` to the run folder's checkpoints; refuses a path that does not exist."""
+    if given is None:
+        return None
+    path = folder / "checkpoints" / f"{given}.ckpt" if given in ("best", "last") else Path(given)
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint {path}.")
+    return str(path)
+
+
+def run_checkpoints(folder: Path) -> list[Callback]:
+    """Best (lowest validation loss) and last (end of the latest epoch, from which training continues exactly)."""
+    common: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
+    best = ModelCheckpoint(filename="best", monitor="val/loss", **common)
+    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
+    return [best, last]
+
+
+class RunFolder(SaveConfigCallback):
+    """Writes the resolved config into the run folder and into every checkpoint."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Nothing yet: a mistake that the first checks find leaves no folder behind."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Only training makes a run; testing one leaves its config alone."""
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CONFIG).write_text(self._text())
+            store_config(trainer, yaml.safe_load(self._text()))
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint explains itself: the config it was trained with and the version that did it."""
+        checkpoint["lssl"] = {"version": lssl.__version__, "config": self._text()}
+
+    def _text(self) -> str:
+        return self.parser.dump(self.config, skip_none=False)

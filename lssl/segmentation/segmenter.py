@@ -1,0 +1,338 @@
+"""Segmenter: fine-tuning on few labels, accurate and consistent over time.
+
+=========== ===================================================================================================== ======
+term        formula                                                                                               weight
+=========== ===================================================================================================== ======
+supervised  batch Dice without background + cross-entropy weighted by class (:class:`lssl.losses.DiceCE`)         1
+consistency ½ L(p_A, q_B→A) + ½ L(p_B, q_A→B), L the Dice of soft-max p with the other visit's prediction q,      0
+            brought onto p's own grid through the frame (:class:`lssl.losses.Consistency`)
+=========== ===================================================================================================== ======
+
+Published (Ren et al., NeurIPS 2022): DiceCE with the background and without class weights; consistency at weight 1 with
+hard pseudo-labels, every voxel and every pair alike; its step and that of the supervised term in turn. Here both terms
+make one step. As both visits need not look alike, options let the consistency trust confident voxels (``threshold``),
+late steps (``ramp``), soft targets and short intervals (``interval``) more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from lssl.data.batch import PairBatch
+from lssl.losses import Consistency, DiceCE
+from lssl.networks.backbone import Backbone
+from lssl.segmentation.classes import Classes, LabelledData, count_labels, refuse_unknown
+from lssl.segmentation.pretrained import load_pretrained
+from lssl.segmentation.scores import dice_scores
+from lssl.segmentation.volumes import segment
+from lssl.strategy import Strategy
+from lssl.utils.errors import InputError, nearest, positive
+from lssl.views import geometry as geo
+from lssl.views.sampler import View
+
+__all__ = ["Segmenter"]
+
+
+class Segmenter(Strategy):
+    """Segmentation of visits, from a pretrained network or from scratch (second part of Ren et al., NeurIPS 2022).
+
+    Args:
+        backbone: network; a 1×1×1 convolution reads the classes off its output.
+        pretrained: checkpoint of any strategy to start from; ``None`` starts from scratch.
+        part: what to take from it: the whole ``network``, or its ``encoder``.
+        partial: takes what fits from a network that differs, instead of refusing it.
+        classes: name → label values; other values are background. ``None`` makes every value found a class. Names that
+            differ by *left* and *right* (or L and R) are exchanged where a view is mirrored.
+        rates: factor of the learning rate for ``encoder``, ``decoder``, ``head`` or a submodule of the network, the
+            most special name first; 0 freezes it (norms included), what is not named has 1.
+        balance: cross-entropy weights are class frequencies to the power minus this; 0 weighs all alike.
+        targets: of the consistency, ``hard`` as published, or ``soft``.
+        threshold: consistency counts voxels whose target is at least this probable.
+        absent: consistency also counts classes that the other visit does not show, as published.
+        interval: years τ; the consistency of a pair counts ``exp(-Δt/τ)``. ``None``: all alike.
+        ramp: share of the steps over which the consistency's weight rises, as ``exp(-5 (1 - t)²)`` (Laine and Aila,
+            ICLR 2017).
+        overlap: of neighbouring windows in whole visits, as a share of their side.
+        weights: term → weight.
+        **common: see :class:`lssl.strategy.Strategy`.
+    """
+
+    lookup: Tensor
+    label_values: Tensor
+    other_side: Tensor
+    spacing: Tensor
+
+    TERMS = ("supervised", "consistency")
+    WEIGHTS: ClassVar = {"supervised": 1.0, "consistency": 0.0}
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pretrained: str | None = None,
+        part: Literal["network", "encoder"] = "network",
+        partial: bool = False,
+        classes: dict[str, list[int]] | None = None,
+        rates: dict[str, float] | None = None,
+        balance: float = 0.5,
+        targets: Literal["hard", "soft"] = "hard",
+        threshold: float = 0.0,
+        absent: bool = True,
+        interval: float | None = None,
+        ramp: float = 0.0,
+        overlap: float = 0.5,
+        weights: dict[str, float] | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(backbone, weights={**self.WEIGHTS, **(weights or {})}, **common)
+        if interval is not None:
+            positive(interval=interval)
+        if not 0 <= ramp <= 1 or not 0 <= overlap < 1:
+            raise InputError(f"ramp is a share of the steps and overlap one below 1, not {ramp} and {overlap}.")
+        self.pretrained, self.part, self.partial = pretrained, part, partial
+        self.listed, self.balance, self.factors = classes, balance, dict(rates or {})
+        self.consistency = Consistency(targets, threshold, absent)
+        self.interval, self.ramp, self.overlap = interval, ramp, overlap
+        self.classes: Classes | None = None
+        self._check_rates()
+        self._encoder = backbone.encoder() if {"encoder", "decoder"} & self.factors.keys() else set()
+
+    def build(self, classes: Classes, spacing: Tensor, other_side: Tensor, class_weight: Tensor) -> None:
+        """Makes the head, once the classes are known: from the data in ``fit``, from the checkpoint afterwards."""
+        self.classes = classes
+        self.head = nn.Conv3d(self.backbone.out_channels, classes.number, 1).to(self.device)
+        self.supervised = DiceCE(class_weight).to(self.device)
+        buffers = {
+            "lookup": classes.lookup(),
+            "label_values": classes.label_values(),
+            "other_side": other_side,
+            "spacing": spacing,
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value.to(self.device))
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Asks for loaders of labelled visits; before training, learns the classes and takes the pretrained weights."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "supervise"):
+            raise InputError(
+                f"data: {type(data).__name__} cannot choose labelled visits; derive it from PairDataModule."
+            )
+        data.supervise(unlabelled_pairs=self.uses("consistency"))
+        if stage == "fit":
+            super().setup(stage)
+            self._learn_classes(data)
+            if self.pretrained:
+                rank_zero_info(load_pretrained(self.backbone, self.pretrained, self.part, self.partial))
+            self._freeze()
+
+    def _learn_classes(self, data: LabelledData) -> None:
+        train, val = data.labelled_rows("train"), data.labelled_rows("val")
+        if not len(train):
+            raise InputError(
+                "There is no labelled visit to train on: give labels (data.init_args.labels, or a column label of the "
+                "table) to subjects of the training split."
+            )
+        counts = count_labels(data, train)
+        classes = (
+            Classes.found(counts, data.label_names) if self.listed is None else Classes.listed(self.listed, counts)
+        )
+        refuse_unknown(classes, count_labels(data, val), _names(data, val))
+        other_side = classes.other_side(counts, flips=self.views.flip[0] > 0)
+        self.build(classes, torch.from_numpy(data.voxel_size()), other_side, classes.weights(counts, self.balance))
+        names = _names(data, train)
+        shown = ", ".join(list(names.values())[:3]) + (", …" if len(names) > 3 else "")
+        rank_zero_info(
+            f"{len(classes.names)} classes; labelled visits: {len(names)} to train ({shown}), {len(val)} to validate."
+        )
+
+    def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
+        """Both terms on one batch of pairs; views without label have no part in the supervised one."""
+        return self._terms(first, second, self.TERMS)
+
+    def logits(self, image: Tensor) -> Tensor:
+        """``(B, C, ...) → (B, K, ...)``."""
+        return self.head(self.backbone(image, output=True)["output"])
+
+    def _terms(self, first: View, second: View, wanted: Sequence[str]) -> dict[str, Tensor]:
+        one, other = self.logits(torch.cat([first.image, second.image])).chunk(2)
+        one, other = self._own_sides(one, first), self._own_sides(other, second)
+        terms = {}
+        if "supervised" in wanted and self.uses("supervised") and first.label is not None and second.label is not None:
+            target = self.class_of(torch.cat([first.label, second.label])[:, 0])
+            terms["supervised"] = self.supervised(torch.cat([one, other]), target)
+        if "consistency" in wanted and self.uses("consistency"):
+            terms["consistency"] = self._consistency(one, other, first, second)
+        return terms
+
+    def _loss(self, batch: Mapping[str, PairBatch]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        """Labelled visits are drawn first: with or without unlabelled pairs, a run sees the same crops of them."""
+        self.notes = {}
+        terms: dict[str, Tensor] = {}
+        for name, term in (("labelled", "supervised"), ("unlabelled", "consistency")):
+            if name in batch:
+                terms |= self._terms(*self.views(batch[name], self.generator), [term])
+        rise = self._rise()
+        return self._sum({name: value * (rise if name == "consistency" else 1) for name, value in terms.items()}), terms
+
+    def _rise(self) -> float:
+        """The consistency's weight at this step, as a share of its last one."""
+        if not self.ramp:
+            return 1.0
+        steps = max(1.0, self.ramp * self.trainer.estimated_stepping_batches)
+        return math.exp(-5 * (1 - min(1.0, self.global_step / steps)) ** 2)
+
+    def _consistency(self, first_logits: Tensor, second_logits: Tensor, first: View, second: View) -> Tensor:
+        one, other = first_logits.float().softmax(1), second_logits.float().softmax(1)
+        weight = None
+        if self.interval is not None:
+            weight = torch.exp(-(second.age - first.age).abs().nan_to_num(0.0) / self.interval)
+        losses = []
+        for own, view, its, source in ((one, first, other, second), (other, second, one, first)):
+            brought, valid = geo.align(its.detach(), source.affine, view.affine, view.size)
+            losses.append(self.consistency(own, brought, valid, weight))
+        return (losses[0] + losses[1]) / 2
+
+    def class_of(self, label: Tensor) -> Tensor:
+        """Classes of label values; -1 where there is no label, background where no class has the value."""
+        last = len(self.lookup) - 1
+        return torch.where(label < last, self.lookup[(label.long() + 1).clamp_max(last)], 0)
+
+    def _own_sides(self, logits: Tensor, view: View) -> Tensor:
+        """Gives a mirrored view's classes back to the sides they are on in the subject."""
+        mirrored = (geo.inverse(view.source_affine) @ view.affine)[:, 0, 0] < 0
+        return torch.where(mirrored[:, None, None, None, None], logits[:, self.other_side], logits)
+
+    # --- what is trained, and how fast --------------------------------------------------------------------------------
+
+    def rates(self) -> dict[float, list[nn.Parameter]]:
+        """Parameters by the factor of their learning rate; frozen ones are left out."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for factor, parameter in self._factors():
+            if factor > 0:
+                groups.setdefault(factor, []).append(parameter)
+        return groups
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """Also keeps the statistics of frozen norms."""
+        super().train(mode)
+        for module in self.backbone.network.modules():
+            own = list(module.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
+        return self
+
+    def _freeze(self) -> None:
+        for factor, parameter in self._factors():
+            parameter.requires_grad_(factor > 0)
+        self.train(self.training)
+
+    def _factors(self) -> list[tuple[float, nn.Parameter]]:
+        found = [(self.factors.get("head", 1.0), parameter) for parameter in self.head.parameters()]
+        for name, parameter in self.backbone.named_parameters():
+            path = name.removeprefix("network.")
+            special = [key for key in self.factors if path == key or path.startswith(key + ".")]
+            part = "encoder" if name in self._encoder else "decoder"
+            found.append((self.factors[max(special, key=len)] if special else self.factors.get(part, 1.0), parameter))
+        return found
+
+    def _check_rates(self) -> None:
+        known = {"encoder", "decoder", "head", *(name for name, _ in self.backbone.network.named_modules() if name)}
+        for name, factor in self.factors.items():
+            if name not in known:
+                shown = {"encoder", "decoder", "head", *(key for key in known if "." not in key)}
+                raise InputError(f"rates: there is no part '{name}' of the network{nearest(name, shown)}")
+            if factor < 0:
+                raise InputError(f"rates: a factor of the learning rate is 0 or more, not {factor} for '{name}'.")
+
+    # --- whole visits -------------------------------------------------------------------------------------------------
+
+    def segment(self, image: Tensor, affine: Tensor) -> Tensor:
+        """``(D, H, W)`` class of each voxel of a visit ``(C, D, H, W)``, whatever its spacing."""
+        own = geo.spacing(affine)
+        return segment(image, own, self.spacing, self._probability, self.views.size, self.overlap)
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Mean Dice of the structures of a whole visit; ``val/loss``, 1 less it, is what ``best.ckpt`` goes by."""
+        predicted, truth = self._segmented(batch), self.class_of(_label(batch))
+        dice = dice_scores(predicted, truth, self.known_classes().number)[1:].nanmean()
+        self.log_dict({"val/loss": 1 - dice, "val/dice": dice}, prog_bar=True, batch_size=1, sync_dist=True)
+
+    def test_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor | None]:  # type: ignore[override]
+        """Prediction and truth of a whole visit, in classes; scored by :class:`.report.SegmentationReport`."""
+        truth = None if batch.labels is None else self.class_of(_label(batch))
+        return {"predicted": self._segmented(batch), "truth": truth}
+
+    def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Label map of a whole visit; written by :class:`.writer.SegmentationWriter`."""
+        return {"label": self.label_values[self._segmented(batch)]}
+
+    def on_test_start(self) -> None:
+        """Checks the labels of the test visits."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        rows = data.labelled_rows("test")
+        if not (data.table["split"] == "test").any():
+            raise InputError(f"There are no visits to test on, because of this: {data.summary}")
+        if not len(rows):
+            raise InputError("No test visit has a label; give labels, or use `lssl predict` to segment without them.")
+        refuse_unknown(self.known_classes(), count_labels(data, rows), _names(data, rows))
+        if self.trainer.world_size > 1:
+            raise InputError("trainer.devices: the visits of a subject are scored together; test on one device.")
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Scores in ``test``, files in ``predict``."""
+        from lssl.segmentation.report import SegmentationReport
+        from lssl.segmentation.writer import SegmentationWriter
+
+        return [SegmentationReport(), SegmentationWriter()]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The classes, so that prediction needs no labels."""
+        classes = self.known_classes()
+        checkpoint["classes"] = {"names": classes.names, "values": classes.values, "open": classes.open}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes the head that the weights are for."""
+        if "classes" not in checkpoint:
+            raise InputError(
+                "ckpt_path: not a checkpoint of a Segmenter; give it as model.init_args.pretrained in fit."
+            )
+        classes = Classes(**checkpoint["classes"])
+        if self.classes is None:
+            state = checkpoint["state_dict"]
+            self.build(classes, state["spacing"], state["other_side"], state["supervised.weight"])
+        elif self.classes != classes:
+            raise InputError("ckpt_path: it was trained on other classes than the labelled visits hold now.")
+
+    def known_classes(self) -> Classes:
+        """The classes; refuses an untrained Segmenter, which has none."""
+        if self.classes is None:
+            raise InputError("A Segmenter learns its classes in `lssl fit`; give its checkpoint with --ckpt_path.")
+        return self.classes
+
+    def _probability(self, image: Tensor) -> Tensor:
+        return self.logits(image).float().softmax(1)
+
+    def _segmented(self, batch: PairBatch) -> Tensor:
+        return self.segment(batch.images[0, 0], batch.affines[0, 0])
+
+
+def _label(batch: PairBatch) -> Tensor:
+    """``(D, H, W)`` of a visit that stands alone in its batch."""
+    assert batch.labels is not None
+    return batch.labels[0, 0]
+
+
+def _names(data: LabelledData, rows: np.ndarray) -> dict[int, str]:
+    """How messages call the visits in some rows."""
+    table = data.table
+    return {int(row): f"{table['subject'].iat[row]} {table['session'].iat[row]}".strip() for row in rows}

@@ -1,0 +1,127 @@
+"""SegmentationWriter: ``lssl predict`` of a Segmenter leaves NIfTI label maps and a table of volumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from lightning.pytorch.utilities import rank_zero_info
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+
+import lssl
+from lssl.runs.folder import keep
+
+__all__ = ["SegmentationWriter", "write_label"]
+
+FOLDER = "segmentations"
+
+
+class SegmentationWriter(L.Callback):
+    """Writes a BIDS derivative below the run folder, ``segmentations/``.
+
+    ``sub-…/ses-…/anat/sub-…_ses-…_desc-lssl_dseg.nii.gz`` lies on the grid and affine of the visit's own file, axes as
+    stored there; it holds the label values that were learned (of a class of several, the first), which
+    ``desc-lssl_dseg.tsv`` names. ``volumes.csv`` holds subject, session, age, structure and mm³. Files appear whole or
+    not at all; an earlier ``volumes.csv`` is kept under a numbered name.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Says what the folder is, and what the values mean."""
+        self.rows, classes = [], pl_module.known_classes()
+        folder = _folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {"Name": "lssl segmentations", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
+        made = {**about, "GeneratedBy": [{"Name": "lssl", "Version": lssl.__version__}]}
+        _write_text(folder / "dataset_description.json", json.dumps(made, indent=1) + "\n")
+        lines = [f"{values[0]}\t{name}" for name, values in zip(classes.names, classes.values, strict=True)]
+        _write_text(folder / "desc-lssl_dseg.tsv", "\n".join(["index\tname", *lines]) + "\n")
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Writes one visit; Lightning keeps what predict_step returned, so the label map is taken out of it."""
+        visit = trainer.datamodule.table.iloc[int(batch.session[0, 0])]  # type: ignore[attr-defined]
+        label = outputs.pop("label").cpu().numpy()
+        affine = batch.affines[0, 0].cpu().numpy()
+        entities = [_entity("sub", visit["subject"])] + [_entity("ses", visit["session"])] * bool(visit["session"])
+        name = "_".join([*entities, "desc-lssl_dseg.nii.gz"])
+        path = _folder(trainer).joinpath(*entities, "anat", name)
+        write_label(path, label, affine, str(visit["image"]) if "image" in visit else "")
+        classes = pl_module.classes
+        size = abs(np.linalg.det(affine[:3, :3]))
+        for structure, values in zip(classes.names, classes.values, strict=True):
+            mm3 = round(float((label == values[0]).sum() * size), 3)
+            of = {"subject": visit["subject"], "session": visit["session"], "age": visit["age"]}
+            self.rows.append({**of, "structure": structure, "mm3": mm3})
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The volumes; with several processes each writes those of its visits, ``volumes.1.csv`` and so on."""
+        rank = trainer.global_rank
+        path = _folder(trainer) / ("volumes.csv" if rank == 0 else f"volumes.{rank}.csv")
+        keep(path)
+        _write_text(path, pd.DataFrame(self.rows).to_csv(index=False))
+        rank_zero_info(f"Segmentations and volumes: {_folder(trainer)}")
+
+
+def write_label(path: Path, label: np.ndarray, affine: np.ndarray, source: str = "") -> None:
+    """Writes a label map whole or not at all.
+
+    Args:
+        path: ``….nii.gz``.
+        label: ``(D, H, W)`` int16 in closest canonical axes.
+        affine: ``(4, 4)`` of it.
+        source: the NIfTI file that was segmented, whose grid, axes and space codes the result takes; if there is none,
+            the label map is written as it is.
+    """
+    image = nib.Nifti1Image(label.astype(np.int16), affine)
+    if source.endswith((".nii", ".nii.gz")) and os.path.exists(source):
+        of: Any = nib.load(source)
+        turned = ornt_transform(axcodes2ornt("RAS"), io_orientation(of.affine))
+        image = nib.Nifti1Image(apply_orientation(label, turned).astype(np.int16), of.affine)
+        if isinstance(of, nib.Nifti1Image):
+            image.header.set_xyzt_units(*of.header.get_xyzt_units())
+            image.set_qform(of.get_qform(), int(of.header["qform_code"]))
+            image.set_sform(of.get_sform(), int(of.header["sform_code"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name.removesuffix('.nii.gz')}.part.nii.gz")
+    try:
+        nib.save(image, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _entity(key: str, name: str) -> str:
+    """``sub-01`` from ``01`` or ``sub-01``; BIDS allows letters and digits."""
+    return f"{key}-{re.sub('[^A-Za-z0-9]', '', name.removeprefix(f'{key}-'))}"
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _folder(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / FOLDER

@@ -1,0 +1,36 @@
+"""Mistakes of the user: one exception, one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["InputError", "input_error", "nearest", "positive"]
+
+
+class InputError(ValueError):
+    """What was wrong, where, and what to do, in one sentence; the command line prints it without a traceback."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` or, if nothing is near, ``; there are …``, to end a sentence with."""
+    known = sorted(known)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{matches[0]}'?" if matches else f"; there are {', '.join(known)}."
+
+
+def input_error(error: BaseException | None) -> InputError | None:
+    """The InputError that an exception is, stems from, or quotes (as those from a DataLoader's workers do)."""
+    while error is not None:
+        if isinstance(error, InputError):
+            _, quoted, sentence = str(error).rpartition("lssl.utils.errors.InputError: ")
+            return InputError(sentence.strip()) if quoted else error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def positive(**values: float) -> None:
+    """Refuses numbers that are not above 0, by their names."""
+    for name, value in values.items():
+        if not value > 0:  # NaN neither
+            raise InputError(f"{name}: give a number above 0, not {value}.")

@@ -1,0 +1,62 @@
+"""Corresponding points of two views: where a tap of both shows the same place of the frame."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lssl.networks.feature_geometry import Tap
+from lssl.views import geometry as geo
+from lssl.views.sampler import View
+
+__all__ = ["at_points", "corresponding_points", "draw"]
+
+
+def corresponding_points(
+    first: View, second: View, tap: Tap, count: int, generator: torch.Generator, foreground: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Draws features of view 1's lattice that view 2 shows too, uniformly and without replacement.
+
+    Args:
+        first: view 1, whose lattice the points lie on.
+        second: view 2, whose features are interpolated there.
+        tap: where the features lie.
+        count: points wanted per sample; fewer if the lattice is smaller.
+        generator: on the CPU.
+        foreground: only points of the foreground of both views, where there are any.
+
+    Returns:
+        ``(B, K, 3)`` places in mm, and ``(B,)`` float weights: 0 for a sample without any such point (its places are
+        then arbitrary), else 1. If a sample has fewer than K, its own are repeated.
+    """
+    size = [n // s for n, s in zip(first.size, tap.stride, strict=True)]
+    count = min(count, math.prod(size))
+    tries = min(8 * count, math.prod(size))
+    scores = torch.rand(len(first.image), math.prod(size), generator=generator)
+    index = scores.topk(tries, dim=1).indices.to(first.affine.device, non_blocking=True)
+    own = geo.lattice(size, first.affine.device)[index]
+    places = geo.transform(geo.feature_affine(first.affine, tap.stride, tap.offset), own)
+    other = geo.transform(geo.inverse(geo.feature_affine(second.affine, tap.stride, tap.offset)), places)
+    seen = geo.contains(other, size) & first.shows(places) & second.shows(places)
+    if foreground:
+        inside = seen & first.shows(places, foreground=True) & second.shows(places, foreground=True)
+        seen = torch.where(inside.any(1, keepdim=True), inside, seen)
+    taken = draw(seen, count)
+    return places.gather(1, taken[..., None].expand(-1, -1, 3)), seen.any(1).float()
+
+
+def draw(valid: Tensor, count: int) -> Tensor:
+    """The first ``count`` true columns of each row of ``(B, N)`` as indices ``(B, K)``, ``K = min(count, N)``.
+
+    A row with fewer repeats its own; of a row with none, the indices are arbitrary.
+    """
+    order = valid.int().argsort(dim=1, descending=True, stable=True)
+    found = valid.sum(1, keepdim=True).clamp_min(1)
+    return order.gather(1, torch.arange(min(count, valid.shape[1]), device=order.device) % found)
+
+
+def at_points(features: Tensor, view: View, tap: Tap, points: Tensor) -> Tensor:
+    """Features ``(B, C, ...)`` of a tap at points ``(B, K, 3)`` of the frame, as ``(B, K, C)`` float32."""
+    return geo.sample(features, geo.feature_affine(view.affine, tap.stride, tap.offset), points)

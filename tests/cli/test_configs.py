@@ -1,0 +1,243 @@
+"""Every shipped YAML runs, through the same door a user takes, with a tiny override."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+import torch
+import yaml
+from helpers import ROOT, TINY_NET, fit, resolved, tiny
+from jsonargparse import ArgumentParser
+
+from lssl.checkpoint import load_strategy
+from lssl.cli.main import main
+from lssl.correspondence.matchers import EmbeddingMatcher, Matcher, whole
+from lssl.datamodules.phantom import PhantomDataModule
+from lssl.synthetic.phantom_image import scan
+
+
+@pytest.mark.parametrize("config", ["demo.yaml", "longitudinal_local.yaml", "paper/longitudinal_local.yaml"])
+def test_methods(config, tmp_path):
+    heads = ["--model.init_args.hidden=16", "--model.init_args.projection=16", "--model.init_args.bottleneck=8"]
+    run = fit(tmp_path, config, options=[*heads, "--model.init_args.samples=16"], backbone=TINY_NET)
+    assert (run / "config.yaml").is_file()
+    assert (run / "metrics.csv").read_text().count("\n") >= 2
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize("objective", ["SimCLR", "MoCo", "BYOL", "VICReg"])
+def test_global_contrastive_changes_its_objective_in_one_line(objective, tmp_path):
+    run = fit(
+        tmp_path,
+        "global_contrastive.yaml",
+        options=[f"--model.init_args.objective={objective}", "--data.init_args.batch_size=4"],
+        backbone=TINY_NET,
+    )
+    chosen = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["objective"]
+    assert chosen["class_path"] == f"lssl.strategies.global_contrastive.{objective}"
+    assert set(chosen["init_args"].values()) <= {
+        None,
+        0.2,
+        2048,
+        0.999,
+        3,
+        "batch",
+    }  # none inherited from another class
+    assert "val/similarity" in (run / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("network", [None, pytest.param("swin_unetr", marks=pytest.mark.slow), "unetr"])
+def test_anatomical_invariance_on_every_kind_of_network(network, tmp_path):
+    options = ["--model.init_args.hidden=16", "--model.init_args.prototypes=8", "--data.init_args.batch_size=2"]
+    options += ["--model.init_args.block=8", "--trainer.max_steps=1", "--model.init_args.encoder=bottleneck"]
+    configs, groups = ["anatomical_invariance.yaml"], {"backbone": TINY_NET}
+    if network == "swin_unetr":
+        configs.append("backbone/swin_unetr.yaml")
+        small = {"depths": [1, 1, 1, 1], "feature_size": 12}
+        groups = {"backbone": {"network": {"init_args": small}}, "views": {"size": 64}}
+    elif network == "unetr":
+        configs.append("backbone/unetr.yaml")
+        small = {"img_size": 32, "feature_size": 4, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2}
+        groups = {"backbone": {"network": {"init_args": small}}}
+        options[3] = "--model.init_args.block=16"
+    if network == "swin_unetr":
+        options += ["--data.init_args.size=72", "--data.init_args.subjects=3", "--data.init_args.split=[0.7,0.3,0.0]"]
+    run = fit(tmp_path, *configs, options=options, **groups)
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    assert ("masking.token" in state) == (network is not None)
+    log = (run / "metrics.csv").read_text()
+    assert all(name in log for name in ("train/inter", "train/intra", "train/match/same_visit", "val/match/score"))
+
+
+def test_masked_autoencoder(tmp_path):
+    run = fit(tmp_path, "masked_autoencoder.yaml", options=["--model.init_args.block=8"], backbone=TINY_NET)
+    log = (run / "metrics.csv").read_text()
+    assert all(name in log for name in ("train/reconstruction", "train/explained", "val/explained"))
+
+
+def test_the_frame_pairs_no_subjects_that_share_none(tmp_path, bids, capsys):
+    options = ["--model.init_args.hidden=16", "--model.init_args.block=8", "--data.init_args.source_size=null"]
+    data = {"class_path": "VisitsDataModule", "init_args": {"root": str(bids)}}
+    config = "anatomical_invariance.yaml"
+    with pytest.raises(SystemExit) as stop:
+        fit(tmp_path, config, options=options, backbone=TINY_NET, data=data)
+    assert stop.value.code == 2
+    assert "share no frame" in capsys.readouterr().err
+    run = fit(tmp_path, config, options=[*options, "--data.init_args.common_frame=true"], backbone=TINY_NET, data=data)
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_anatomical_embedding_ends_with_its_landmarks_and_plugs_into_the_matcher(tmp_path, capsys):
+    options = [
+        "--model.init_args.fine=decoder.1",
+        "--model.init_args.coarse=bottleneck",
+        "--data.init_args.batch_size=2",
+    ]
+    options += ["--data.init_args.split=[0.5,0.5,0.0]", "--model.init_args.anchors=8"]
+    run = fit(tmp_path, "anatomical_embedding.yaml", options=options, backbone=TINY_NET)
+    assert "Landmarks found again" in capsys.readouterr().out
+    errors = json.loads((run / "landmarks.json").read_text())
+    assert errors.keys() == {"untrained", "trained"}
+    assert all(math.isfinite(value) for value in errors["trained"].values())
+    assert errors["trained"]["subjects/frame"] == errors["untrained"]["subjects/frame"] > 0
+
+    path = run / "checkpoints" / "last.ckpt"
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Matcher, "matcher")
+    config = {"class_path": "lssl.correspondence.matchers.EmbeddingMatcher", "init_args": {"embedding": str(path)}}
+    assert isinstance(parser.instantiate(parser.parse_object({"matcher": config})).matcher, EmbeddingMatcher)
+    strategy = load_strategy(path)
+    assert type(strategy).__name__ == "AnatomicalEmbedding"
+    weights = torch.load(path, weights_only=False)["state_dict"]
+    assert all(torch.equal(value, weights[name]) for name, value in strategy.state_dict().items())
+    data = PhantomDataModule(subjects=2, visits=2, size=40, spacing=5.0, batch_size=2, split=(1.0, 0.0, 0.0))
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    points = torch.zeros(2, 5, 3, dtype=torch.float64) + 10 * torch.arange(5)[:, None]
+    one, other = (EmbeddingMatcher(e).match(points, whole(batch, 0), whole(batch, 1)) for e in (str(path), strategy))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("config", ["prior_guided_local.yaml", "prior_guided_local_multiscale.yaml"])
+@pytest.mark.parametrize("objective", ["cosine", "info_nce", "vicreg"])
+def test_prior_guided_local_changes_its_objective_in_one_line(config, objective, tmp_path):
+    options = [f"--model.init_args.objective={objective}", "--model.init_args.hidden=16", "--views.size=64"]
+    options += ["--data.init_args.size=72", "--data.init_args.spacing=3", "--data.init_args.batch_size=2"]
+    run = fit(tmp_path, config, options=options, backbone=TINY_NET)
+    assert "train/skipped" in (run / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "smaller"),
+    [
+        ("segresnet.yaml", 32, {"init_filters": 8}),
+        ("dynunet.yaml", 32, {"filters": [4, 4, 8, 8, 8]}),
+        ("swin_unetr.yaml", 64, {"feature_size": 12}),
+    ],
+)
+def test_backbones(backbone, size, smaller, tmp_path):
+    options = [f"--backbone.network.init_args.{name}={value}" for name, value in smaller.items()]
+    options += [f"--views.size={size}", f"--data.init_args.size={size}", "--trainer.max_steps=1"]
+    run = fit(tmp_path, "longitudinal_local.yaml", f"backbone/{backbone}", options=options)
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
+def test_loggers(logger, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = fit(tmp_path, "demo.yaml", f"logger/{logger}.yaml", options=["--trainer.callbacks=null"], backbone=TINY_NET)
+    written = {"csv": "metrics.csv", "tensorboard": "events.out.tfevents.*", "wandb": "wandb/offline-run-*/*.wandb"}
+    assert len(list(run.glob(written[logger]))) == 1
+
+
+def test_logger_by_one_line(tmp_path):
+    run = fit(tmp_path, "demo.yaml", options=["--trainer.callbacks=null", "--trainer.logger=TensorBoardLogger"])
+    assert list(run.glob("events.out.tfevents.*"))
+
+
+def test_data_phantom(tmp_path):
+    options = ["--data.init_args.subjects=4", "--data.init_args.size=40", "--data.init_args.spacing=5"]
+    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
+    main([*args, "--config", str(ROOT / "configs/data/phantom.yaml"), *options, "--trainer.callbacks=null"])
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_data_label_maps(tmp_path):
+    (tmp_path / "maps").mkdir()
+    for number in range(3):
+        made = scan(0, number, 0, 0.0, (40, 44, 40), 4.0)
+        path = tmp_path / "maps" / f"sub-{number}_dseg.nii.gz"
+        nib.save(nib.Nifti1Image(made.label.numpy(), made.affine.numpy()), path)
+    options = [f"--data.init_args.root={tmp_path / 'maps'}", "--data.init_args.size=40", "--data.init_args.spacing=4"]
+    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
+    options += ["--data.init_args.split=[0.34,0.33,0.33]", "--trainer.callbacks=null"]
+    main([*args, "--config", str(ROOT / "configs/data/label_maps.yaml"), *options])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_data_visits(tmp_path, bids):
+    options = [f"--data.init_args.root={bids}", "--data.init_args.num_workers=0", "--trainer.callbacks=null"]
+    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
+    main([*args, "--config", str(ROOT / "configs/data/visits.yaml"), *options])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_data_prepared(tmp_path, bids):
+    """From a BIDS folder to a trained network, in two commands."""
+    for spare in ("sub-03", "sub-04", "sub-05"):
+        shutil.rmtree(bids / spare)
+    main(["prepare", str(bids), str(tmp_path / "prepared"), "--spacing", "4"])
+    options = [f"--data.init_args.root={tmp_path / 'prepared'}", "--data.init_args.num_workers=0"]
+    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
+    main([*args, "--config", str(ROOT / "configs/data/prepared.yaml"), *options, "--trainer.callbacks=null"])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+EARLY = '--trainer.callbacks={"class_path": "EarlyStopping", "init_args": {"monitor": "val/dice", "mode": "max"}}'
+
+
+def test_finetuning_from_scratch_and_from_a_checkpoint_is_one_line(tmp_path):
+    """tests/test_segmenter.py follows what comes of finetune.yaml."""
+    (tmp_path / "pretraining").mkdir()
+    run = fit(tmp_path / "pretraining", "demo.yaml", options=["--trainer.callbacks=null", "--trainer.max_steps=1"])
+    for pretrained in ("null", str(run / "checkpoints" / "last.ckpt")):
+        options = [f"--model.init_args.pretrained={pretrained}", "--data.init_args.labelled.steps=1"]
+        options += ["--data.init_args.spacing=4.5", "--trainer.max_steps=1", EARLY]
+        tuned = fit(tmp_path, "finetune.yaml", options=options)
+        assert "val/dice" in (tuned / "metrics.csv").read_text()
+
+
+def test_every_config_is_run():
+    """A new YAML must be named in a test above, or among the plans in tests/benchmark."""
+    text = Path(__file__).read_text() + (Path(__file__).parents[1] / "benchmark/test_benchmark_command.py").read_text()
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        stem = path.stem if path.parent.name in ("logger",) else path.name
+        assert stem in text, f"configs/{path.relative_to(ROOT / 'configs')} is run by no test"
+
+
+def test_paper_preset_is_the_published_recipe(capsys):
+    config = yaml.safe_load(resolved(capsys, "--config", str(ROOT / "configs/paper/longitudinal_local.yaml")))
+    assert config["views"]["geometry"] == config["views"]["intensity"] == "shared"
+    assert config["backbone"]["padding"] == "reflect"
+    model = config["model"]["init_args"]
+    assert (model["hidden"], model["projection"], model["bottleneck"], model["samples"]) == (2048, 2048, 512, 128)
+    assert model["weights"] == {
+        "similarity": 1.0, "variance": 1e-3, "covariance": 1e-3, "orthogonality": 100.0, "reconstruction": 10.0,
+    }  # fmt: skip
+    assert model["optimizer"]["class_path"] == "torch.optim.Adam"
+    assert model["optimizer"]["init_args"]["betas"] == [0.5, 0.999]
+
+
+def test_two_runs_with_one_seed_agree_to_the_bit(tmp_path):
+    losses = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        run = fit(tmp_path / name, "demo.yaml", options=["--trainer.callbacks=null"], backbone=TINY_NET)
+        losses.append((run / "metrics.csv").read_text())
+        weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+        losses.append({key: value.clone() for key, value in weights.items()})
+    assert losses[0] == losses[2]
+    assert all(torch.equal(value, losses[3][key]) for key, value in losses[1].items())

@@ -1,0 +1,148 @@
+"""Few-shot: which labels training sees, how labelled and unlabelled pairs come, and single files."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lssl.data.datamodule import PairDataModule
+from lssl.data.few_shot import Labelled, choose_labelled
+from lssl.datamodules.phantom import PhantomDataModule
+from lssl.datamodules.visits import VisitsDataModule
+from lssl.utils.errors import InputError
+
+SUBJECT = np.repeat(np.arange(6), 3)
+ROWS = np.flatnonzero(np.arange(18) % 3 < 2)  # two of three visits are labelled
+
+
+def test_all_labels_by_default():
+    assert choose_labelled(ROWS, SUBJECT, Labelled()).tolist() == ROWS.tolist()
+
+
+def test_one_shot_rotates_with_the_seed():
+    chosen = [choose_labelled(ROWS, SUBJECT, Labelled(subjects=1, visits=1, seed=seed)) for seed in range(6)]
+    assert all(len(rows) == 1 and rows[0] in ROWS for rows in chosen)
+    assert sorted(SUBJECT[rows[0]] for rows in chosen) == list(range(6))
+    again = choose_labelled(ROWS, SUBJECT, Labelled(subjects=1, visits=1, seed=3))
+    assert again.tolist() == chosen[3].tolist()
+
+
+def test_several_subjects_with_all_their_visits():
+    rows = choose_labelled(ROWS, SUBJECT, Labelled(subjects=2, seed=1))
+    assert len(rows) == 4
+    other = choose_labelled(ROWS, SUBJECT, Labelled(subjects=2, seed=2))
+    assert not set(SUBJECT[rows]) & set(SUBJECT[other])
+    with pytest.raises(InputError, match="7 subjects are asked for, but 6 training subjects have a label"):
+        choose_labelled(ROWS, SUBJECT, Labelled(subjects=7))
+
+
+@pytest.mark.parametrize("wrong", [{"subjects": 0}, {"visits": 0}, {"batch_size": 0}, {"steps": 0}])
+def test_refused_numbers(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Labelled(**wrong)
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    few = Labelled(subjects=1, visits=1, batch_size=2, steps=3)
+    data = PhantomDataModule(subjects=5, visits=2, size=16, spacing=12.0, split=(0.6, 0.2, 0.2), labelled=few)
+    data.setup("fit")
+    return data
+
+
+def test_pretraining_is_as_before(phantom):
+    phantom.supervised = False
+    assert next(iter(phantom.train_dataloader())).labels is not None
+
+
+def test_labels_of_all_but_the_chosen_visit_are_withheld(phantom):
+    phantom.supervise(unlabelled_pairs=True)
+    loaders = phantom.train_dataloader()
+    (row,) = phantom.labelled_rows("train")
+    labelled = list(loaders["labelled"])
+    assert len(labelled) == 3
+    for batch in labelled:
+        assert batch.session.tolist() == [[row, row]] * 2
+        assert (batch.labels >= 0).all()
+    for batch in loaders["unlabelled"]:
+        assert batch.labels is None
+        assert (batch.session[:, 0] != batch.session[:, 1]).all()
+    phantom.supervise(unlabelled_pairs=False)
+    assert set(phantom.train_dataloader()) == {"labelled"}
+
+
+def test_held_out_visits_come_once_and_whole(phantom):
+    phantom.supervise(unlabelled_pairs=False)
+    for loader, split in ((phantom.val_dataloader(), "val"), (phantom.test_dataloader(), "test")):
+        rows = [batch.session[0].tolist() for batch in loader]
+        expected = np.flatnonzero(phantom.table["split"] == split)
+        assert rows == [[row, row] for row in expected]
+    assert next(iter(phantom.val_dataloader())).images.shape[-3:] == (16, 16, 16)
+
+
+def test_both_orders_continue_from_a_checkpoint(phantom):
+    phantom.supervise(unlabelled_pairs=True)
+    loaders = phantom.train_dataloader()
+    for loader in loaders.values():
+        list(loader)
+    state = phantom.state_dict()
+    following = {name: list(loader.sampler) for name, loader in loaders.items()}
+    fresh = PhantomDataModule(
+        subjects=5, visits=2, size=16, spacing=12.0, split=(0.6, 0.2, 0.2), labelled=phantom.labelled
+    )
+    fresh.cache = phantom.cache
+    fresh.setup("fit")
+    fresh.supervise(unlabelled_pairs=True)
+    fresh.load_state_dict(state)
+    assert {name: list(loader.sampler) for name, loader in fresh.train_dataloader().items()} == following
+    assert len({seed for *_, seed in following["labelled"]}) == 6  # boxes are drawn anew for every item
+
+
+def test_no_label_at_all(bids):
+    data = VisitsDataModule(bids)
+    data.setup("fit")
+    data.supervise(unlabelled_pairs=True)
+    assert not len(data.labelled_rows("train"))
+    with pytest.raises(InputError, match="no labelled visit to train on"):
+        data.train_dataloader()
+
+
+def test_a_single_file(bids):
+    path = next(bids.glob("sub-02/ses-M012/anat/*.nii.gz"))
+    data = VisitsDataModule(path)
+    data.setup("predict")
+    assert data.table[["subject", "session"]].to_numpy().tolist() == [["sub-02", "ses-M012"]]
+    (batch,) = data.predict_dataloader()
+    assert batch.images.shape == (1, 2, 1, 40, 40, 40)
+    with pytest.raises(InputError, match="is no NIfTI file"):
+        VisitsDataModule(__file__).setup("predict")
+
+
+def test_prediction_takes_visits_on_other_grids(bids):
+    path = next(bids.glob("sub-02/ses-M012/anat/*.nii.gz"))
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:30], image.affine), path)
+    with pytest.raises(InputError, match="different grids"):
+        VisitsDataModule(bids).setup("fit")
+    data = VisitsDataModule(bids)
+    data.setup("predict")
+    assert len(data.table) == 10
+
+
+@pytest.mark.parametrize(("value", "words"), [(0.5, "not whole numbers"), (-2, "negative value -2")])
+def test_labels_that_are_none(value, words, bids):
+    for image in bids.glob("sub-*/ses-*/anat/*_T1w.nii.gz"):
+        of = nib.load(image)
+        label = np.full(of.shape, value, np.float32)
+        nib.save(nib.Nifti1Image(label, of.affine), image.with_name(image.name.replace("T1w", "dseg")))
+    data = VisitsDataModule(bids, labels="{subject}/{session}/anat/*_dseg.nii.gz")
+    data.setup("fit")
+    assert data.has_label().all()
+    with pytest.raises(InputError, match=words):
+        data.read_label(0)
+
+
+def test_voxel_size_from_the_headers(bids):
+    data = VisitsDataModule(bids)
+    data.setup("fit")
+    np.testing.assert_allclose(data.voxel_size(), [4, 4, 4])
+    assert isinstance(data, PairDataModule)

@@ -1,0 +1,314 @@
+"""Pairs, splits, order and source boxes."""
+
+from __future__ import annotations
+
+import pickle
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lssl.data import loading
+from lssl.data.batch import PairBatch, Visit
+from lssl.data.datamodule import PairDataModule
+from lssl.data.pairs import build_pairs, given_split, order_visits, split_subjects
+from lssl.utils.errors import InputError
+
+SHAPE = (20, 24, 22)
+
+
+def table_of(**times) -> pd.DataFrame:
+    """A visit table from subject=[time of each visit]."""
+    rows = [
+        (subject, f"ses-{number}", np.nan, float(time))
+        for subject, visits in times.items()
+        for number, time in enumerate(visits, 1)
+    ]
+    return pd.DataFrame(rows, columns=["subject", "session", "age", "time"])
+
+
+class Toy(PairDataModule):
+    """Visits whose voxels hold the row of the visit plus a ramp that tells where they come from."""
+
+    def __init__(self, table: pd.DataFrame, **options) -> None:
+        super().__init__(**options)
+        self.rows = table
+
+    def visit_table(self) -> pd.DataFrame:
+        return self.rows
+
+    def read(self, row: int) -> Visit:
+        ramp = torch.arange(20 * 24 * 22, dtype=torch.float32).reshape(1, *SHAPE)
+        foreground = torch.zeros(SHAPE, dtype=torch.bool)
+        foreground[12:19, 4:9, 10:20] = True
+        affine = torch.diag(torch.tensor([2.0, 1.0, 1.5, 1.0], dtype=torch.float64))
+        return Visit(ramp + row / 100, affine, foreground)
+
+
+COHORT = {f"p{number:02d}": [0, 1, 2] if number < 4 else [0] for number in range(14)}
+
+
+def toy(**options) -> Toy:
+    source = Toy(table_of(**COHORT), **options)
+    source.setup()
+    return source
+
+
+def pairs_of(policy: str, shortest: float = 0.0, longest: float | None = None, **times) -> list[list[int]]:
+    return build_pairs(order_visits(table_of(**times)), policy, shortest, longest).pairs.tolist()
+
+
+def test_policies_choose_pairs_in_time_order():
+    cohort = {"a": [0, 1, 3], "b": [0], "c": [0, 2]}
+    assert pairs_of("any", **cohort) == [[0, 1], [0, 2], [1, 2], [4, 5]]
+    assert pairs_of("all", **cohort) == pairs_of("any", **cohort)
+    assert pairs_of("consecutive", **cohort) == [[0, 1], [1, 2], [4, 5]]
+    assert pairs_of("baseline", **cohort) == [[0, 1], [0, 2], [4, 5]]
+
+
+def test_intervals_are_inclusive_and_counted():
+    table = order_visits(table_of(a=[0, 1, 3], b=[0], c=[0, np.nan], d=[0, 9]))
+    index = build_pairs(table, "any", 2.0, 3.0)
+    assert index.pairs.tolist() == [[0, 2], [1, 2]]
+    assert index.singles.tolist() == [3]
+    assert index.excluded == [
+        "1 pair closer than min_interval (2 years)",
+        "1 pair further apart than max_interval (3 years)",
+        "1 pair of unknown interval, which the limits on the interval do not allow",
+        "2 subjects with several visits but no pair left",
+    ]
+    assert index.pairs.dtype == index.singles.dtype == np.int32
+
+
+def test_pairs_equal_a_plain_loop():
+    rng = np.random.default_rng(3)
+    table = order_visits(table_of(**{f"s{i}": np.sort(rng.random(rng.integers(1, 7)) * 5) for i in range(60)}))
+    wanted = [
+        [i, j]
+        for i in range(len(table))
+        for j in range(i + 1, len(table))
+        if table["subject"][i] == table["subject"][j] and 1 <= table["time"][j] - table["time"][i] <= 3
+    ]
+    assert build_pairs(table, "any", 1.0, 3.0).pairs.tolist() == wanted
+
+
+def test_visits_sort_by_time_else_by_the_numbers_in_their_label():
+    table = table_of(b=[2, 0, 1])
+    assert order_visits(table)["session"].tolist() == ["ses-2", "ses-3", "ses-1"]
+    unknown = table_of(a=[np.nan] * 11).sample(frac=1, random_state=1)
+    assert order_visits(unknown)["session"].tolist() == [f"ses-{number}" for number in range(1, 12)]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (table_of(), "visit table is empty"),
+        (table_of(a=[0, 1]).assign(session="ses-1"), "Duplicate visit: a ses-1 stands 2 times"),
+        (table_of(a=[0, 1]).assign(session=["ses-1", None]), "Row 2 of the visit table has no session"),
+        (table_of(a=[1, np.nan, 0]), "times of a contradict the order of its sessions: ses-3 is earlier than ses-1"),
+    ],
+)
+def test_bad_tables_are_refused(table, message):
+    with pytest.raises(InputError, match=message):
+        order_visits(table)
+
+
+def test_split_depends_on_seed_and_name_only():
+    names, group = [f"p{i}" for i in range(200)], np.arange(200) % 2
+    split = split_subjects(names, group, (0.7, 0.2, 0.1), seed=1)
+    assert np.bincount(split).tolist() == [140, 40, 20]
+    assert np.bincount(split[group == 0]).tolist() == [70, 20, 10]
+    back = split_subjects(names[::-1], group[::-1], (0.7, 0.2, 0.1), seed=1)
+    assert (back[::-1] == split).all()
+    assert (split_subjects(names, group, (0.7, 0.2, 0.1), seed=2) != split).any()
+
+
+@pytest.mark.parametrize(("number", "wanted"), [(1, [1, 0, 0]), (2, [2, 0, 0]), (3, [2, 1, 0]), (13, [11, 1, 1])])
+def test_small_cohorts_keep_training_and_validation(number, wanted):
+    split = split_subjects([str(i) for i in range(number)], np.zeros(number, int), (0.8, 0.1, 0.1), 0)
+    assert np.bincount(split, minlength=3).tolist() == wanted
+
+
+def test_validation_gets_a_subject_when_every_group_is_small():
+    split = split_subjects(list("abcd"), np.array([0, 0, 1, 1]), (0.8, 0.1, 0.1), 0)
+    assert np.bincount(split, minlength=3).tolist() == [3, 1, 0]
+    assert split_subjects(list("abcd"), np.zeros(4, int), (0, 0, 1), 0).tolist() == [2] * 4
+
+
+def test_split_of_the_table_is_followed_and_checked():
+    table = order_visits(table_of(a=[0, 1], b=[0])).assign(split=["val", "val", "test"])
+    subject = np.array([0, 0, 1])
+    assert given_split(table, subject).tolist() == [1, 2]
+    with pytest.raises(InputError, match="split of b ses-1 is 'holdout'"):
+        given_split(table.assign(split=["val", "val", "holdout"]), subject)
+    with pytest.raises(InputError, match="Visits of a stand in different splits"):
+        given_split(table.assign(split=["val", "train", "test"]), subject)
+
+
+def test_summary_counts_everything():
+    source = toy(max_interval=1.5)
+    assert source.summary == (
+        "14 subjects, 22 visits: 8 pairs from 4 subjects (train 6, val 2, test 0); 10 single visits used as "
+        "same-visit pairs (train 8, val 1, test 1); excluded: 4 pairs further apart than max_interval (1.5 years)."
+    )
+    dropped = toy(single_visits="drop")
+    assert "excluded: 10 single visits (single_visits: drop)" in dropped.summary
+    assert (dropped.train_pairs[:, 0] != dropped.train_pairs[:, 1]).all()
+    assert len(source.subjects) == 14
+    assert source.train_pairs.dtype == np.int32
+
+
+def test_one_pair_per_subject_and_epoch_or_all():
+    source = toy()
+    sampler = source.train_dataloader().sampler
+    epochs = []
+    for _ in range(40):
+        epochs.append(list(sampler))
+    subject = source._subject
+    for order in epochs:
+        assert sorted(subject[row] for row, _, _ in order) == sorted(set(subject[source.train_pairs[:, 0]]))
+    drawn = {(row, later) for order in epochs for row, later, _ in order}
+    assert drawn == set(map(tuple, source.train_pairs.tolist()))
+    assert len({seed for order in epochs for _, _, seed in order}) == 40 * len(epochs[0])
+    for options in ({"pairs": "all"}, {"pairs_per_subject": "all"}):
+        every = list(toy(**options).train_dataloader().sampler)
+        assert sorted(item[:2] for item in every) == sorted(map(tuple, source.train_pairs.tolist()))
+
+
+def test_order_is_repeatable_and_changes_with_epoch_and_seed():
+    sampler = toy().train_dataloader().sampler
+    first = list(sampler)
+    assert first == list(toy().train_dataloader().sampler)
+    assert first != list(toy(seed=1).train_dataloader().sampler)
+    second = list(sampler)
+    assert second != first
+    resumed = toy()
+    resumed.load_state_dict({"epoch": 1})
+    assert list(resumed.train_dataloader().sampler) == second
+    assert resumed.state_dict() == {"epoch": 2}
+
+
+def test_ranks_share_one_order_evenly(monkeypatch):
+    whole = list(toy().train_dataloader().sampler)
+    monkeypatch.setattr(loading.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(loading.distributed, "get_world_size", lambda: 4)
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr(loading.distributed, "get_rank", lambda rank=rank: rank)
+        shares.append(list(toy().train_dataloader().sampler))
+    assert {len(share) for share in shares} == {-(-len(whole) // 4)}
+    together = [item[:2] for turn in zip(*shares, strict=True) for item in turn]
+    assert together[: len(whole)] == [item[:2] for item in whole]
+    assert together[len(whole) :] == together[: len(together) - len(whole)]
+
+
+def contents(loader) -> list[PairBatch]:
+    return list(loader)
+
+
+def test_batches_do_not_depend_on_workers():
+    plain = contents(toy(source_size=8).train_dataloader())
+    loader = toy(source_size=8, num_workers=2).train_dataloader()
+    for one, two in zip(plain, contents(loader), strict=True):
+        assert torch.equal(one.images, two.images)
+        assert torch.equal(one.affines, two.affines)
+        assert torch.equal(one.session, two.session)
+
+
+def test_a_dataset_travels_to_spawned_workers_without_the_trainer():
+    source = toy()
+    source.trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    dataset = pickle.loads(pickle.dumps(source.train_dataloader().dataset))
+    assert dataset.read.__self__.trainer is None
+    assert source.trainer is not None
+    assert len(dataset) == len(source.train_pairs)
+
+
+def test_both_visits_give_the_same_box_and_the_affine_says_where():
+    for batch in contents(toy(source_size=(8, 30, 9)).train_dataloader()):
+        assert batch.images.shape[3:] == (8, 24, 9)
+        assert (batch.extent == torch.tensor([8, 24, 9])).all()
+        place = batch.images.float() - batch.session[:, :, None, None, None, None] / 100
+        torch.testing.assert_close(place[:, 0], place[:, 1], atol=1e-2, rtol=0)
+        corner = batch.affines[..., :3, 3] / torch.tensor([2.0, 1.0, 1.5])
+        index = corner[..., 0] * 24 * 22 + corner[..., 1] * 22 + corner[..., 2]
+        torch.testing.assert_close(place[:, :, 0, 0, 0, 0].double(), index, atol=1e-2, rtol=0)
+        assert batch.foreground.any((2, 3, 4)).all()
+
+
+def test_evaluation_takes_every_pair_in_order_centred_on_the_foreground():
+    source = toy(source_size=8, batch_size=3)
+    batches = contents(source.val_dataloader())
+    assert torch.cat([batch.session for batch in batches]).tolist() == source.val_pairs.tolist()
+    corner = batches[0].affines[0, 0, :3, 3] / torch.tensor([2.0, 1.0, 1.5])
+    assert corner.tolist() == [11.0, 2.0, 11.0]  # foreground 12:19, 4:9, 10:20 in a box of 8
+
+
+def test_prediction_takes_every_visit_once_and_whole():
+    batches = contents(toy(source_size=8, single_visits="drop").predict_dataloader())
+    assert [batch.session.tolist() for batch in batches] == [[[row, row]] for row in range(22)]
+    assert batches[0].images.shape == (1, 2, 1, *SHAPE)
+
+
+def test_subject_session_and_age_come_from_the_table():
+    table = order_visits(table_of(a=[0, 1], b=[0])).assign(age=[50.0, 51.0, np.nan])
+    source = Toy(table, split=(1, 0, 0))
+    source.setup()
+    first, second = source.train_dataloader().dataset[0]
+    assert (first.subject, first.session, first.age, second.session, second.age) == (0, 0, 50.0, 1, 51.0)
+
+
+class AddNoise:
+    def __call__(self, visit: Visit) -> Visit:
+        visit.image = visit.image + torch.rand(())
+        return visit
+
+
+def test_a_random_transform_is_repeatable_and_independent_for_a_same_visit_pair():
+    singles = Toy(table_of(a=[0], b=[0]), split=(1, 0, 0), transform=AddNoise())
+    singles.setup()
+    torch.manual_seed(1)
+    one = contents(singles.train_dataloader())[0]
+    torch.manual_seed(2)
+    two = contents(singles.train_dataloader())[0]
+    assert torch.equal(one.images, two.images)
+    assert (one.images[:, 0] != one.images[:, 1]).any()
+
+
+def test_last_batch_is_dropped_only_when_there_are_others():
+    assert toy(batch_size=50).train_dataloader().drop_last is False
+    assert toy(batch_size=2).train_dataloader().drop_last is True
+
+
+def test_no_pairs_says_why():
+    source = Toy(table_of(a=[0], b=[0]), single_visits="drop")
+    source.setup()
+    with pytest.raises(InputError, match=r"no pairs of visits to train on.*2 single visits \(single_visits: drop\)"):
+        source.train_dataloader()
+    assert source.val_dataloader() == []
+    with pytest.raises(InputError, match="There are no pairs of visits to test on"):
+        source.test_dataloader()
+
+
+def test_crop_must_fit():
+    source = toy(source_size=16)
+    source.check_crop((16, 16, 16))
+    with pytest.raises(InputError, match="20×20×21 voxels do not fit into source_size 16×16×16"):
+        source.check_crop((20, 20, 21))
+    with pytest.raises(InputError, match="do not fit into 22 visits, the smallest being p00 ses-1 with 20×24×22"):
+        source.check_crop((24, 24, 16))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": (0.8, 0.1, 0.2)}, "three shares"),
+        ({"source_size": (64, 0, 64)}, r"source_size is \[64, 0, 64\]"),
+        ({"min_interval": 2.0, "max_interval": 1.0}, r"max_interval \(1\) is below min_interval \(2\)"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(InputError, match=message):
+        Toy(table_of(a=[0, 1]), **options)

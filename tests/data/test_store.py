@@ -1,0 +1,118 @@
+"""The visit file: what goes in comes out, box by box, and a broken file says so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lssl.data import STEP
+from lssl.data.nifti import intensity_range, scale
+from lssl.data.store import quantise, read_stored, write_stored
+from lssl.utils.errors import InputError
+from lssl.utils.files import fingerprint, whole
+
+SHAPE = (70, 40, 50)
+AFFINE = np.diag([1.0, 1.0, 1.0, 1.0])
+AFFINE[:3, 3] = (-3, 5, 7)
+
+
+@pytest.fixture
+def visit(tmp_path):
+    rng = np.random.default_rng(0)
+    foreground = np.zeros(SHAPE, bool)
+    foreground[10:50, 5:30, 8:40] = True
+    raw = np.stack([foreground * rng.gamma(5, 40, SHAPE), foreground * rng.gamma(3, 900, SHAPE)]).astype(np.float32)
+    limits = [intensity_range(image, foreground) for image in raw]
+    scaled = np.stack([scale(image, foreground, one) for image, one in zip(raw, limits, strict=True)])
+    label = rng.integers(0, 2000, SHAPE).astype(np.int16)
+    path = tmp_path / "v.b2nd"
+    size = write_stored(path, scaled, foreground, label, AFFINE, ["T1w", "FLAIR"], limits, {"subject": "a"})
+    assert size == path.stat().st_size
+    return path, raw, scaled, foreground, label
+
+
+def test_a_box_is_the_part_of_the_whole(visit):
+    path, _, scaled, foreground, label = visit
+    stored = read_stored(path)
+    assert stored.shape == SHAPE
+    assert stored.channels == ["T1w", "FLAIR"]
+    assert stored.origin == {"subject": "a"}
+    np.testing.assert_array_equal(stored.affine, AFFINE)
+    image, mask, classes = stored.box((30, 2, 11), (33, 20, 17))
+    window = (slice(30, 63), slice(2, 22), slice(11, 28))
+    assert image.dtype == np.int16
+    np.testing.assert_allclose(image * STEP, scaled[(slice(None), *window)], atol=0.51 * STEP)
+    np.testing.assert_array_equal(mask, foreground[window])
+    np.testing.assert_array_equal(classes, label[window])
+
+
+def test_raw_intensities_come_back(visit):
+    path, raw, *_ = visit
+    stored = read_stored(path)
+    steps = [STEP * (high - low) for low, high in stored.limits]
+    for number in range(2):
+        assert np.abs(stored.raw()[number] - raw[number]).max() <= 0.51 * steps[number]
+    error = (stored.raw()[0] - raw[0])[raw[0] > 0]
+    assert error.std() / raw[0][raw[0] > 0].std() < 3e-3
+
+
+def test_signed_images_come_back_above_their_background(tmp_path):
+    rng = np.random.default_rng(0)
+    foreground = np.ones(SHAPE, bool)
+    raw = rng.standard_normal(SHAPE).astype(np.float32)
+    limits = intensity_range(raw, foreground)
+    write_stored(tmp_path / "v", scale(raw, foreground, limits)[None], foreground, None, AFFINE, ["T1w"], [limits], {})
+    back = read_stored(tmp_path / "v").raw()[0]
+    kept = raw >= limits[0]
+    assert kept.mean() > 0.998
+    assert np.abs(back - raw)[kept].max() <= 0.51 * STEP * (limits[1] - limits[0])
+
+
+def test_places_and_bounds_tell_of_the_foreground(visit):
+    stored = read_stored(visit[0])
+    assert len(stored.places) == 512
+    assert visit[3][tuple(stored.places.T)].all()
+    assert stored.bounds.tolist() == [[10, 5, 8], [50, 30, 40]]
+    assert np.abs(stored.places.mean(0) - [29.5, 17, 23.5]).max() < 2
+    assert not stored.box((0, 0, 0), (2, 2, 2))[1].any()
+
+
+def test_the_brightest_voxels_are_cut_off_not_wrapped():
+    assert quantise(np.array([0.0, 1.0, 40.0, -40.0])).tolist() == [0, 1000, 16383, -16384]
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "short"])
+def test_broken_files_are_named(damage, visit):
+    path = visit[0]
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "text":
+        path.write_text("no array" * 100)
+    if damage == "short":
+        path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"v.b2nd .*run `lssl prepare` again"):
+        read_stored(path).box((0, 0, 0), (8, 8, 8))
+
+
+def test_nothing_half_written_takes_the_name(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def interrupted() -> None:
+        with whole(target) as part:
+            part.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_touched_file_is_read_again_and_found_the_same(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("one")
+    known = fingerprint(str(path))
+    assert fingerprint(str(path), known) is known
+    path.write_text("two")
+    assert fingerprint(str(path), known)["hash"] != known["hash"]

@@ -1,0 +1,78 @@
+"""When the monitor warns, and what it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lssl.evaluation.health import collapses, shortcuts
+from lssl.metrics import EffectiveRank, FeatureStd
+
+ALIVE = {"spread": 0.8, "scale": 0.2, "rank": 6.0, "matching": 0.4, "shortcut": 0.9}
+
+
+def at(tap: str = "decoder.1", **changed: float) -> dict[str, float]:
+    return {f"{kind}/{tap}": value for kind, value in {**ALIVE, **changed}.items()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "numbers", "remedy"),
+    [
+        ({"spread": 0.04}, "spread 0.040, was 0.800", "negatives"),
+        ({"scale": 1e-4}, "scale 0.0001, was 0.2", "weight decay"),
+        ({"rank": 1.2}, "effective rank 1.2, was 6.0", "covariance"),
+        ({"spread": float("nan"), "rank": float("nan")}, "no longer finite", "learning rate"),
+    ],
+)
+def test_each_collapse_is_named_with_its_numbers_and_a_remedy(changed, numbers, remedy):
+    found = collapses({**at(**changed), **at("encoder.0")}, {**at(), **at("encoder.0")})
+    assert found.keys() == {"decoder.1"}
+    assert numbers in found["decoder.1"]
+    assert remedy in found["decoder.1"]
+
+
+def test_healthy_features_and_taps_that_never_gave_a_number_raise_nothing():
+    assert collapses(at(), at()) == {}
+    assert collapses(at(spread=0.06, scale=0.001, rank=1.6), at()) == {}
+    assert collapses(at(scale=6e-4), at(scale=7e-4)) == {}  # small, as it was
+    nothing = at(spread=float("nan"), scale=float("nan"), rank=float("nan"))
+    assert collapses(nothing, nothing) == {}
+
+
+def test_a_network_that_starts_so_has_not_collapsed():
+    low = at(spread=0.04, rank=1.3)
+    assert collapses(low, low) == {}
+    assert collapses(at(rank=1.0), at(rank=1.0)) == {}  # one channel
+    assert collapses(at(spread=0.015, rank=1.3), low).keys() == {"decoder.1"}
+    assert collapses(at(spread=0.04, rank=1.1), low).keys() == {"decoder.1"}
+
+
+def test_a_resumed_run_that_knows_no_beginning_still_sees_a_collapse():
+    assert collapses(at(spread=0.01), {}).keys() == {"decoder.1"}
+    assert collapses(at(), {}) == {}
+
+
+def test_what_the_docstring_derives():
+    """Features m + e with |e| = |m| / 20 lie at the threshold, and so does a line with noise of a twentieth."""
+    draw = torch.Generator().manual_seed(0)
+    common, own = torch.ones(8) / 8**0.5, torch.randn(5000, 8, generator=draw) / 8**0.5
+    spread, rank = FeatureStd(8), EffectiveRank(8)
+    spread.update(common + own / 20)
+    assert 0.04 < spread.compute().item() < 0.055
+    along = torch.randn(5000, 1, generator=draw)
+    rank.update(along * common + torch.randn(5000, 8, generator=draw) / 80)
+    assert 1.3 < rank.compute().item() < 1.6
+
+
+def test_the_shortcut_needs_both_and_an_early_step():
+    for step, changed, seen in (
+        (100, {"matching": 1.0}, True),
+        (100, {"matching": 1.0, "shortcut": 0.1}, False),
+        (100, {"matching": 0.9}, False),
+        (5000, {"matching": 1.0}, False),
+    ):
+        assert bool(shortcuts(at(**changed), step)) == seen
+    text = shortcuts(at(matching=1.0), 100)["decoder.1"]
+    assert "100% of voxels" in text
+    assert "R² 0.90" in text
+    assert "views.geometry independent" in text

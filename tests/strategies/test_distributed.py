@@ -1,0 +1,411 @@
+"""Two processes that share a batch learn what one process with the whole batch learns.
+
+Two gloo processes run every case once, side by side; the tests compare what they wrote down with one process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing, nn
+
+import lssl.losses.aligned_cosine
+import lssl.losses.nt_xent
+from lssl.data.batch import PairBatch
+from lssl.losses import AlignedCosine, DenseInfoNCE, NTXent
+from lssl.networks.backbone import Backbone
+from lssl.networks.queue import KeyQueue
+from lssl.strategies import prior_guided_local
+from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
+from lssl.strategies.longitudinal_local import LongitudinalLocal
+from lssl.strategies.masked_autoencoder import MaskedAutoencoder
+from lssl.strategies.prior_guided_local import PriorGuidedLocal
+from lssl.strategy import Strategy
+from lssl.utils.distributed import alone, gather, rank, weighted_mean, world_size
+from lssl.utils.errors import InputError
+from lssl.views.sampler import View, ViewSampler
+
+RANKS, PAIRS = 2, 4
+SUBJECTS = torch.tensor([0, 1, 2, 0])  # the first and the last pair are of one subject, on different ranks
+AGES = torch.tensor([[40.0, 42.0], [50.0, 50.5], [60.0, 66.0], [30.0, float("nan")]])
+LATTICE = 4**3
+Views = tuple[View, View, PairBatch]
+
+# --- what is computed, here on the whole batch and there on a rank's half ---------------------------------------------
+
+
+def common() -> dict:
+    network = nn.Sequential(
+        nn.Conv3d(1, 4, 3, stride=2, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv3d(4, 6, 3, stride=2, padding=1)
+    )
+    return {"backbone": Backbone(network, {"deep": "3"}), "views": ViewSampler(16)}
+
+
+def global_contrastive(objective: type, **settings) -> GlobalContrastive:
+    narrow = {"hidden": 16, "projection": 8, "norm": "layer"}
+    if objective is MoCo:
+        narrow["queue"] = 16
+    strategy = GlobalContrastive(taps=["deep"], objective=partial(objective, **narrow), **settings, **common())
+    if objective is MoCo:
+        queue = strategy.objective.queue
+        queue.keys.normal_()
+        queue.owner[:11] = torch.tensor([7, 0, 1, 8, 2, 0, 9, 7, 1, 6, 5])  # some of the batch; the rest stay empty
+    return strategy
+
+
+def prior_guided(objective: str, **settings) -> PriorGuidedLocal:
+    """``samples`` below the lattice's size: voxels are drawn."""
+    narrow = {"hidden": 16, "projection": 8, "norm": "layer", "fewest": 8, "samples": 40, "exclusion": 5.0}
+    return PriorGuidedLocal(taps=["deep"], objective=objective, **{**narrow, **settings}, **common())
+
+
+def longitudinal(objective: str) -> LongitudinalLocal:
+    only = {"weights": {name: float(name == "similarity") for name in LongitudinalLocal.TERMS}}
+    taps = {"encoder_taps": ["deep"], "decoder_taps": []}
+    narrow = {"hidden": 16, "projection": 8, "bottleneck": 6, "samples": 16}
+    strategy = LongitudinalLocal(objective=objective, **taps, **narrow, **only, **common())
+    return strategy.eval()  # its heads' batch norm would see half the rows
+
+
+def masked(**settings) -> MaskedAutoencoder:
+    """As many blocks as others have places; they do not fit into the view, so that masks differ in size."""
+    network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv3d(4, 6, 3, padding=1))
+    return MaskedAutoencoder(
+        Backbone(network, {"deep": "3"}), block=5, mask_ratio=0.5, views=ViewSampler(16), **settings
+    )
+
+
+GLOBAL = (SimCLR, MoCo, BYOL, VICReg)
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    **{kind.__name__: partial(global_contrastive, kind) for kind in GLOBAL},
+    **{f"{kind.__name__} by interval": partial(global_contrastive, kind, interval=3.0) for kind in GLOBAL},
+    **{f"PGL {kind}": partial(prior_guided, kind) for kind in ("cosine", "info_nce", "vicreg")},
+    "PGL all terms": partial(prior_guided, "cosine", weights={"variance": 2.0, "covariance": 2.0}),
+    "masked": masked,
+    **{f"longitudinal {kind}": partial(longitudinal, kind) for kind in ("cosine", "info_nce")},
+}
+PGL = [name for name in STRATEGIES if name.startswith("PGL")]
+LONGITUDINAL = [name for name in STRATEGIES if name.startswith("longitudinal")]
+#: Strategy and the batch it sees: in ``air`` and ``apart`` the second rank has nothing to compare.
+CASES = [
+    *((name, "full") for name in STRATEGIES),
+    *((name, "air") for name in PGL),
+    *((name, "apart") for name in [*PGL, *LONGITUDINAL]),
+]
+
+
+def gradients(name: str, data: Views, offset: int = 0) -> dict[str, Tensor]:
+    """Of the weighted sum of terms; ``offset`` is the number of pairs that ranks before this one have."""
+    torch.manual_seed(0)
+    strategy = STRATEGIES[name]()
+    if strategy.teacher is not None:  # else it would start equal to the network
+        with torch.no_grad():
+            for parameter in strategy.teacher.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    strategy.generator.manual_seed(0)
+    torch.rand(offset, LATTICE, generator=strategy.generator)  # what these draw, so that each pair's voxels are its own
+    terms = strategy.terms(*data)
+    loss = torch.stack([strategy.weights.get(term, 1.0) * value for term, value in terms.items()]).sum()
+    loss.backward()
+    trained = {name: parameter for name, parameter in strategy.named_parameters() if parameter.requires_grad}
+    found = {name: parameter.grad for name, parameter in trained.items()}
+    return {"loss": loss.detach(), **found}
+
+
+def part(data: object, rows: slice) -> object:
+    """Some pairs of a view or a batch."""
+    tensors = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+    return type(data)(**{name: None if tensor is None else tensor[rows] for name, tensor in tensors.items()})
+
+
+def dense_rows() -> list[Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    z1, z2 = (torch.randn(PAIRS, 9, 5, generator=draw) for _ in range(2))
+    places = 12 * torch.rand(PAIRS, 9, 3, generator=draw, dtype=torch.float64)
+    return [z1, z2, places]
+
+
+WEIGHTS = {"mixed": [1.0, 0.0, 0.5, 2.0], "one rank": [1.0, 0.5, 0.0, 0.0], "none": [0.0, 0.0, 0.0, 0.0]}
+
+
+def loss_gradients(kind: str, weights: str, rows: slice) -> dict[str, Tensor]:
+    """Of a loss on plain rows, with respect to them; beyond ``rows`` they are zero."""
+    z1, z2, places = dense_rows()
+    z1.requires_grad_()
+    weight = torch.tensor(WEIGHTS[weights])[rows]
+    if kind == "DenseInfoNCE":
+        value = DenseInfoNCE()(z1[rows], z2[rows], places[rows], weight)
+    elif kind == "NTXent":
+        value = NTXent()(z1[rows, 0], z2[rows, 0], SUBJECTS[rows], weight)
+    else:
+        value = AlignedCosine()(z1[rows], z2[rows], places[rows, :, 0] > 4, weight)
+    value.backward()
+    return {"loss": value.detach(), "rows": z1.grad}
+
+
+LOSS_CASES = [(kind, weights) for kind in ("DenseInfoNCE", "NTXent", "AlignedCosine") for weights in WEIGHTS]
+
+
+# --- deliberate mistakes ----------------------------------------------------------------------------------------------
+
+
+def detached(rows: Tensor) -> Tensor:
+    """The common gather: other ranks' rows are constants."""
+    parts = [torch.empty(rows.shape, dtype=rows.dtype) for _ in range(world_size())]
+    distributed.all_gather(parts, rows.detach().contiguous())
+    parts[rank()] = rows
+    return torch.cat(parts)
+
+
+def by_own_weights(values: Tensor, weight: Tensor | None = None) -> Tensor:
+    """A mean over what this rank holds."""
+    weight = torch.ones_like(values) if weight is None else weight
+    return (weight * values).sum() / weight.sum().clamp_min(1e-6)
+
+
+#: Case, module, name → what it is replaced by.
+MISTAKES = {
+    "detached gather in SimCLR": (("SimCLR", "full"), lssl.losses.nt_xent, "gather", detached),
+    "detached gather in VICReg": (("PGL vicreg", "full"), prior_guided_local, "gather", detached),
+    "mean over a rank's own weights": (
+        ("PGL cosine", "air"),
+        lssl.losses.aligned_cosine,
+        "weighted_mean",
+        by_own_weights,
+    ),
+}
+
+
+@contextmanager
+def replaced(module: object, name: str, value: object) -> Iterator[None]:
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------
+
+
+def averaged(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As distributed training does."""
+    for tensor in found.values():
+        distributed.all_reduce(tensor)
+        tensor /= RANKS
+    return found
+
+
+def work(own: int, folder: str) -> None:
+    """What each of the two processes does; rank 0's results and rank 1's are written down."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=own, world_size=RANKS, timeout=timedelta(seconds=120)
+    )
+    rows = slice(own * PAIRS // RANKS, (own + 1) * PAIRS // RANKS)
+    whole = torch.load(f"{folder}/batches.pt", weights_only=False)
+    halves = {name: tuple(part(data, rows) for data in views) for name, views in whole.items()}
+    results = {case: averaged(gradients(case[0], halves[case[1]], rows.start)) for case in CASES}
+    for name, (case, *mistake) in MISTAKES.items():
+        with replaced(*mistake):
+            results[name] = averaged(gradients(case[0], halves[case[1]], rows.start))
+    results |= {case: averaged(loss_gradients(*case, rows)) for case in LOSS_CASES}
+    results |= {f"gather {name}": gather(value) for name, value in ragged(own).items()}
+    results["rank"] = rank(), world_size()
+    results["queue"] = queued(own)
+    if own == 0:  # the other does not take part: asking it would wait for the time limit
+        results["alone"] = by_oneself(rows)
+    results["together again"] = gather(torch.tensor([own])), world_size()
+    torch.save(results, f"{folder}/results{own}.pt")
+    distributed.destroy_process_group()
+
+
+def ragged(own: int) -> dict[str, Tensor]:
+    """Rows of other types and memory layouts."""
+    rows = torch.arange(12.0).view(3, 2, 2) + 100 * own
+    return {"plain": rows, "transposed": rows.transpose(0, 1), "long": rows.long()[:, 0, 0], "strided": rows[:, :, 1]}
+
+
+def queued(own: int) -> dict[str, Tensor]:
+    """After two pushes of three keys into seven places: the last three, then the first two of the next round."""
+    queue = KeyQueue(7, 2)
+    for step in range(2):
+        numbers = 10 * step + 5 * own + torch.arange(3)
+        queue.push(numbers[:, None].float().expand(3, 2), 100 + numbers)
+    return queue.state_dict()
+
+
+def by_oneself(rows: slice) -> dict[str, Tensor]:
+    values, weight = torch.tensor([1.0, 3.0]), torch.tensor([1.0, 3.0])
+    with alone():
+        with alone():
+            pass
+        found = {"gather": gather(values), "mean": weighted_mean(values), "weighted": weighted_mean(values, weight)}
+        found["size"], found["rank"] = torch.tensor(world_size()), torch.tensor(rank())
+        return found | loss_gradients("NTXent", "mixed", rows)
+
+
+# --- and one ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def batches(make_batch) -> dict[str, Views]:
+    """Views of four pairs; of the last two, one view may show air alone (``air``), or another place (``apart``)."""
+    batch = dataclasses.replace(make_batch(PAIRS), subject=SUBJECTS, ages=AGES)
+    first, second = ViewSampler(16)(batch, torch.Generator().manual_seed(0))
+    affine, foreground = second.affine.clone(), second.source_foreground.clone()
+    affine[2:, :3, 3] += 1000.0
+    foreground[2:] = False
+    return {
+        "full": (first, second, batch),
+        "air": (first, dataclasses.replace(second, source_foreground=foreground), batch),
+        "apart": (first, dataclasses.replace(second, affine=affine), batch),
+    }
+
+
+@pytest.fixture(scope="module")
+def together(batches, tmp_path_factory) -> list[dict]:
+    """What each rank wrote down."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.save(batches, folder / "batches.pt")
+    multiprocessing.spawn(work, (str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"results{own}.pt", weights_only=False) for own in range(RANKS)]
+
+
+def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Norm of the difference over the norm, of all gradients together."""
+    one, two = (torch.cat([g[name].flatten() for name in expected if name != "loss"]) for g in (found, expected))
+    return ((one - two).norm() / two.norm()).item()
+
+
+@pytest.mark.parametrize("case", CASES, ids=", ".join)
+def test_the_average_of_the_ranks_gradients_is_that_of_the_whole_batch(case: tuple[str, str], batches, together):
+    expected = gradients(case[0], batches[case[1]])
+    found = together[0][case]
+    assert found.keys() == expected.keys()
+    norms = {name: gradient.norm().item() for name, gradient in expected.items() if name != "loss"}
+    total = sum(norm**2 for norm in norms.values()) ** 0.5
+    assert total > 1e-3
+    assert error(found, expected) < 1e-5
+    for name, norm in norms.items():
+        if norm > 1e-3 * total:
+            assert (found[name] - expected[name]).norm().item() < 1e-5 * norm, name
+    assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-5)
+    assert all(torch.equal(found[name], together[1][case][name]) for name in found)
+
+
+@pytest.mark.parametrize("name", PGL)
+def test_with_nothing_to_compare_every_parameter_keeps_a_gradient_of_zero(name: str, batches):
+    """Else distributed training would wait for it; and ``skipped`` pairs must not pull at the weights."""
+    pairs = slice(2, 4)
+    found = gradients(name, tuple(part(data, pairs) for data in batches["apart"]))
+    for parameter, gradient in found.items():
+        assert gradient is not None, parameter
+        assert gradient.abs().max() == 0, parameter
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_the_comparison_finds_mistakes(name: str, batches, together):
+    (strategy, data), *_ = MISTAKES[name]
+    assert error(together[0][name], gradients(strategy, batches[data])) > 1e-2
+
+
+@pytest.mark.parametrize("case", LOSS_CASES, ids=", ".join)
+def test_losses_with_weights_are_those_of_the_whole_batch(case: tuple[str, str], together):
+    expected = loss_gradients(*case, slice(None))
+    found = together[0][case]
+    torch.testing.assert_close(found["loss"], expected["loss"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found["rows"], expected["rows"], rtol=1e-5, atol=1e-7)
+    assert (expected["rows"].norm() > 1e-3) == (case[1] != "none")
+
+
+@pytest.mark.parametrize("kind", ["plain", "transposed", "long", "strided"])
+def test_gather_is_in_rank_order_whatever_the_layout(kind: str, together):
+    expected = torch.cat([ragged(own)[kind] for own in range(RANKS)])
+    for results in together:
+        assert torch.equal(results[f"gather {kind}"], expected)
+
+
+def test_each_process_knows_its_place(together):
+    assert [results["rank"] for results in together] == [(0, 2), (1, 2)]
+
+
+def test_queue_holds_the_keys_of_all_ranks_in_rank_order(together):
+    for results in together:
+        queue = results["queue"]  # pushed: 0 1 2, 5 6 7; then 10 11 12, 15 16 17
+        assert queue["keys"][:, 0].tolist() == [11, 12, 15, 16, 17, 7, 10]
+        assert queue["owner"].tolist() == [111, 112, 115, 116, 117, 107, 110]
+        assert queue["place"].item() == 5
+
+
+def test_alone_asks_no_other_process(together):
+    found = together[0]["alone"]
+    assert found["gather"].tolist() == [1, 3]
+    assert found["mean"].item() == 2
+    assert found["weighted"].item() == 2.5
+    assert (found["size"].item(), found["rank"].item()) == (1, 0)
+    expected = loss_gradients("NTXent", "mixed", slice(0, 2))
+    for name in ("loss", "rows"):
+        torch.testing.assert_close(found[name], expected[name])
+    for results in together:
+        assert results["together again"][0].tolist() == [0, 1]
+        assert results["together again"][1] == RANKS
+
+
+# --- without a group --------------------------------------------------------------------------------------------------
+
+
+def test_without_a_group_everything_is_plain():
+    assert (world_size(), rank()) == (1, 0)
+    rows = torch.randn(3, 2, requires_grad=True)
+    assert gather(rows) is rows
+    values, weight = torch.tensor([1.0, 3.0, 8.0], requires_grad=True), torch.tensor([1.0, 0.0, 3.0])
+    assert weighted_mean(values).item() == 4
+    mean = weighted_mean(values, weight)
+    assert mean.item() == 25 / 4
+    assert torch.autograd.grad(mean, values)[0].tolist() == [0.25, 0, 0.75]
+    with alone():
+        assert (world_size(), rank()) == (1, 0)
+
+
+def test_gather_hands_contiguous_memory_to_the_backend(monkeypatch):
+    """Backends exchange raw memory: some refuse other layouts, some mix up the elements (pytorch/pytorch#163483)."""
+    handed = []
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(distributed, "all_gather", lambda parts, own: handed.extend([*parts, own]))
+    NTXent()(torch.randn(3, 4), torch.randn(3, 4), torch.arange(3))
+    assert len(handed) == 6
+    assert all(tensor.is_contiguous() for tensor in handed)
+
+
+def test_no_weight_at_all_is_an_exact_zero_with_a_graph():
+    values = torch.randn(3, requires_grad=True)
+    mean = weighted_mean(values, torch.zeros(3))
+    assert mean.item() == 0
+    assert torch.autograd.grad(mean, values)[0].tolist() == [0, 0, 0]
+
+
+def test_weights_below_one_are_still_a_mean():
+    assert weighted_mean(torch.full((4,), 3.0), torch.full((4,), 1e-3)).item() == pytest.approx(3)
+
+
+def test_weights_receive_no_gradient_through_their_sum():
+    values, weight = torch.tensor([1.0, 3.0]), torch.ones(2, requires_grad=True)
+    assert torch.autograd.grad(weighted_mean(values, weight), weight)[0].tolist() == [0.5, 1.5]
+
+
+def test_alone_ends_with_an_error_too(monkeypatch):
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 3)
+    with pytest.raises(InputError, match="'neverland'"), alone():
+        common()["backbone"].check_taps(["neverland"])
+    assert world_size() == 3

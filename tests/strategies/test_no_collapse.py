@@ -1,0 +1,140 @@
+"""Two hundred steps on the phantom leave every objective's representation alive, and a made collapse is seen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lssl import Backbone, Strategy, ViewSampler
+from lssl.data.batch import collate
+from lssl.datamodules.phantom import PhantomDataModule
+from lssl.metrics import EffectiveRank
+from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
+from lssl.strategies.anatomical_invariance import AnatomicalInvariance
+from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
+from lssl.strategies.masked_autoencoder import MaskedAutoencoder
+from lssl.strategies.prior_guided_local import PriorGuidedLocal
+from lssl.views.intensity import Contrast, Noise
+
+STEPS, PAIRS = 200, 8
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Sixteen subjects of two visits each, drawn once."""
+    data = PhantomDataModule(subjects=16, visits=2, size=28, spacing=6.5, split=(1.0, 0.0, 0.0))
+    data.setup("fit")
+    return [data._dataset(data.train_pairs, None)[number] for number in range(16)]
+
+
+def backbone() -> Backbone:
+    """Strided convolutions; the deep tap is a raw convolution, as the default U-Net's are."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, after in ((1, 16), (16, 32), (32, 32)):
+        layers += [nn.Conv3d(before, after, 3, stride=2, padding=1), nn.BatchNorm3d(after), nn.ReLU()]
+    return Backbone(nn.Sequential(*layers), {"mid": "3", "deep": "6"})
+
+
+def views() -> ViewSampler:
+    return ViewSampler(24, same_visit=0.5, flip_together=False, transforms=[Contrast(), Noise()])
+
+
+def train(strategy: Strategy, pairs: list) -> Strategy:
+    """AdamW with a cosine, and the teacher, as the trainer would."""
+    strategy.train()
+    optimizer = torch.optim.AdamW([p for p in strategy.parameters() if p.requires_grad], lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for step in range(STEPS):
+        strategy.generator.manual_seed(step)
+        chosen = torch.randperm(len(pairs), generator=strategy.generator)[:PAIRS].tolist()
+        batch = collate([pairs[number] for number in chosen])
+        terms = strategy.terms(*strategy.sample(batch), batch)
+        optimizer.zero_grad()
+        sum(strategy.weights.get(name, 1.0) * value for name, value in terms.items()).backward()
+        optimizer.step()
+        schedule.step()
+        strategy.advance((step + 1) / STEPS)
+    return strategy
+
+
+@torch.no_grad()
+def health(strategy: Strategy, pairs: list, tap: str) -> tuple[float, float]:
+    """Of fresh views in evaluation mode: effective rank of the tap's voxels, and spread of the projections."""
+    strategy.eval().generator.manual_seed(-1)
+    batch = collate(pairs)
+    first, second = strategy.sample(batch)
+    strategy.terms(first, second, batch)
+    features = strategy.backbone(torch.cat([first.image, second.image]), [tap])[tap]
+    rank = EffectiveRank(features.shape[1])
+    rank.update(features.flatten(2).transpose(1, 2).flatten(0, 1))
+    return float(rank.compute()), float(strategy.notes.get("spread", strategy.notes.get("explained")))
+
+
+def globally(objective, weights=None, **options) -> GlobalContrastive:
+    return GlobalContrastive(
+        backbone(), ("deep",), lambda n: objective(n, 256, 64, **options), weights=weights, views=views()
+    )
+
+
+def locally(objective, **options) -> PriorGuidedLocal:
+    return PriorGuidedLocal(
+        backbone(), ("mid",), objective=objective, hidden=128, projection=64, views=views(), **options
+    )
+
+
+def anatomically(**options) -> AnatomicalEmbedding:
+    sampler = ViewSampler(24, same_visit=0.5, transforms=[Contrast(), Noise()])  # mirrored together: left is not right
+    small = {"anchors": 16, "coarse_anchors": 16, "hard": 64, "diverse": 32, "others": 64, "temperature": 0.1}
+    return AnatomicalEmbedding(backbone(), "mid", "deep", views=sampler, **{**small, **options})
+
+
+def invariantly(objective: str) -> AnatomicalInvariance:
+    sampler = ViewSampler(24, overlap=0.6, transforms=[Contrast(), Noise()])
+    small = {"hidden": 128, "projection": 64, "prototypes": 128, "block": 8, "other_subject": 0.5}
+    only = {"reconstruction": 0.0}
+    return AnatomicalInvariance(backbone(), "deep", "mid", objective=objective, weights=only, views=sampler, **small)
+
+
+def masked() -> MaskedAutoencoder:
+    """It has no embedding; how much it explains of what is hidden stands for the spread."""
+    up = [nn.ConvTranspose3d(32, 4, 8, stride=8)]
+    network = nn.Sequential(*backbone().network, *up)
+    return MaskedAutoencoder(Backbone(network, {"mid": "3", "deep": "6"}), 0.5, 6, views=views())
+
+
+OBJECTIVES = {
+    "SimCLR": lambda: globally(SimCLR),
+    "MoCo": lambda: globally(MoCo, queue=128),
+    "BYOL": lambda: globally(BYOL),
+    "VICReg": lambda: globally(VICReg),
+    "cosine": lambda: locally("cosine"),
+    "info_nce": lambda: locally("info_nce"),
+    "vicreg": lambda: locally("vicreg"),
+    "anatomical": anatomically,
+    "Alice, DINO": lambda: invariantly("dino"),
+    "Alice, InfoNCE": lambda: invariantly("info_nce"),
+    "masked": masked,
+}
+COLLAPSING = {
+    "VICReg": lambda: globally(VICReg, {"variance": 0.0, "covariance": 0.0}, norm="layer"),
+    "vicreg": lambda: locally("vicreg", weights={"variance": 0.0, "covariance": 0.0}, norm="layer"),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_stays_alive(name, pairs):
+    strategy = OBJECTIVES[name]()
+    tap = "mid" if name.islower() or "_" in name else "deep"
+    rank_before, _ = health(strategy, pairs, tap)
+    rank, apart = health(train(strategy, pairs), pairs, tap)
+    assert rank > rank_before / 3
+    assert apart > 0.2
+
+
+@pytest.mark.parametrize("name", COLLAPSING)
+def test_a_collapse_would_be_seen(name, pairs):
+    strategy = COLLAPSING[name]()
+    _, apart = health(train(strategy, pairs), pairs, "mid" if name.islower() else "deep")
+    assert apart < 0.05
