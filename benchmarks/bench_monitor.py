@@ -17,7 +17,7 @@ import torch
 from lssl import Backbone, Strategy, ViewSampler
 from lssl.callbacks import RepresentationMonitor
 from lssl.datamodules.phantom import PhantomDataModule
-from lssl.evaluation.representation import cases, measure, trained_taps
+from lssl.evaluation.representation import held_out_pairs, measure, trained_taps
 from lssl.networks.backbone import unet
 from lssl.strategies.global_contrastive import GlobalContrastive, MoCo
 from lssl.strategies.longitudinal_local import LongitudinalLocal
@@ -73,7 +73,7 @@ def main() -> None:
     )
     for name, strategy in strategies().items():
         strategy.train()
-        held_out = list(cases(strategy, data.val_dataloader(), MONITOR.subjects, MONITOR.visits))
+        held_out = list(held_out_pairs(strategy, data.val_dataloader(), MONITOR.subjects, MONITOR.visits))
         taps = trained_taps(strategy)
         step, start = seconds_of_a_step(strategy, data), time.perf_counter()
         measure(strategy, held_out, taps)

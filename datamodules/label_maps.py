@@ -15,7 +15,7 @@ from lssl.data.pairs import SPLITS, count, split_subjects
 from lssl.synthetic.base import SyntheticDataModule
 from lssl.synthetic.label_map_anatomy import class_names, find_maps, read_map
 from lssl.synthetic.label_map_image import scan
-from lssl.synthetic.label_map_subject import LONGEST, Subject, canonical, draw_subject, locate, volumes
+from lssl.synthetic.label_map_subject import LONGEST, MapSubject, canonical, draw_subject, locate, volumes
 from lssl.synthetic.phantom_image import residual
 from lssl.utils.errors import InputError
 
@@ -101,7 +101,7 @@ class LabelMapDataModule(SyntheticDataModule):
                         visit,
                     )
                 )
-        self.remarks.append(f"anatomies from {count(len(names), 'label map')}")
+        self.notes.append(f"anatomies from {count(len(names), 'label map')}")
         return pd.DataFrame(rows, columns=["subject", "session", "age", "time", "split", "map", "index", "visit"])
 
     def make(self, index: int, visit: int, age: float) -> Visit:
@@ -115,7 +115,7 @@ class LabelMapDataModule(SyntheticDataModule):
         made.age = age
         return made
 
-    def subject(self, index: int) -> Subject:
+    def subject(self, index: int) -> MapSubject:
         """Anatomy, shape and rates of a subject."""
         return draw_subject(self.maps[index % len(self.maps)], self.seed, index, index >= len(self.maps))
 

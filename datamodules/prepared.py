@@ -72,10 +72,10 @@ class PreparedFolder:
             )
         names = table["channels"].dropna().unique().tolist() if "channels" in table else []
         self.channels = sorted({channel for name in names for channel in name.split("+")})
-        remarks = [f"prepared channels {', '.join(self.channels)}"] if self.channels else []
+        notes = [f"prepared channels {', '.join(self.channels)}"] if self.channels else []
         if "flags" in table and (flagged := int(table["flags"].fillna("").astype(bool).sum())):
-            remarks.append(f"{count(flagged, 'visit')} to look at, see the column flags of visits.csv")
-        return table, remarks
+            notes.append(f"{count(flagged, 'visit')} to look at, see the column flags of visits.csv")
+        return table, notes
 
     def in_template(self) -> bool:
         """Whether the subjects were brought into the space of one template."""

@@ -82,7 +82,7 @@ class VisitsDataModule(PairDataModule):
     def visit_table(self) -> pd.DataFrame:
         """One row per visit, with the paths of its image, mask and label map."""
         if self.prepared:
-            table, self.remarks = self.prepared.table()
+            table, self.notes = self.prepared.table()
             channels = self.prepared.channels
             if self.suffix not in ("T1w", *channels):  # T1w is the default, which nobody need have asked for
                 raise InputError(
@@ -118,7 +118,7 @@ class VisitsDataModule(PairDataModule):
             missing = int((table[column] == "").sum())
             if missing < len(table) and missing:
                 instead = "; their foreground is found automatically" if column == "mask" else ""
-                self.remarks.append(f"{count(missing, 'visit')} without a {column}{instead}")
+                self.notes.append(f"{count(missing, 'visit')} without a {column}{instead}")
         self._paths = {
             name: np.array([os.fsencode(path) for path in table[name].tolist()]) for name in ("image", "mask", "label")
         }

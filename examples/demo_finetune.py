@@ -37,7 +37,7 @@ from monai.networks.nets import BasicUNet
 
 from lssl import Backbone, Segmenter, ViewSampler
 from lssl.cli.main import _hush, _keep_freed_memory, main
-from lssl.data.few_shot import Labelled
+from lssl.data.few_shot import FewShot
 from lssl.datamodules.label_maps import LabelMapDataModule
 from lssl.datamodules.phantom import PhantomDataModule
 
@@ -108,8 +108,8 @@ def fine_tune(seed: int, lr: float = LR, steps: int = STEPS, held_out: str = "te
         options["pretrained"] = pretrained()
     network = BasicUNet(**RECIPE["backbone"]["network"]["init_args"])
     backbone = Backbone(network, RECIPE["backbone"]["taps"], channels_last=True)
-    few = Labelled(subjects=1, visits=1, seed=seed, batch_size=BATCH, steps=100)
-    data = KIND(**DATA, batch_size=1, labelled=few)
+    few = FewShot(subjects=1, visits=1, seed=seed, batch_size=BATCH, steps=100)
+    data = KIND(**DATA, batch_size=1, few_shot=few)
     data.cache = _cache
     segmenter = Segmenter(
         backbone,

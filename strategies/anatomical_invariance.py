@@ -75,10 +75,10 @@ class AnatomicalInvariance(Strategy):
         other_subject: probability that the key is of another subject of the batch. With the frame, all subjects must
             lie in one template's frame, and the datamodule must say so (``common_frame``).
         tries: places drawn per pair, of which the first that scores ``accept`` is taken, else the best that scores
-            ``floor``, else both crops are of one visit; the log says how many are. Alice's code draws 101 and takes
+            ``min_score``, else both crops are of one visit; the log says how many are. Alice's code draws 101 and takes
             the last one, whatever its score.
         accept: see tries (Alice: 0.7).
-        floor: see tries.
+        min_score: see tries.
         mask_ratio: share of hidden blocks (Alice: 0.75).
         block: side(s) of a block in voxels (Alice: 16).
         objective: ``dino``, as Alice, or ``info_nce``: a crop finds its partner among the other pairs' crops, and a
@@ -114,7 +114,7 @@ class AnatomicalInvariance(Strategy):
         other_subject: float = 0.0,
         tries: int = 20,
         accept: float = 0.7,
-        floor: float = 0.5,
+        min_score: float = 0.5,
         mask_ratio: float = 0.75,
         block: int | tuple[int, int, int] = 16,
         objective: Literal["dino", "info_nce"] = "dino",
@@ -144,7 +144,7 @@ class AnatomicalInvariance(Strategy):
         self.decoder = decoder if self.uses("intra") else None
         self.condition, self.whole_image = condition, reconstruction == "whole"
         frame = matcher or FrameMatcher()
-        self.matched = MatchedViews(self.views, frame, other_subject, tries, accept, floor)
+        self.matched = MatchedViews(self.views, frame, other_subject, tries, accept, min_score)
         self.masking = BlockMasking(backbone, self.views.size, block, mask_ratio)
         backbone.freeze_unused(self._taps(), self.uses("reconstruction"))
         followed: dict[str, nn.Module] = {"backbone": backbone}

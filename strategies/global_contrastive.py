@@ -150,8 +150,8 @@ class MoCo(Objective):
     def forward(self, online: Pair, target: Pair, subject: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
         """See :class:`lssl.losses.QueueInfoNCE`; in training, the keys of both views then join the queue."""
         (q1, q2), (k1, k2) = online, target
-        queue, owner = self.queue.keys, self.queue.owner
-        pair = torch.stack([self.loss(q, k, subject, queue, owner, weight) for q, k in ((q1, k2), (q2, k1))])
+        queue, subject_ids = self.queue.keys, self.queue.subject_ids
+        pair = torch.stack([self.loss(q, k, subject, queue, subject_ids, weight) for q, k in ((q1, k2), (q2, k1))])
         if self.training:
             self.queue.push(F.normalize(torch.cat([k1, k2]).float(), dim=1), subject.repeat(2))
         return {"similarity": pair.mean()}

@@ -161,7 +161,7 @@ class PriorGuidedLocal(Strategy):
         own, theirs = (geo.feature_affine(v.affine, tap.stride, tap.offset) for v in (view, other))
         aligned, valid = geo.align(t, theirs, own, size, self.border)
         places = geo.transform(own, geo.lattice(size, own.device))
-        valid = valid.flatten(1) & view.shows(places, self.foreground) & other.shows(places, self.foreground)
+        valid = valid.flatten(1) & view.contains(places, self.foreground) & other.contains(places, self.foreground)
         drawn = order.gather(1, draw(valid.gather(1, order), self.samples))
         enough = (valid.sum(1) >= self.fewest).float()
         return _Direction(_rows(q), _rows(aligned), places, valid, drawn, enough)

@@ -2,8 +2,7 @@
 
 import re
 
-from helpers import ROOT
-from test_cli import VISIT_ORDER
+from helpers import ROOT, VISIT_ORDER
 
 README = (ROOT / "README.md").read_text()
 

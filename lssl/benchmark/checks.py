@@ -15,18 +15,18 @@ from lssl.benchmark.plan import Cell, Plan
 from lssl.utils.errors import InputError
 from lssl.utils.files import digest
 
-__all__ = ["check_cells", "guard", "resolve"]
+__all__ = ["check_cells", "check_leakage", "resolve"]
 
 
 def check_cells(plan: Plan, cells: Sequence[Cell]) -> None:
     """Both checks; ``cells`` are those that would run."""
-    with beside(plan.path.parent):
+    with on_sys_path(plan.path.parent):
         resolve(cells)
-        guard(plan.cells)
+        check_leakage(plan.cells)
 
 
 @contextlib.contextmanager
-def beside(folder: Path) -> Iterator[None]:
+def on_sys_path(folder: Path) -> Iterator[None]:
     """A user's own file beside the plan can be imported, as in the cells' processes."""
     sys.path.insert(0, str(folder.resolve()))
     try:
@@ -57,7 +57,7 @@ def resolve(cells: Sequence[Cell]) -> None:
                     raise InputError(f"The config of {cell.name} does not resolve: {reason}") from None
 
 
-def guard(cells: Sequence[Cell]) -> None:
+def check_leakage(cells: Sequence[Cell]) -> None:
     """Refuses a subject that any cell trains or validates on and any cell tests on; subjects go by their names."""
     trained: dict[str, str] = {}
     tested: dict[str, str] = {}
@@ -82,7 +82,7 @@ def guard(cells: Sequence[Cell]) -> None:
 def _data(cell: Cell) -> dict[str, Any]:
     """The data group without the choice of labels, which moves no subject between splits."""
     data = dict(cell.config.get("data") or {"class_path": "PhantomDataModule"})
-    options = {key: value for key, value in (data.get("init_args") or {}).items() if key != "labelled"}
+    options = {key: value for key, value in (data.get("init_args") or {}).items() if key != "few_shot"}
     return {**data, "init_args": options}
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lssl.benchmark.folder import claimed, done
-from lssl.benchmark.keys import cell_keys
+from lssl.benchmark.fingerprints import cell_fingerprints
+from lssl.benchmark.output_folder import claimed, read_done
 from lssl.benchmark.plan import Cell, Plan, read_plan
-from lssl.benchmark.run import Outcome, Tell, run_cells
+from lssl.benchmark.run import BenchmarkOutcome, OnProgress, run_cells
 from lssl.utils.errors import InputError
 
 __all__ = ["benchmark_command"]
@@ -45,16 +45,16 @@ def benchmark_command(args: list[str]) -> None:
     if chosen.jobs < 1:
         raise InputError(f"--jobs is {chosen.jobs}; at least one process is needed.")
     plan = read_plan(shipped_config(chosen.config), chosen.out)
-    keys = cell_keys(plan)
+    fingerprints = cell_fingerprints(plan)
     if chosen.dry_run:
-        _show(plan, keys, chosen.jobs)
+        _show(plan, fingerprints, chosen.jobs)
     else:
-        _run(plan, keys, chosen)
+        _run(plan, fingerprints, chosen)
 
 
-def _run(plan: Plan, keys: dict[str, str], chosen: Any) -> None:
-    with claimed(plan) as lock, _interruptible(plan, keys):
-        pending = [cell for cell in plan.cells if done(cell, keys[cell.name]) is None]
+def _run(plan: Plan, fingerprints: dict[str, str], chosen: Any) -> None:
+    with claimed(plan) as lock, _interruptible(plan, fingerprints):
+        pending = [cell for cell in plan.cells if read_done(cell, fingerprints[cell.name]) is None]
         print(f"{plan.out}: {len(plan.cells)} cells, {len(plan.cells) - len(pending)} finished before.")
         if pending:
             from lssl.benchmark.checks import check_cells
@@ -64,24 +64,24 @@ def _run(plan: Plan, keys: dict[str, str], chosen: Any) -> None:
             if chosen.slurm:
                 from lssl.benchmark.slurm import run_on_slurm
 
-                outcome = run_on_slurm(plan, keys, chosen.jobs, tell)
+                outcome = run_on_slurm(plan, fingerprints, chosen.jobs, tell)
             else:
-                outcome = run_cells(plan, keys, chosen.jobs, lock, tell)
+                outcome = run_cells(plan, fingerprints, chosen.jobs, lock, tell)
         _say(outcome)
-        if any(cell.stage == "finetune" and done(cell, keys[cell.name]) for cell in plan.cells):
+        if any(cell.stage == "finetune" and read_done(cell, fingerprints[cell.name]) for cell in plan.cells):
             from lssl.benchmark.report import write_results
 
-            print("Results:", ", ".join(str(path) for path in write_results(plan, keys, chosen.report)))
+            print("Results:", ", ".join(str(path) for path in write_results(plan, fingerprints, chosen.report)))
     if outcome.failed:
         raise SystemExit(1)
 
 
-def _show(plan: Plan, keys: dict[str, str], jobs: int) -> None:
+def _show(plan: Plan, fingerprints: dict[str, str], jobs: int) -> None:
     """The plan, before anything is run; of each kind of cell the commands of the first."""
     from lssl.benchmark.checks import check_cells
     from lssl.benchmark.estimate import estimate, time_cells
 
-    pending = [cell for cell in plan.cells if done(cell, keys[cell.name]) is None]
+    pending = [cell for cell in plan.cells if read_done(cell, fingerprints[cell.name]) is None]
     print(f"{plan.out}: {len(plan.cells)} cells, {len(plan.cells) - len(pending)} of them finished.\n")
     for cell in plan.cells:
         print(f"{'        ' if cell in pending else 'finished'}  {cell.name}  ({cell.steps} steps)")
@@ -119,7 +119,7 @@ def _span(hours: float) -> str:
     return f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.1f} hours"
 
 
-def _say(outcome: Outcome) -> None:
+def _say(outcome: BenchmarkOutcome) -> None:
     parts = [f"{len(outcome.finished)} finished now", f"{len(outcome.kept)} before"]
     parts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
     parts += [f"{len(outcome.skipped)} skipped, as their pretraining failed"] if outcome.skipped else []
@@ -127,7 +127,7 @@ def _say(outcome: Outcome) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible(plan: Plan, keys: dict[str, str]) -> Iterator[None]:
+def _interruptible(plan: Plan, fingerprints: dict[str, str]) -> Iterator[None]:
     """Ctrl-C and ``kill`` end with what is done kept, and say so."""
 
     def interrupt(number: int, frame: Any) -> None:
@@ -137,7 +137,7 @@ def _interruptible(plan: Plan, keys: dict[str, str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        count = sum(done(cell, keys[cell.name]) is not None for cell in plan.cells)
+        count = sum(read_done(cell, fingerprints[cell.name]) is not None for cell in plan.cells)
         print(
             f"Interrupted: {count} of {len(plan.cells)} cells are finished; the same command goes on.", file=sys.stderr
         )
@@ -147,10 +147,10 @@ def _interruptible(plan: Plan, keys: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _live(total: int) -> Iterator[Tell]:
+def _live(total: int) -> Iterator[OnProgress]:
     """Progress over cells: a bar that lives in a terminal, a line per event elsewhere."""
 
-    def count(outcome: Outcome) -> int:
+    def count(outcome: BenchmarkOutcome) -> int:
         return sum(map(len, (outcome.kept, outcome.finished, outcome.failed, outcome.skipped)))
 
     if not sys.stdout.isatty():
@@ -163,7 +163,7 @@ def _live(total: int) -> Iterator[Tell]:
     ) as bar:
         task = bar.add_task("", total=total)
 
-        def tell(event: str, running: Sequence[str], outcome: Outcome) -> None:
+        def tell(event: str, running: Sequence[str], outcome: BenchmarkOutcome) -> None:
             if not event.startswith("began"):
                 bar.console.print(event, markup=False, highlight=False)
             bar.update(task, completed=count(outcome), description=", ".join(running))

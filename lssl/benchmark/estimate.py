@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lssl.benchmark.folder import fresh
+from lssl.benchmark.output_folder import reset
 from lssl.benchmark.plan import Cell, Plan, merged
 from lssl.benchmark.run import PROGRAM, environment, last_line
 from lssl.utils.errors import InputError
@@ -68,9 +68,9 @@ def _time(plan: Plan, cell: Cell, jobs: int, program: Sequence[str]) -> Timing:
         steps = min(STEPS, cell.steps)
         short: dict[str, Any] = {"trainer": {"max_steps": steps, "default_root_dir": str(path / "run")}}
         if cell.stage == "finetune":  # validated once, where it ends, as the whole cell is
-            short["data"] = {"init_args": {"labelled": {"steps": steps}}}
+            short["data"] = {"init_args": {"few_shot": {"steps": steps}}}
         trial = replace(cell, folder=path, config=merged(cell.config, short))
-        fresh(trial)
+        reset(trial)
         log = trial.folder / "log.txt"
         env = {**environment(plan.path.parent, jobs), "WANDB_MODE": "disabled"}
         began = time.perf_counter()

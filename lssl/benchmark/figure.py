@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lssl.benchmark.plan import SCRATCH, Cell
-from lssl.benchmark.results import Entry
-from lssl.utils.files import whole
+from lssl.benchmark.results import Result
+from lssl.utils.files import atomic_write
 
 __all__ = ["draw_curves", "draw_results"]
 
 
-def draw_results(found: list[Entry], strategies: list[str], path: Path) -> None:
+def draw_results(found: list[Result], strategies: list[str], path: Path) -> None:
     """A panel per budget, and one of all differences to scratch.
 
     Args:
@@ -66,7 +66,7 @@ def draw_curves(cells: list[Cell], strategies: list[str], path: Path) -> None:
     _save(figure, path)
 
 
-def _dice(axis: Axes, found: list[Entry], strategies: list[str], labels: list[str]) -> None:
+def _dice(axis: Axes, found: list[Result], strategies: list[str], labels: list[str]) -> None:
     for name in strategies:
         mine = [entry for entry in found if entry.strategy == name]
         shift = 0.06 * (strategies.index(name) - (len(strategies) - 1) / 2)
@@ -84,7 +84,7 @@ def _dice(axis: Axes, found: list[Entry], strategies: list[str], labels: list[st
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _forest(axis: Axes, compared: list[Entry], strategies: list[str]) -> None:
+def _forest(axis: Axes, compared: list[Result], strategies: list[str]) -> None:
     axis.set_visible(bool(compared))
     for place, entry in enumerate(compared):
         if entry.difference is not None:
@@ -104,5 +104,5 @@ def _colour(name: str, strategies: list[str]) -> str | tuple:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, dpi=110, format="png")

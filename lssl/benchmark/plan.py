@@ -190,7 +190,7 @@ def _tuning(
     checkpoint = None if start is None else str(out / "cells" / start / "run" / "checkpoints" / "last.ckpt")
     fixed = {
         "seed_everything": seed,
-        "data": {"init_args": {"labelled": few}},
+        "data": {"init_args": {"few_shot": few}},
         "model": {
             "init_args": {"pretrained": checkpoint, "part": part, "optimizer": {"init_args": {"lr": rate}}},
         },

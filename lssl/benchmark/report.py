@@ -7,12 +7,12 @@ import html
 from pathlib import Path
 
 from lssl.benchmark.figure import draw_curves, draw_results
-from lssl.benchmark.folder import done, writing
-from lssl.benchmark.keys import code_version
+from lssl.benchmark.fingerprints import code_version
+from lssl.benchmark.output_folder import read_done, writing
 from lssl.benchmark.plan import Cell, Plan
-from lssl.benchmark.results import Entry, collect, entries
+from lssl.benchmark.results import Result, collect, entries
 from lssl.benchmark.tables import as_html, as_markdown, sheets
-from lssl.utils.files import whole
+from lssl.utils.files import atomic_write
 
 __all__ = ["write_results"]
 
@@ -24,27 +24,27 @@ STYLE = (
 )
 
 
-def write_results(plan: Plan, keys: dict[str, str], page: bool) -> list[Path]:
+def write_results(plan: Plan, fingerprints: dict[str, str], page: bool) -> list[Path]:
     """Files of all finished cells, below the output folder.
 
     Args:
         plan: the cells.
-        keys: by cell.
+        fingerprints: by cell.
         page: also writes ``report.html``.
     """
-    table = collect(plan, keys)
+    table = collect(plan, fingerprints)
     found = entries(table, list(plan.parts))
     tables = sheets(plan, table, found)
-    intro = _intro(plan, keys)
+    intro = _intro(plan, fingerprints)
     written = [plan.out / name for name in ("results.csv", "table.md", "figure.png")]
     with writing(plan.out):
-        with whole(written[0]) as part:
+        with atomic_write(written[0]) as part:
             table.to_csv(part, index=False)
         _write(written[1], f"{intro}\n\n{as_markdown(tables)}")
         draw_results(found, list(plan.parts), written[2])
         if page:
             written.append(plan.out / "report.html")
-            finished = [cell for cell in plan.cells if done(cell, keys[cell.name])]
+            finished = [cell for cell in plan.cells if read_done(cell, fingerprints[cell.name])]
             shown = _shown(finished, found)
             draw_curves(shown, list(plan.parts), plan.out / "curves.png")
             pictures = [("Losses", plan.out / "curves.png"), *_pictures(shown)]
@@ -56,9 +56,9 @@ def write_results(plan: Plan, keys: dict[str, str], page: bool) -> list[Path]:
     return written
 
 
-def _intro(plan: Plan, keys: dict[str, str]) -> str:
+def _intro(plan: Plan, fingerprints: dict[str, str]) -> str:
     """Command, seeds, code, and how much of the plan is finished."""
-    finished = sum(done(cell, keys[cell.name]) is not None for cell in plan.cells)
+    finished = sum(read_done(cell, fingerprints[cell.name]) is not None for cell in plan.cells)
     seeds = ", ".join(map(str, sorted({cell.seed for cell in plan.cells})))
     steps = {cell.budget or "pretraining": cell.steps for cell in plan.cells}
     text = (
@@ -69,10 +69,10 @@ def _intro(plan: Plan, keys: dict[str, str]) -> str:
     return text + (f" {missing} of {len(plan.cells)} cells are missing: rows rest on what is there." if missing else "")
 
 
-def _shown(finished: list[Cell], found: list[Entry]) -> list[Cell]:
+def _shown(finished: list[Cell], found: list[Result]) -> list[Cell]:
     """Of the first seed: every pretraining, and of each strategy its first row at the rate it took."""
     first = [cell for cell in finished if cell.seed == finished[0].seed]
-    rows: dict[str, Entry] = {}
+    rows: dict[str, Result] = {}
     for entry in found:
         rows.setdefault(entry.strategy, entry)
     wanted = {(e.strategy, e.labelled, e.budget, e.rate) for e in rows.values()}
@@ -98,5 +98,5 @@ def _image(title: str, path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text)

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lssl.benchmark.folder import done
+from lssl.benchmark.output_folder import read_done
 from lssl.benchmark.plan import SCRATCH, Cell, Plan
 from lssl.benchmark.statistics import Difference, paired
 from lssl.utils.errors import InputError
 from lssl.utils.files import read_json
 
-__all__ = ["Entry", "by_subject", "choose", "collect", "entries"]
+__all__ = ["Result", "by_subject", "choose", "collect", "entries"]
 
 COLUMNS = ["stage", "strategy", "seed", "labelled", "budget", "learning_rate"]
 VALUES = ["subject", "session", "structure", "metric", "value"]
@@ -31,7 +31,7 @@ ROW = ["strategy", "labelled", "budget"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class Result:
     """A row of the comparison: a strategy at a number of labelled subjects and a budget, at its chosen learning rate.
 
     Attributes:
@@ -66,10 +66,10 @@ class Entry:
         return self.means["val_dice"]
 
 
-def collect(plan: Plan, keys: dict[str, str]) -> pd.DataFrame:
+def collect(plan: Plan, fingerprints: dict[str, str]) -> pd.DataFrame:
     """All values of all finished cells, tidy."""
-    parts = [_cell_table(cell, note) for cell in plan.cells if (note := done(cell, keys[cell.name]))]
-    if not any(cell.stage == "finetune" and done(cell, keys[cell.name]) for cell in plan.cells):
+    parts = [_cell_table(cell, note) for cell in plan.cells if (note := read_done(cell, fingerprints[cell.name]))]
+    if not any(cell.stage == "finetune" and read_done(cell, fingerprints[cell.name]) for cell in plan.cells):
         raise InputError(f"No fine-tuning in {plan.out} is finished, so there is nothing to compare.")
     table = pd.concat(parts, ignore_index=True)
     chosen = choose(table)
@@ -99,7 +99,7 @@ def by_subject(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     return structures.groupby(["seed", "subject"]).mean().unstack("subject")
 
 
-def entries(table: pd.DataFrame, order: list[str]) -> list[Entry]:
+def entries(table: pd.DataFrame, order: list[str]) -> list[Result]:
     """Rows of the comparison, by labelled subjects and budget, strategies in a given order.
 
     Args:
@@ -109,7 +109,7 @@ def entries(table: pd.DataFrame, order: list[str]) -> list[Entry]:
     tuned = table[table["stage"] == "finetune"]
     hours = table[(table["stage"] == "pretrain") & (table["metric"] == "hours")].groupby("strategy")["value"].mean()
     found = [
-        _entry((str(a), str(b), str(c)), part, float(hours.get(a, 0.0)))
+        _result((str(a), str(b), str(c)), part, float(hours.get(a, 0.0)))
         for (a, b, c), part in tuned[tuned["chosen"]].groupby(ROW)
     ]
     scratch = [entry for entry in found if entry.strategy == SCRATCH]
@@ -118,20 +118,20 @@ def entries(table: pd.DataFrame, order: list[str]) -> list[Entry]:
     return [entry if entry.strategy == SCRATCH else _compared(entry, scratch) for entry in found]
 
 
-def _entry(row: tuple[str, str, str], part: pd.DataFrame, pretraining_hours: float) -> Entry:
+def _result(row: tuple[str, str, str], part: pd.DataFrame, pretraining_hours: float) -> Result:
     scores, figures = part[part["subject"].notna()], part[part["subject"].isna()]
     dice = scores[scores["metric"] == "dice"]
     means = {str(metric): float(np.nanmean(by_subject(scores, metric))) for metric in scores["metric"].unique()}
     means |= {str(metric): float(value) for metric, value in figures.groupby("metric")["value"].mean().items()}
     subjects = dice.groupby(["structure", "seed", "subject"], sort=False)["value"].mean()
     structures = {str(name): float(value) for name, value in subjects.groupby("structure", sort=False).mean().items()}
-    return Entry(
+    return Result(
         *row, float(part["learning_rate"].iloc[0]), by_subject(scores, "dice"), means, structures,
         means["hours"], pretraining_hours,
     )  # fmt: skip
 
 
-def _compared(entry: Entry, scratch: list[Entry]) -> Entry:
+def _compared(entry: Result, scratch: list[Result]) -> Result:
     """With its differences to scratch: at the same budget, and at no more compute than both stages took.
 
     Of the scratch rows within that compute, the one that validation subjects prefer is taken.

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from lssl.benchmark.folder import done, finish, fresh, writing
+from lssl.benchmark.output_folder import mark_done, read_done, reset, writing
 from lssl.benchmark.plan import Cell, Plan
 
-__all__ = ["Outcome", "environment", "last_line", "run_cells"]
+__all__ = ["BenchmarkOutcome", "environment", "last_line", "run_cells"]
 
 LOG = "log.txt"
 POLL = 0.1  # seconds
@@ -24,7 +24,7 @@ PROGRAM = (sys.executable, "-m", "lssl")
 
 
 @dataclass
-class Outcome:
+class BenchmarkOutcome:
     """What became of the cells, by name.
 
     Attributes:
@@ -40,7 +40,7 @@ class Outcome:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-Tell = Callable[[str, Sequence[str], Outcome], None]
+OnProgress = Callable[[str, Sequence[str], BenchmarkOutcome], None]
 
 
 @dataclass
@@ -57,23 +57,23 @@ class _Running:
 
 def run_cells(
     plan: Plan,
-    keys: dict[str, str],
+    fingerprints: dict[str, str],
     jobs: int = 1,
     lock: int | None = None,
-    tell: Tell = lambda event, running, outcome: None,
+    tell: OnProgress = lambda event, running, outcome: None,
     program: Sequence[str] = PROGRAM,
-) -> Outcome:
+) -> BenchmarkOutcome:
     """Runs all cells that are not finished yet, pretraining before what starts from it.
 
     Args:
         plan: the cells.
-        keys: by cell.
+        fingerprints: by cell.
         jobs: how many run at a time.
         lock: file descriptor that the processes inherit, so that the folder stays claimed while any of them lives.
         tell: called with an event in words, the names of what runs, and the outcome so far.
         program: stands before each command.
     """
-    pool = _Pool(plan, keys, jobs, lock, tell, program)
+    pool = _Pool(plan, fingerprints, jobs, lock, tell, program)
     try:
         while pool.advance():
             time.sleep(POLL)
@@ -86,10 +86,25 @@ class _Pool:
     """What waits, what runs, what became of the rest."""
 
     def __init__(
-        self, plan: Plan, keys: dict[str, str], jobs: int, lock: int | None, tell: Tell, program: Sequence[str]
+        self,
+        plan: Plan,
+        fingerprints: dict[str, str],
+        jobs: int,
+        lock: int | None,
+        tell: OnProgress,
+        program: Sequence[str],
     ) -> None:
-        self.plan, self.keys, self.jobs, self.lock, self.tell, self.program = plan, keys, jobs, lock, tell, program
-        self.outcome = Outcome(kept=[cell.name for cell in plan.cells if done(cell, keys[cell.name])])
+        self.plan, self.fingerprints, self.jobs, self.lock, self.tell, self.program = (
+            plan,
+            fingerprints,
+            jobs,
+            lock,
+            tell,
+            program,
+        )
+        self.outcome = BenchmarkOutcome(
+            kept=[cell.name for cell in plan.cells if read_done(cell, fingerprints[cell.name])]
+        )
         self.waiting = [cell for cell in plan.cells if cell.name not in self.outcome.kept]
         self.running: list[_Running] = []
         self.env = environment(plan.path.parent, jobs)
@@ -124,7 +139,7 @@ class _Pool:
     def _begin(self, cell: Cell) -> None:
         self.waiting.remove(cell)
         with writing(self.plan.out):
-            fresh(cell)
+            reset(cell)
             task = _Running(cell, cell.commands(), (cell.folder / LOG).open("wb"))
         self.running.append(task)
         self._launch(task)
@@ -147,7 +162,7 @@ class _Pool:
         cell, log = task.cell, task.cell.folder / LOG
         if status == 0:
             with writing(self.plan.out):
-                finish(cell, self.keys[cell.name], task.seconds)
+                mark_done(cell, self.fingerprints[cell.name], task.seconds)
             self.outcome.finished.append(cell.name)
             event = f"finished {cell.name} in {sum(task.seconds):.0f} s"
         else:

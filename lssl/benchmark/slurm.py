@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lssl.benchmark.folder import done
+from lssl.benchmark.output_folder import read_done
 from lssl.benchmark.plan import Cell, Plan
-from lssl.benchmark.run import Outcome, Tell, run_cells
+from lssl.benchmark.run import BenchmarkOutcome, OnProgress, run_cells
 from lssl.utils.errors import InputError
 
 __all__ = ["run_on_slurm"]
 
 
-def run_on_slurm(plan: Plan, keys: dict[str, str], jobs: int, tell: Tell) -> Outcome:
+def run_on_slurm(plan: Plan, fingerprints: dict[str, str], jobs: int, tell: OnProgress) -> BenchmarkOutcome:
     """Submits an array per stage, waits for it, and says what became of it; the folder must be seen by all nodes.
 
     Args:
         plan: the cells; its ``slurm`` goes to submitit's ``update_parameters`` (``timeout_min`` …).
-        keys: by cell.
+        fingerprints: by cell.
         jobs: how many run at a time.
         tell: as in :func:`lssl.benchmark.run.run_cells`.
     """
@@ -29,12 +29,12 @@ def run_on_slurm(plan: Plan, keys: dict[str, str], jobs: int, tell: Tell) -> Out
         raise InputError("--slurm needs submitit: pip install 'lssl[slurm]'.") from None
     executor = submitit.AutoExecutor(folder=str(plan.out / "slurm"))
     executor.update_parameters(**{"name": "lssl-benchmark", "slurm_array_parallelism": jobs, **plan.slurm})
-    outcome = Outcome(kept=[cell.name for cell in plan.cells if done(cell, keys[cell.name])])
+    outcome = BenchmarkOutcome(kept=[cell.name for cell in plan.cells if read_done(cell, fingerprints[cell.name])])
     for stage in ("pretrain", "finetune"):
         cells = [cell for cell in plan.cells if cell.stage == stage and cell.name not in outcome.kept]
         ready = [cell for cell in cells if cell.needs not in outcome.failed]
         outcome.skipped |= {cell.name: str(cell.needs) for cell in cells if cell not in ready}
-        submitted = executor.map_array(_run_one, [(plan, cell, keys) for cell in ready]) if ready else []
+        submitted = executor.map_array(_run_one, [(plan, cell, fingerprints) for cell in ready]) if ready else []
         try:
             for place, (cell, job) in enumerate(zip(ready, submitted, strict=True)):
                 _settle(cell, job, outcome)
@@ -47,7 +47,7 @@ def run_on_slurm(plan: Plan, keys: dict[str, str], jobs: int, tell: Tell) -> Out
     return outcome
 
 
-def _settle(cell: Cell, job: Any, outcome: Outcome) -> None:
+def _settle(cell: Cell, job: Any, outcome: BenchmarkOutcome) -> None:
     try:
         reason = job.result()
     except Exception as error:  # lost with its node, out of time …
@@ -67,6 +67,6 @@ def _reason(error: Exception) -> str:
 
 def _run_one(task: tuple[Plan, Cell, dict[str, str]]) -> str:
     """In the job: one cell, whose pretraining is finished; why it failed, or nothing."""
-    plan, cell, keys = task
+    plan, cell, fingerprints = task
     alone: Sequence[Cell] = [replace(cell, needs=None)]
-    return run_cells(replace(plan, cells=list(alone)), keys).failed.get(cell.name, "")
+    return run_cells(replace(plan, cells=list(alone)), fingerprints).failed.get(cell.name, "")

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from lssl.benchmark.plan import SCRATCH, Plan
-from lssl.benchmark.results import Entry
+from lssl.benchmark.results import Result
 
-__all__ = ["Sheet", "as_html", "as_markdown", "sheets"]
+__all__ = ["Table", "as_html", "as_markdown", "sheets"]
 
 #: Kinds of the pretraining's report that are shown: title and note.
 FROZEN = {
@@ -24,7 +24,7 @@ FROZEN = {
 
 
 @dataclass
-class Sheet:
+class Table:
     """A table with its title and what must be known to read it; ``**bold**`` marks bold cells."""
 
     title: str
@@ -33,13 +33,13 @@ class Sheet:
     notes: list[str] = field(default_factory=list)
 
 
-def sheets(plan: Plan, table: pd.DataFrame, found: list[Entry]) -> list[Sheet]:
+def sheets(plan: Plan, table: pd.DataFrame, found: list[Result]) -> list[Table]:
     """All that have rows."""
     pretraining = [_costs(plan, table), *_frozen(plan, table), _differences(plan)]
     return [sheet for sheet in (_scores(plan, found), _structures(found), *pretraining) if sheet.rows]
 
 
-def _scores(plan: Plan, found: list[Entry]) -> Sheet:
+def _scores(plan: Plan, found: list[Result]) -> Table:
     bold = _best(found)
     rows = []
     for entry in found:
@@ -70,20 +70,20 @@ def _scores(plan: Plan, found: list[Entry]) -> Sheet:
     if seeds < 5:
         few = "With one seed the intervals are over subjects alone" if seeds == 1 else "With so few seeds intervals"
         notes.append(f"{few}{' and' if seeds == 1 else ''} are too narrow; take 5 or more before you believe a row.")
-    return Sheet("Fine-tuned on few labels", head, rows, notes)
+    return Table("Fine-tuned on few labels", head, rows, notes)
 
 
-def _structures(found: list[Entry]) -> Sheet:
+def _structures(found: list[Result]) -> Table:
     names = list(dict.fromkeys(name for entry in found for name in entry.structures))
     rows = [
         [entry.labelled, entry.budget, entry.strategy]
         + [f"{entry.structures[name]:.3f}" if name in entry.structures else "–" for name in names]
         for entry in found
     ]
-    return Sheet("Dice per structure", ["labelled", "budget", "strategy", *names], rows)
+    return Table("Dice per structure", ["labelled", "budget", "strategy", *names], rows)
 
 
-def _costs(plan: Plan, table: pd.DataFrame) -> Sheet:
+def _costs(plan: Plan, table: pd.DataFrame) -> Table:
     """What pretraining took."""
     head = ["strategy", "parameters", "ms/step", "pairs/s", "memory, GB", "hours"]
     columns = (("parameters", 0), ("ms_per_step", 0), ("pairs_per_second", 1), ("memory", 2), ("hours", 3))
@@ -94,10 +94,10 @@ def _costs(plan: Plan, table: pd.DataFrame) -> Sheet:
         if name != SCRATCH
     ]
     notes = ["Parameters with the heads of pretraining. Memory is that of the process, at most, without workers."]
-    return Sheet("Pretraining", head, rows if figures else [], notes)
+    return Table("Pretraining", head, rows if figures else [], notes)
 
 
-def _frozen(plan: Plan, table: pd.DataFrame) -> list[Sheet]:
+def _frozen(plan: Plan, table: pd.DataFrame) -> list[Table]:
     """What the features are worth before any fine-tuning: a table per figure, a column per tap."""
     figures = _of_pretraining(table)
     known = dict.fromkeys(str(metric) for metric in table["metric"].unique())
@@ -112,7 +112,7 @@ def _frozen(plan: Plan, table: pd.DataFrame) -> list[Sheet]:
                 mean, prefix = _named(untrained), "untrained/"
             rows.append([name, *(_figure(mean, f"{prefix}{kind}/{tap}", 2) for tap in taps)])
         notes = [note, "Of validation subjects, mean over seeds; scratch: the untrained network."]
-        sheets.append(Sheet(f"Frozen features: {title}", ["strategy", *taps], rows if taps else [], notes))
+        sheets.append(Table(f"Frozen features: {title}", ["strategy", *taps], rows if taps else [], notes))
     return sheets
 
 
@@ -126,14 +126,14 @@ def _named(values: pd.Series) -> dict[str, float]:
     return {str(name): float(value) for name, value in values.items()}
 
 
-def _differences(plan: Plan) -> Sheet:
+def _differences(plan: Plan) -> Table:
     names = [name for name in plan.parts if name != SCRATCH]
     rows = [[key, *(str(row.get(name, "default")) for name in names)] for key, row in plan.differences().items()]
     notes = ["All else outside the methods' own options is the same: network, data, split, steps."]
-    return Sheet("What differs between the pretrainings", ["setting", *names], rows, notes)
+    return Table("What differs between the pretrainings", ["setting", *names], rows, notes)
 
 
-def _best(found: list[Entry]) -> set[int]:
+def _best(found: list[Result]) -> set[int]:
     """Entries in bold."""
     bold = set()
     for group in {(entry.labelled, entry.budget) for entry in found}:
@@ -143,11 +143,11 @@ def _best(found: list[Entry]) -> set[int]:
     return bold
 
 
-def _mean(entry: Entry) -> float:
+def _mean(entry: Result) -> float:
     return float(entry.dice.mean(axis=1).mean())
 
 
-def _ceiling(plan: Plan, entry: Entry) -> bool:
+def _ceiling(plan: Plan, entry: Result) -> bool:
     return entry.strategy == SCRATCH and entry.labelled == "all"
 
 
@@ -161,7 +161,7 @@ def _figure(mean: dict, key: str, digits: int) -> str:
     return "–" if value != value else f"{value:,.{digits}f}"
 
 
-def as_markdown(all_sheets: list[Sheet]) -> str:
+def as_markdown(all_sheets: list[Table]) -> str:
     """Markdown of all tables."""
     blocks = []
     for sheet in all_sheets:
@@ -171,7 +171,7 @@ def as_markdown(all_sheets: list[Sheet]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def as_html(sheet: Sheet) -> str:
+def as_html(sheet: Table) -> str:
     """HTML of one table."""
 
     def cells(row: list[str], tag: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lssl.callbacks.held_out import held_out_pairs
+from lssl.callbacks.held_out import held_out_batches
 from lssl.evaluation.health import collapses, shortcuts
-from lssl.evaluation.representation import Case, cases, measure, trained_taps
+from lssl.evaluation.representation import HeldOutPair, held_out_pairs, measure, trained_taps
 from lssl.strategy import Strategy
 from lssl.utils.errors import InputError
 
@@ -47,7 +47,7 @@ class RepresentationMonitor(L.Callback):
         self.figures: dict[str, float] = {}
         self.alarms: dict[str, str] = {}
         self.spent = 0.0
-        self._cases: list[Case] | None = None
+        self._cases: list[HeldOutPair] | None = None
         self._taps: list[str] = []
         self._warned: set[str] = set()
         self._suspects: set[str] = set()
@@ -62,7 +62,7 @@ class RepresentationMonitor(L.Callback):
         if trainer.estimated_stepping_batches < max(1, self.every // 4):
             return
         world, rank = trainer.world_size, trainer.global_rank
-        read = list(cases(pl_module, held_out_pairs(trainer), self.subjects, self.visits))
+        read = list(held_out_pairs(pl_module, held_out_batches(trainer), self.subjects, self.visits))
         if not read:
             rank_zero_warn("monitor: there are no held-out subjects, so nothing is measured; see data.init_args.split.")
             return

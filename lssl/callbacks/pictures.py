@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lssl.callbacks.held_out import held_out_batch
 from lssl.evaluation.representation import trained_taps
 from lssl.strategy import Strategy
-from lssl.utils.distributed import alone
+from lssl.utils.distributed import no_sync
 from lssl.utils.errors import InputError
 
 __all__ = ["Pictures", "send"]
@@ -80,7 +80,7 @@ class Pictures(L.Callback):
             return
         folder, taps = Path(trainer.default_root_dir) / "pictures", trained_taps(module)
         tap = self.tap or taps[-1]
-        with alone():
+        with no_sync():
             self._scene = self._scene or scene(module, batch)
             kinds: dict[str, Callable[[Path], Any]] = {
                 "views": lambda path: draw_views(self._scene, path),

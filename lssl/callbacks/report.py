@@ -12,7 +12,7 @@ import lightning as L
 from rich.console import Console
 from rich.table import Table
 
-from lssl.callbacks.held_out import held_out_batch, held_out_pairs
+from lssl.callbacks.held_out import held_out_batch, held_out_batches
 from lssl.callbacks.pictures import send
 from lssl.evaluation.evaluate import evaluate
 from lssl.strategy import Strategy
@@ -77,7 +77,7 @@ class Report(L.Callback):
         if not isinstance(module, Strategy) or batch is None:
             return {}
         self.maps[title] = similarity_map(module, scene(module, batch), self._tap(module))
-        return evaluate(module, held_out_pairs(trainer), self.batches)
+        return evaluate(module, held_out_batches(trainer), self.batches)
 
     def _tap(self, module: Strategy) -> str:
         return self.tap or list(module.backbone.taps)[-1]

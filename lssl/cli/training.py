@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lssl.callbacks import DataWait, EmbeddingWriter, RepresentationMonitor
 from lssl.cli.messages import explain
 from lssl.networks.backbone import Backbone
-from lssl.runs.folder import RunFolder, checkpoint_path, claim, keep, run_checkpoints
+from lssl.runs.folder import RunFolder, back_up, checkpoint_path, new_run_folder, run_checkpoints
 from lssl.segmentation.segmenter import Segmenter
 from lssl.strategy import Strategy
 from lssl.views.sampler import ViewSampler
@@ -100,10 +100,10 @@ class TrainingCLI(LightningCLI):
             _forget_labels(config)
         logs = folder
         if self.subcommand == "fit":
-            logs = folder = claim(folder, resuming=path is not None)
+            logs = folder = new_run_folder(folder, resuming=path is not None)
         else:  # evaluation leaves the run's own metrics alone
             logs = folder / str(self.subcommand)
-            keep(logs / "metrics.csv")
+            back_up(logs / "metrics.csv")
             if path is None:
                 rank_zero_warn(f"lssl {self.subcommand} without --ckpt_path: the network's weights are untrained.")
         config.trainer.default_root_dir = str(folder)

@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lssl.correspondence.matchers import Matcher, whole
+from lssl.correspondence.matchers import Matcher, full_view
 from lssl.data.batch import PairBatch
 from lssl.metrics import LandmarkError
-from lssl.utils.distributed import alone
+from lssl.utils.distributed import no_sync
 from lssl.views import geometry as geo
 from lssl.views.sampler import View
 
@@ -23,7 +23,7 @@ Truth = Callable[[Tensor, int, int], Tensor]
 
 
 @torch.no_grad()
-@alone()
+@no_sync()
 def landmark_errors(
     matcher: Matcher, pairs: list[PairBatch], truth: Truth | None, points: int = 256, seed: int = 0
 ) -> dict[str, float]:
@@ -53,12 +53,12 @@ def landmark_errors(
         shares = []
         for number, pair in enumerate(pairs):
             other = pairs[(number + step) % len(pairs)]
-            first, second = whole(pair, 0), displaced(whole(other, 1), generator)
+            first, second = full_view(pair, 0), displaced(full_view(other, 1), generator)
             places = landmarks(first, points, generator)
             rows = int(pair.session[0, 0]), int(other.session[0, 1])
             true = places if truth is None else truth(places[0].cpu(), *rows)[None].to(places)
             found, score = matcher.match(places, first, second)
-            valid = second.shows(true)
+            valid = second.contains(true)
             every.update(found, true, valid)
             kept.update(found, true, valid & (score > 0))
             still.update(places, true, valid)

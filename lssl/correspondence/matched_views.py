@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lssl.correspondence.matchers import Matcher, ladder, whole
+from lssl.correspondence.matchers import Matcher, full_view, select_match
 from lssl.data.batch import PairBatch
 from lssl.utils.errors import InputError, positive
 from lssl.views import geometry as geo
@@ -21,11 +21,11 @@ class MatchedViews:
     For every pair of the batch: one of its visits is the query. The key is another subject of the batch (either of its
     visits) with probability ``other_subject``, where the batch holds one; else the other visit of the pair, or, with
     probability ``views.same_visit``, the same one. ``tries`` places of the query are drawn at once, matched, and one is
-    chosen by :func:`.matchers.ladder`: the first that scores ``accept``, else the best that scores ``floor``, else
-    there is no match and the key is cut from the query's own visit. The query's centre is the place, the key's its
-    match, shifted so far that boxes of the views' size still share ``views.overlap``. A place whose match lies so near
-    the border of the key's source that its box cannot be there, to this overlap, scores 0. Zoom, rotation and mirror
-    are drawn as in :class:`lssl.ViewSampler`.
+    chosen by :func:`.matchers.select_match`: the first that scores ``accept``, else the best that scores
+    ``min_score``, else there is no match and the key is cut from the query's own visit. The query's centre is the
+    place, the key's its match, shifted so far that boxes of the views' size still share ``views.overlap``. A place
+    whose match lies so near the border of the key's source that its box cannot be there, to this overlap, scores 0.
+    Zoom, rotation and mirror are drawn as in :class:`lssl.ViewSampler`.
 
     Args:
         views: size, geometry and intensity of the views.
@@ -33,26 +33,26 @@ class MatchedViews:
         other_subject: probability of a key from another subject.
         tries: places that are drawn.
         accept: score that ends the search.
-        floor: least score of a match.
+        min_score: least score of a match.
     """
 
     DRAWS = 8  # points drawn for each place, of which those on the foreground are taken
 
     def __init__(
-        self, views: ViewSampler, matcher: Matcher, other_subject: float, tries: int, accept: float, floor: float
+        self, views: ViewSampler, matcher: Matcher, other_subject: float, tries: int, accept: float, min_score: float
     ) -> None:
         positive(tries=tries)
         if not 0 <= other_subject <= 1:
             raise InputError(f"other_subject: give a probability, not {other_subject:g}.")
-        if not 0 < floor <= accept <= 1:
-            raise InputError(f"accept, floor: scores lie in (0, 1], floor below accept, not {accept:g} and {floor:g}.")
+        if not 0 < min_score <= accept <= 1:
+            raise InputError(f"accept, min_score: give 0 < min_score <= accept <= 1, not {min_score:g} and {accept:g}.")
         if views.geometry == "shared":
             raise InputError("views: every view is cut at its own match, so that geometry must be independent.")
         self.views, self.matcher, self.other_subject = views, matcher, other_subject
-        self.tries, self.accept, self.floor = tries, accept, floor
+        self.tries, self.accept, self.min_score = tries, accept, min_score
 
     def __call__(self, batch: PairBatch, generator: torch.Generator) -> tuple[View, View, dict[str, Tensor]]:
-        """Query views, key views, and the rates of :func:`.matchers.ladder` with that of ``other_subject``."""
+        """Query views, key views, and the rates of :func:`.matchers.select_match` with that of ``other_subject``."""
         views, n, device = self.views, len(batch), batch.affines.device
         views.check(batch)
         pairs, crossed = self._partners(batch, generator)
@@ -61,17 +61,17 @@ class MatchedViews:
         centres = self._places(pairs, views.in_voxels(turn, pairs.affines[:, 0]), generator)
         shift = views.draw_shift((n,), generator).to(device, non_blocking=True)
         points = geo.transform(pairs.affines[:, 0], centres)
-        matches, score = self.matcher.match(points, whole(pairs, 0), whole(pairs, 1))
+        matches, score = self.matcher.match(points, full_view(pairs, 0), full_view(pairs, 1))
         _, fits = self._key(pairs, turns[:, 1], matches, shift)
-        index, same, rates = ladder(score * fits, self.accept, self.floor)
+        index, same, rates = select_match(score * fits, self.accept, self.min_score)
 
         chosen = torch.arange(n, device=device), index
         match = torch.where(same[:, None], points[chosen], matches[chosen])
         pairs = pairs.visits(torch.where(same[:, None], 0, torch.arange(2, device=device)))
-        first = views.place(views.in_voxels(turn, pairs.affines[:, 0]), centres[chosen])
+        first = views.view_to_source(views.in_voxels(turn, pairs.affines[:, 0]), centres[chosen])
         second, _ = self._key(pairs, turns[:, 1], match[:, None], shift)
         rates["other_subject"] = (crossed & ~same).float().mean()
-        return *views.cut(pairs, torch.stack([first, second[:, 0]], 1), generator), rates
+        return *views.resample_views(pairs, torch.stack([first, second[:, 0]], 1), generator), rates
 
     def _partners(self, batch: PairBatch, generator: torch.Generator) -> tuple[PairBatch, Tensor]:
         """Query and key visits as the two visits of a batch, and ``(B,)`` bool, which keys are of another subject."""
@@ -97,7 +97,7 @@ class MatchedViews:
 
     def _places(self, pairs: PairBatch, linear: Tensor, generator: torch.Generator) -> Tensor:
         """``(B, tries, 3)`` centres of the query as indices of its source, on the foreground where asked."""
-        low, high = self.views.allowed(linear, pairs.extent[:, 0])
+        low, high = self.views.centre_bounds(linear, pairs.extent[:, 0])
         count = self.DRAWS * self.tries if self.views.foreground else self.tries
         draws = torch.rand(len(pairs), count, 3, generator=generator, dtype=torch.float64).to(low.device)
         centres = low[:, None] + draws * (high - low)[:, None]
@@ -112,9 +112,9 @@ class MatchedViews:
         """Index maps ``(B, N, 4, 4)`` of keys centred near ``matches``, and ``(B, N)`` bool: near enough."""
         views = self.views
         linear = views.in_voxels(turn, pairs.affines[:, 1])
-        low, high = views.allowed(linear, pairs.extent[:, 1])
+        low, high = views.centre_bounds(linear, pairs.extent[:, 1])
         exact = geo.transform(geo.inverse(pairs.affines[:, 1]), matches)
         centre = (exact + shift[:, None]).clamp(low[:, None], high[:, None])
         size = torch.tensor(views.size, dtype=exact.dtype, device=exact.device)
         shared = (1 - (centre - exact).abs() / size).clamp_min(0).prod(-1)
-        return views.place(linear[:, None], centre), shared >= views.overlap - 1e-6
+        return views.view_to_source(linear[:, None], centre), shared >= views.overlap - 1e-6

@@ -6,7 +6,7 @@ One interface, :meth:`Matcher.match`, in mm of the visits' own frames, whatever 
 * :class:`FieldMatcher`: a displacement field leads from one frame to the other, as non-rigid registration gives it.
 * :class:`EmbeddingMatcher`: nearest neighbour in a learned anatomical embedding, for visits that share none.
 
-:func:`ladder` then chooses among several candidates, or falls back to the same visit.
+:func:`select_match` then chooses among several candidates, or falls back to the same visit.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ __all__ = [
     "FrameMatcher",
     "Matcher",
     "descriptors",
-    "ladder",
-    "whole",
+    "full_view",
+    "select_match",
 ]
 
 
@@ -58,7 +58,7 @@ class Matcher(nn.Module, ABC):
 
         Args:
             points: ``(B, N, 3)`` mm in the frame of ``first``.
-            first: B views, or whole visits (:func:`whole`).
+            first: B views, or whole visits (:func:`full_view`).
             second: B views, of the same or of other subjects.
 
         Returns:
@@ -74,7 +74,7 @@ class FrameMatcher(Matcher):
     def match(self, points: Tensor, first: View, second: View) -> tuple[Tensor, Tensor]:
         """See :meth:`Matcher.match`."""
         points = points.double()
-        return points, second.shows(points).float()
+        return points, second.contains(points).float()
 
 
 class FieldMatcher(Matcher):
@@ -98,7 +98,7 @@ class FieldMatcher(Matcher):
         """See :meth:`Matcher.match`."""
         move = geo.undisplace if self.backward else geo.displace
         places = move(points.double(), self.field, self.affine)
-        return places, second.shows(places).float()
+        return places, second.contains(places).float()
 
 
 class EmbeddingMatcher(Matcher):
@@ -149,7 +149,7 @@ class EmbeddingMatcher(Matcher):
         points = points.double()
         with torch.autocast(points.device.type, enabled=False):  # similarities of neighbours differ by little
             places, score = there.find(here.at(points), self.rounds, self.foreground)
-            good = first.shows(points)
+            good = first.contains(points)
             if self.round_trip is not None:
                 back, _ = here.find(there.at(places), self.rounds, self.foreground)
                 good = good & ((back - points).norm(dim=-1) <= self.round_trip)
@@ -173,9 +173,9 @@ class _Embedded:
         """Places ``(B, N, 3)`` in mm most similar to ``wanted (B, N, D)``, and the similarity ``(B, N)``."""
         lattice = geo.lattice(self.size, self.affine.device)
         nodes = geo.transform(self.affine, lattice)
-        shown = self.view.shows(nodes)
+        shown = self.view.contains(nodes)
         if foreground:
-            inside = self.view.shows(nodes, foreground=True)
+            inside = self.view.contains(nodes, foreground=True)
             shown = torch.where(inside.any(1, keepdim=True), inside, shown)
         similarity = wanted @ self.map.flatten(2)
         best = similarity.masked_fill(~shown[:, None], float("-inf")).max(2)
@@ -208,7 +208,7 @@ def descriptors(maps: Sequence[tuple[Tensor, Tap]]) -> Tensor:
     return torch.cat(parts, 1) / math.sqrt(len(parts))
 
 
-def whole(batch: PairBatch, visit: int) -> View:
+def full_view(batch: PairBatch, visit: int) -> View:
     """The sources of visit 0 or 1 of a batch, unaugmented, as views."""
     image, affine = batch.images[:, visit], batch.affines[:, visit]
     return View(
@@ -223,26 +223,26 @@ def whole(batch: PairBatch, visit: int) -> View:
     )
 
 
-def ladder(score: Tensor, accept: float, floor: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def select_match(score: Tensor, accept: float, min_score: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Chooses one of N candidate points per sample: the first good one, else the best tolerable one, else none.
 
     Args:
         score: ``(B, N)`` scores of candidates drawn at once, in the order of drawing.
         accept: the first candidate of at least this score is taken.
-        floor: else the best one, if it has at least this score, which must be above 0.
+        min_score: else the best one, if it has at least this score, which must be above 0.
 
     Returns:
         The index ``(B,)`` of each sample's candidate; ``(B,)`` bool, true where none will do and the sample is to take
         the same visit at its first candidate; and for the log, without waiting for the device, the rates of
         ``accepted``, ``best`` and ``same_visit`` (they sum to 1) and the mean ``score`` of those matched.
     """
-    if not 0 < floor <= accept:
-        raise InputError(f"floor: give a score above 0 and not above accept ({accept:g}), not {floor:g}.")
+    if not 0 < min_score <= accept:
+        raise InputError(f"min_score: give a score above 0 and not above accept ({accept:g}), not {min_score:g}.")
     good = score >= accept
     accepted = good.any(1)
     best = score.max(1)
     index = torch.where(accepted, good.int().argmax(1), best.indices)
-    same = best.values < floor
+    same = best.values < min_score
     index = index.masked_fill(same, 0)
     matched = (~same).float()
     taken = score.gather(1, index[:, None])[:, 0]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lssl.data.balance import pair_weights
 from lssl.data.batch import Visit, collate
 from lssl.data.boxes import crop, source_box
-from lssl.data.few_shot import Labelled, choose_labelled, repeated
+from lssl.data.few_shot import FewShot, choose_labelled, repeated
 from lssl.data.loading import PairDataset, PairSampler, one_thread
 from lssl.data.pairs import SPLITS, build_pairs, count, given_split, order_visits, split_subjects, visit_name
 from lssl.utils.errors import InputError
@@ -50,8 +50,8 @@ class PairDataModule(L.LightningDataModule):
         single_visits: a subject seen once gives a pair of the ``same`` visit twice, or is left out (``drop``).
         split: shares of subjects in train, val and test, where the visit table has no column ``split``.
         seed: of the split, the order and the boxes.
-        labelled: for training on labels: which of them may be seen (few-shot), and how labelled visits are drawn; see
-            :class:`.labelled.Labelled`. ``None`` lets all be seen. Of no account in pretraining.
+        few_shot: for training on labels: which of them may be seen (few-shot), and how labelled visits are drawn; see
+            :class:`.few_shot.FewShot`. ``None`` lets all be seen. Of no account in pretraining.
         transform: applied to the source of each visit on the CPU; random ones must draw from torch's global generator.
 
     Attributes:
@@ -62,7 +62,7 @@ class PairDataModule(L.LightningDataModule):
         test_pairs: the same for test.
         summary: after ``setup``: what was found, used and excluded, in words.
         excluded: phrases with counts that :meth:`visit_table` may add to: which visits it left out, and why.
-        remarks: phrases that :meth:`visit_table` and :meth:`inspect` may add to the summary.
+        notes: phrases that :meth:`visit_table` and :meth:`inspect` may add to the summary.
         label_names: what label values are called, where that is known.
     """
 
@@ -79,7 +79,7 @@ class PairDataModule(L.LightningDataModule):
         single_visits: Literal["same", "drop"] = "same",
         split: tuple[float, float, float] = (0.8, 0.1, 0.1),
         seed: int = 0,
-        labelled: Labelled | None = None,
+        few_shot: FewShot | None = None,
         transform: Callable[[Visit], Visit] | None = None,
     ) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class PairDataModule(L.LightningDataModule):
         self.policy, self.min_interval, self.max_interval = pairs, min_interval, max_interval
         self.every_pair = pairs_per_subject == "all" or pairs == "all"
         self.balance, self.single_visits, self.split, self.seed = balance, single_visits, tuple(split), seed
-        self.labelled = labelled or Labelled()
+        self.few_shot = few_shot or FewShot()
         self.supervised = self.unlabelled_pairs = self.predicting = False
         self.label_names: dict[int, str] = {}
         self._samplers: dict[str, PairSampler] = {}
@@ -102,7 +102,7 @@ class PairDataModule(L.LightningDataModule):
         self.table: pd.DataFrame = pd.DataFrame()
         self.subjects: list[str] = []
         self.excluded: list[str] = []
-        self.remarks: list[str] = []
+        self.notes: list[str] = []
         self.summary = ""
 
     def visit_table(self) -> pd.DataFrame:
@@ -173,7 +173,7 @@ class PairDataModule(L.LightningDataModule):
         if len(self.table):
             return
         self.predicting = stage == "predict"
-        self.excluded, self.remarks = [], []
+        self.excluded, self.notes = [], []
         table = order_visits(self.visit_table())
         self.inspect(table)
         index = build_pairs(table, self.policy, self.min_interval, self.max_interval)
@@ -216,7 +216,7 @@ class PairDataModule(L.LightningDataModule):
             words = "used as same-visit pairs" if len(singles) > 1 else "used as a same-visit pair"
             parts.append(f"{count(len(singles), 'single visit')} {words} ({by_split(singles)})")
         parts.append("excluded: " + (", ".join(self.excluded) or "nothing"))
-        parts += self.remarks
+        parts += self.notes
         return "; ".join(parts) + "."
 
     def state_dict(self) -> dict[str, int]:
@@ -229,7 +229,7 @@ class PairDataModule(L.LightningDataModule):
         for name, sampler in self._samplers.items():
             sampler.epoch = state_dict.get(name, 0)
 
-    def supervise(self, unlabelled_pairs: bool) -> None:
+    def use_labels(self, unlabelled_pairs: bool) -> None:
         """Loads for training on labels from here on.
 
         Training then gives a dict of batches: ``labelled`` visits, each as a same-visit pair, and, if asked,
@@ -239,9 +239,9 @@ class PairDataModule(L.LightningDataModule):
         self.supervised, self.unlabelled_pairs = True, unlabelled_pairs
 
     def labelled_rows(self, split: str) -> np.ndarray:
-        """Rows of the table whose labels may be seen: in training, those that ``labelled`` chooses."""
+        """Rows of the table whose labels may be seen: in training, those that ``few_shot`` chooses."""
         rows = np.flatnonzero((self.table["split"] == split).to_numpy() & self.has_label())
-        return choose_labelled(rows, self._subject, self.labelled) if split == "train" else rows
+        return choose_labelled(rows, self._subject, self.few_shot) if split == "train" else rows
 
     def check_crop(self, size: Sequence[int]) -> None:
         """Raises InputError if a view of this size does not fit into the source of every visit.
@@ -265,13 +265,13 @@ class PairDataModule(L.LightningDataModule):
             raise InputError(f"Views of {wanted} voxels do not fit into source_size {box}; raise source_size.")
 
     def train_dataloader(self) -> DataLoader | dict[str, DataLoader]:
-        """Pairs with random boxes, in the order of :class:`PairSampler`; see :meth:`supervise` for the dict."""
+        """Pairs with random boxes, in the order of :class:`PairSampler`; see :meth:`use_labels` for the dict."""
         if not self.supervised:
             return self._train_pairs("epoch")
-        rows = repeated(self.labelled_rows("train"), self.labelled)
+        rows = repeated(self.labelled_rows("train"), self.few_shot)
         dataset = self._dataset(np.stack([rows, rows], 1), self.source_size)
         sampler = self._sampler("labelled", dataset, True, None)
-        loaders = {"labelled": self._loader(dataset, self.labelled.batch_size, sampler=sampler)}
+        loaders = {"labelled": self._loader(dataset, self.few_shot.batch_size, sampler=sampler)}
         if self.unlabelled_pairs:
             loaders["unlabelled"] = self._train_pairs("epoch", np.zeros(len(self.table), dtype=bool))
         return loaders

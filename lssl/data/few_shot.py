@@ -9,11 +9,11 @@ from torch import distributed
 
 from lssl.utils.errors import InputError, positive
 
-__all__ = ["Labelled", "choose_labelled", "repeated"]
+__all__ = ["FewShot", "choose_labelled", "repeated"]
 
 
 @dataclass
-class Labelled:
+class FewShot:
     """Which labels of the training subjects may be seen, and how labelled visits are drawn.
 
     Labelled subjects are chosen by the seed: they stand in one fixed random order, and seed s takes the s-th group of
@@ -38,36 +38,36 @@ class Labelled:
         positive(batch_size=self.batch_size, steps=self.steps)
         for name, value in (("subjects", self.subjects), ("visits", self.visits)):
             if value is not None and value < 1:
-                raise InputError(f"labelled: {name} is {value}; give at least 1, or null for all.")
+                raise InputError(f"few_shot: {name} is {value}; give at least 1, or null for all.")
 
 
-def choose_labelled(rows: np.ndarray, subject: np.ndarray, labelled: Labelled) -> np.ndarray:
+def choose_labelled(rows: np.ndarray, subject: np.ndarray, few_shot: FewShot) -> np.ndarray:
     """The rows whose labels may be seen, sorted.
 
     Args:
         rows: labelled visits of the training subjects.
         subject: ``(visits,)`` number of each row's subject.
-        labelled: what to choose.
+        few_shot: what to choose.
     """
     names = np.unique(subject[rows])
-    if labelled.subjects is not None and len(names):
-        if labelled.subjects > len(names):
+    if few_shot.subjects is not None and len(names):
+        if few_shot.subjects > len(names):
             raise InputError(
-                f"labelled: {labelled.subjects} subjects are asked for, but {len(names)} training subjects have a "
+                f"few_shot: {few_shot.subjects} subjects are asked for, but {len(names)} training subjects have a "
                 f"label; ask for fewer, or give more labels."
             )
         order = np.random.default_rng(0).permutation(names)
-        names = np.roll(order, -labelled.seed * labelled.subjects)[: labelled.subjects]
-    draw = np.random.default_rng([labelled.seed, 1])
+        names = np.roll(order, -few_shot.seed * few_shot.subjects)[: few_shot.subjects]
+    draw = np.random.default_rng([few_shot.seed, 1])
     chosen = []
     for name in names:
         visits = rows[subject[rows] == name]
-        most = len(visits) if labelled.visits is None else min(labelled.visits, len(visits))
+        most = len(visits) if few_shot.visits is None else min(few_shot.visits, len(visits))
         chosen.append(draw.permutation(visits)[:most])
     return np.sort(np.concatenate(chosen)) if chosen else rows
 
 
-def repeated(rows: np.ndarray, labelled: Labelled) -> np.ndarray:
+def repeated(rows: np.ndarray, few_shot: FewShot) -> np.ndarray:
     """The rows in turn, until they fill an epoch on all devices."""
     if not len(rows):
         raise InputError(
@@ -75,4 +75,4 @@ def repeated(rows: np.ndarray, labelled: Labelled) -> np.ndarray:
             "table) to subjects of the training split."
         )
     world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-    return rows[np.arange(labelled.steps * labelled.batch_size * world) % len(rows)]
+    return rows[np.arange(few_shot.steps * few_shot.batch_size * world) % len(rows)]

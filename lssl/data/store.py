@@ -20,7 +20,7 @@ import numpy as np
 
 from lssl.data import STEP
 from lssl.utils.errors import InputError
-from lssl.utils.files import whole
+from lssl.utils.files import atomic_write
 
 __all__ = ["StoredVisit", "quantise", "read_stored", "write_stored"]
 
@@ -116,7 +116,7 @@ def write_stored(
         "limits": [[float(low), float(high)] for low, high in limits], "step": STEP, "labelled": label is not None,
         "places": places.tobytes(), "bounds": bounds.tolist(), "origin": origin,
     }  # fmt: skip
-    with whole(path) as part:
+    with atomic_write(path) as part:
         array = blosc2.asarray(
             stack, chunks=chunks, blocks=blocks, urlpath=str(part), mode="w", contiguous=True,
             cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},

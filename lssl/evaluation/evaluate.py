@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from lssl.data.batch import PairBatch
-from lssl.evaluation.representation import cases, measure
+from lssl.evaluation.representation import held_out_pairs, measure
 from lssl.strategy import Strategy
-from lssl.utils.distributed import alone
+from lssl.utils.distributed import no_sync
 
 __all__ = ["evaluate"]
 
 
 @torch.no_grad()
-@alone()
+@no_sync()
 def evaluate(strategy: Strategy, batches: Iterable[PairBatch], most: int | None = None) -> dict[str, float]:
     """Terms, and the figures of :mod:`lssl.evaluation.representation` for every tap.
 
@@ -41,5 +41,5 @@ def evaluate(strategy: Strategy, batches: Iterable[PairBatch], most: int | None 
                 terms.setdefault(name, []).append(value)
             yield batch
 
-    figures = measure(strategy, cases(strategy, watched()))
+    figures = measure(strategy, held_out_pairs(strategy, watched()))
     return {f"term/{name}": torch.stack(values).mean().item() for name, values in terms.items()} | figures

@@ -60,19 +60,19 @@ from lssl.metrics import (
 from lssl.networks.feature_geometry import Tap
 from lssl.networks.heads import mean_and_max
 from lssl.strategy import Strategy
-from lssl.utils.distributed import join
+from lssl.utils.distributed import sync_metrics
 from lssl.views import geometry as geo
 from lssl.views.points import corresponding_points
 from lssl.views.sampler import View
 
-__all__ = ["Case", "cases", "measure", "trained_taps"]
+__all__ = ["HeldOutPair", "held_out_pairs", "measure", "trained_taps"]
 
 POINTS, VOXELS, LABELLED = 256, 512, 512  # per case: corresponding points, voxels of a view, voxels with labels
 FEWEST = 32  # corresponding points, below which finding one among them says little
 
 
 @dataclass
-class Case:
+class HeldOutPair:
     """One held-out pair, ready to be measured: the same views and points every time.
 
     Attributes:
@@ -104,9 +104,9 @@ class Case:
     labelled: tuple[Tensor, Tensor] | None
 
 
-def cases(
+def held_out_pairs(
     strategy: Strategy, batches: Iterable[PairBatch], subjects: int | None = None, visits: int | None = None
-) -> Iterator[Case]:
+) -> Iterator[HeldOutPair]:
     """Reads held-out pairs one by one, as many as show a visit that no earlier one has shown.
 
     Args:
@@ -129,15 +129,15 @@ def cases(
             if not new:
                 continue
             pair = batch.rows(slice(row, row + 1)).to(strategy.device)
-            yield _case(strategy, pair, new, len(seen) - 1, whole=not shown)
+            yield _held_out_pair(strategy, pair, new, len(seen) - 1, whole=not shown)
             shown += [sessions[visit] for visit in new]
 
 
-def _case(strategy: Strategy, pair: PairBatch, new: list[int], number: int, whole: bool) -> Case:
+def _held_out_pair(strategy: Strategy, pair: PairBatch, new: list[int], number: int, whole: bool) -> HeldOutPair:
     generator = torch.Generator().manual_seed(number)
     centred = strategy.views.centred(pair)
     shown = [centred[visit] for visit in new]
-    case = Case(
+    case = HeldOutPair(
         number=number,
         subject=int(pair.subject),
         sessions=pair.session[0, new],
@@ -155,7 +155,7 @@ def _case(strategy: Strategy, pair: PairBatch, new: list[int], number: int, whol
     return case
 
 
-def _add_views(case: Case, strategy: Strategy, pair: PairBatch, generator: torch.Generator) -> None:
+def _add_views(case: HeldOutPair, strategy: Strategy, pair: PairBatch, generator: torch.Generator) -> None:
     """Two views as in training, noise, and the points at which they are compared."""
     sampler = copy.copy(strategy.views)
     sampler.same_visit = 0.0
@@ -200,13 +200,13 @@ def trained_taps(strategy: Strategy) -> list[str]:
 
 @torch.no_grad()
 def measure(
-    strategy: Strategy, held_out: Iterable[Case], taps: Sequence[str] | None = None, together: bool = False
+    strategy: Strategy, held_out: Iterable[HeldOutPair], taps: Sequence[str] | None = None, together: bool = False
 ) -> dict[str, float]:
     """All metrics of all taps; see the module's table. NaN where there is too little to measure.
 
     Args:
         strategy: measured in eval mode, its mode restored.
-        held_out: from :func:`cases`.
+        held_out: from :func:`held_out_pairs`.
         taps: which; ``None`` takes all.
         together: every process has cases of its own, and all measure as one.
     """
@@ -220,7 +220,7 @@ def measure(
             meter.add(name, case, features[name].float())
     strategy.train(training)
     if together:
-        join(metric for meter in meters.values() for metric in meter.metrics.values())
+        sync_metrics(metric for meter in meters.values() for metric in meter.metrics.values())
     values = {f"{kind}/{name}": value for name, meter in meters.items() for kind, value in meter.compute().items()}
     return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))  # waits for the device once
 
@@ -263,7 +263,7 @@ class _Meters:
         self.metrics["dice"].update(rows, ids, ids)
         self._visits(torch.cat([rows, rows], 1), ids, ids, rows[:, 0])
 
-    def add(self, name: str, case: Case, features: Tensor) -> None:
+    def add(self, name: str, case: HeldOutPair, features: Tensor) -> None:
         """Adds a case's features ``(N, C, ...)`` at the tap of this name."""
         seen = len(case.sessions)
         weight = _shrunk(case.foreground, features.shape[2:])
@@ -291,7 +291,7 @@ class _Meters:
             values |= value if isinstance(value, dict) else {kind: value}
         return {kind: value.float() for kind, value in values.items()}
 
-    def _at(self, features: Tensor, case: Case, image: int, points: Tensor) -> Tensor:
+    def _at(self, features: Tensor, case: HeldOutPair, image: int, points: Tensor) -> Tensor:
         """``(K, C)`` of one image at points of the frame."""
         affine = geo.feature_affine(case.affines[image], self.tap.stride, self.tap.offset)
         return geo.sample(features[image : image + 1], affine[None], points[None])[0]

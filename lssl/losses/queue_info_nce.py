@@ -34,7 +34,13 @@ class QueueInfoNCE(nn.Module):
         self.temperature = temperature
 
     def forward(
-        self, query: Tensor, key: Tensor, subject: Tensor, queue: Tensor, owner: Tensor, weight: Tensor | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        subject: Tensor,
+        queue: Tensor,
+        subject_ids: Tensor,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """Loss of one direction.
 
@@ -43,13 +49,15 @@ class QueueInfoNCE(nn.Module):
             key: ``(B, D)``, of the other view.
             subject: ``(B,)`` subject ids.
             queue: ``(K, D)`` earlier keys.
-            owner: ``(K,)`` their subject ids, -1 where the queue is empty.
+            subject_ids: ``(K,)`` their subject ids, -1 where the queue is empty.
             weight: ``(B,)`` share of each pair in the mean; ``None`` weighs all alike.
         """
         with torch.autocast(query.device.type, enabled=False):
             query = F.normalize(query.float(), dim=1)
             key, queue = (F.normalize(keys.detach().float(), dim=1) for keys in (key, queue))
-            negatives = (query @ queue.T).masked_fill((owner == subject[:, None]) | (owner < 0), float("-inf"))
+            negatives = (query @ queue.T).masked_fill(
+                (subject_ids == subject[:, None]) | (subject_ids < 0), float("-inf")
+            )
             logits = torch.cat([(query * key).sum(1, keepdim=True), negatives], 1) / self.temperature
             loss = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="none")
             return weighted_mean(loss, weight)

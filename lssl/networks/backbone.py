@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lssl.networks.feature_geometry import Enough, Tap, as_map, measure, tapped
+from lssl.networks.feature_geometry import StopForward, Tap, measure, tapped, tokens_to_map
 from lssl.utils.errors import InputError, nearest
 
 __all__ = ["Backbone", "Tap", "unet", "unet_taps"]
@@ -106,9 +106,9 @@ class Backbone(nn.Module):
                 result = self.network(image.contiguous(memory_format=self._format))
                 if output:
                     features["output"] = result
-            except Enough:
+            except StopForward:
                 pass
-        return {name: as_map(value, image.shape[2:]) for name, value in features.items()}
+        return {name: tokens_to_map(value, image.shape[2:]) for name, value in features.items()}
 
     def freeze_unused(self, taps: Sequence[str], output: bool = False) -> None:
         """Trains only what these taps (and the output, if asked) depend on.
@@ -117,11 +117,11 @@ class Backbone(nn.Module):
         """
         if not taps and not output:
             return
-        used = self.beneath(taps, output)
+        used = self.upstream_parameters(taps, output)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name in used)
 
-    def beneath(self, taps: Sequence[str], output: bool = False) -> set[str]:
+    def upstream_parameters(self, taps: Sequence[str], output: bool = False) -> set[str]:
         """Names of the trained parameters that these taps (and the output, if asked) depend on."""
         self.check_taps(taps)
         trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -150,7 +150,7 @@ class Backbone(nn.Module):
     def encoder(self) -> set[str]:
         """Names of the parameters that the coarsest tap depends on; the others are the decoder's."""
         coarsest = max(self.taps, key=lambda name: max(self.taps[name].stride))
-        return self.beneath([coarsest])
+        return self.upstream_parameters([coarsest])
 
     def shares(self, taps: Sequence[str], weights: Mapping[str, float] | None) -> dict[str, float]:
         """Weights of taps, normalised to sum 1; all alike if ``None``; taps of weight 0 are left out."""

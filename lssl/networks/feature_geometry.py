@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from lssl.utils.errors import InputError
 
-__all__ = ["Enough", "Measured", "Tap", "as_map", "measure", "tapped"]
+__all__ = ["Measured", "StopForward", "Tap", "measure", "tapped", "tokens_to_map"]
 
 Triple = tuple[float, float, float]
 
@@ -41,7 +41,7 @@ class Tap:
     offset: Triple
 
 
-class Enough(Exception):
+class StopForward(Exception):
     """Leaves a forward pass once every wanted tap has been seen."""
 
 
@@ -59,7 +59,7 @@ def tapped(network: nn.Module, paths: Mapping[str, str], stop: bool) -> Iterator
             features[name] = output
             versions[name] = 0 if output.is_inference() else output._version
             if stop and len(features) == len(paths):
-                raise Enough
+                raise StopForward
 
         return hook
 
@@ -76,7 +76,7 @@ def tapped(network: nn.Module, paths: Mapping[str, str], stop: bool) -> Iterator
             )
 
 
-def as_map(features: Tensor, size: Sequence[int]) -> Tensor:
+def tokens_to_map(features: Tensor, size: Sequence[int]) -> Tensor:
     """Tokens ``(B, N, C)`` of cubic patches of a ``(D, H, W)`` image as a map ``(B, C, d, h, w)``; maps as they are."""
     if features.ndim != 3:
         return features
@@ -163,7 +163,7 @@ def _probe_features(
         except (RuntimeError, ValueError, AssertionError) as error:  # this network wants another size: try the next
             errors.append(f"{tuple(size)}: {error}")
             continue
-        features = {name: as_map(value, size) for name, value in features.items()}
+        features = {name: tokens_to_map(value, size) for name, value in features.items()}
         missing = [name for name in paths if name not in features]
         if missing:
             raise InputError(f"backbone: tap '{missing[0]}' ('{paths[missing[0]]}') is not used when the network runs.")

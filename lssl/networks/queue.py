@@ -20,21 +20,21 @@ class KeyQueue(nn.Module):
     """
 
     keys: Tensor
-    owner: Tensor
-    place: Tensor
+    subject_ids: Tensor
+    pointer: Tensor
 
     def __init__(self, size: int, features: int) -> None:
         super().__init__()
         positive(queue=size)
         self.register_buffer("keys", torch.zeros(size, features))
-        self.register_buffer("owner", torch.full((size,), -1, dtype=torch.long))  # subject ids, -1 where empty
-        self.register_buffer("place", torch.zeros((), dtype=torch.long))  # of the oldest key
+        self.register_buffer("subject_ids", torch.full((size,), -1, dtype=torch.long))  # subject ids, -1 where empty
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))  # of the oldest key
 
     @torch.no_grad()
     def push(self, keys: Tensor, subject: Tensor) -> None:
         """Adds keys ``(N, D)`` and their subject ids ``(N,)``, those of all ranks in rank order."""
         keys, subject = gather(keys.detach().to(self.keys.dtype)), gather(subject)
         keys, subject = keys[-len(self.keys) :], subject[-len(self.keys) :]
-        places = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.keys)
-        self.keys[places], self.owner[places] = keys, subject
-        self.place.copy_((self.place + len(keys)) % len(self.keys))
+        slots = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.keys)
+        self.keys[slots], self.subject_ids[slots] = keys, subject
+        self.pointer.copy_((self.pointer + len(keys)) % len(self.keys))

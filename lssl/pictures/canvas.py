@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lssl.prepare.picture import planes
-from lssl.utils.files import whole
+from lssl.utils.files import atomic_write
 
 __all__ = ["GREY", "MARK", "caption", "cut", "figure", "show", "spot"]
 
@@ -43,7 +43,7 @@ def figure(path: Path, rows: int, columns: int, title: str, panel: float = 3.2) 
         axes = drawn.subplots(rows, columns, squeeze=False)
         yield axes
         drawn.suptitle(title, fontsize=11)
-        with whole(path) as part:
+        with atomic_write(path) as part:
             drawn.savefig(part, dpi=90, format="png")
 
 

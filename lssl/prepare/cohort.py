@@ -15,7 +15,7 @@ from lssl.data.pairs import count, order_visits
 from lssl.data.tables import bids_table, match_files
 from lssl.utils.errors import InputError
 
-__all__ = ["Options", "Session", "Subject", "find_subjects"]
+__all__ = ["CohortSubject", "Options", "Session", "find_subjects"]
 
 AUTO = "auto"
 MASKS, LABELS = "desc-brain_mask", "dseg"
@@ -59,7 +59,7 @@ class Session:
 
 
 @dataclass
-class Subject:
+class CohortSubject:
     """A subject and its visits, in time order."""
 
     name: str
@@ -73,19 +73,19 @@ class Subject:
         return sorted({path for path in found if path})
 
 
-def find_subjects(root: Path, options: Options) -> tuple[list[Subject], pd.DataFrame, list[str]]:
+def find_subjects(root: Path, options: Options) -> tuple[list[CohortSubject], pd.DataFrame, list[str]]:
     """The subjects of a BIDS folder, their visit table, and remarks on what was left out.
 
     A visit that lacks one of the suffixes is left out and counted.
     """
     first, *others = options.suffixes
-    table, remarks = bids_table(root, first)
+    table, notes = bids_table(root, first)
     table["image_0"] = table.pop("image")
     for number, suffix in enumerate(others, 1):
         more, _ = bids_table(root, suffix)
         merged = table.merge(more[["subject", "session", "image"]], on=["subject", "session"])
         if len(merged) < len(table):
-            remarks.append(f"{count(len(table) - len(merged), 'visit')} with {first} but without {suffix}")
+            notes.append(f"{count(len(table) - len(merged), 'visit')} with {first} but without {suffix}")
         table = merged.rename(columns={"image": f"image_{number}"})
     if table.empty:
         raise InputError(f"No visit of {root} has images of all of {', '.join(options.suffixes)}; name fewer suffixes.")
@@ -93,19 +93,19 @@ def find_subjects(root: Path, options: Options) -> tuple[list[Subject], pd.DataF
         if pattern == AUTO:
             table[column], several = _derivatives(root, table, kind)
             if several:
-                remarks.append(f"{count(several, 'visit')} with several {column}s, none of which is taken; "
+                notes.append(f"{count(several, 'visit')} with several {column}s, none of which is taken; "
                                f"say which by --{column}s")  # fmt: skip
         else:
             table[column] = "" if pattern == "none" else match_files(root, pattern, table, f"{column}s")
     table = order_visits(table)
-    subjects: dict[str, Subject] = {}
+    subjects: dict[str, CohortSubject] = {}
     for row in _rows(table):
         images = {suffix: row[f"image_{number}"] for number, suffix in enumerate(options.suffixes)}
         session = Session(row["session"], images, row["mask"], row["label"])
-        subjects.setdefault(row["subject"], Subject(row["subject"])).sessions.append(session)
+        subjects.setdefault(row["subject"], CohortSubject(row["subject"])).sessions.append(session)
     if unknown := int(np.isnan(table["time"].to_numpy(float)).sum()):
-        remarks.append(f"{count(unknown, 'visit')} without a time (no sessions.tsv, no label such as ses-M012)")
-    return list(subjects.values()), table, remarks
+        notes.append(f"{count(unknown, 'visit')} without a time (no sessions.tsv, no label such as ses-M012)")
+    return list(subjects.values()), table, notes
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

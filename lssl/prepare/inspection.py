@@ -21,7 +21,7 @@ from lssl.prepare.quality import THICKEST
 from lssl.utils.errors import InputError
 from lssl.utils.files import fingerprint, read_json
 
-__all__ = ["Report", "inspect_folder"]
+__all__ = ["Inspection", "inspect_folder"]
 
 EDGES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)  # years; the last class is open
 APART = 3.0  # mm between visits on one grid that should be aligned
@@ -31,7 +31,7 @@ STORED = 0.56  # of two bytes a voxel
 
 
 @dataclass
-class Report:
+class Inspection:
     """Everything that is known of a folder, as plain values (see :meth:`as_json`)."""
 
     folder: str
@@ -86,7 +86,7 @@ class Report:
         return np.histogram(self.intervals(), [*EDGES, np.inf])[0]
 
 
-def inspect_folder(folder: Path, suffix: str = "T1w", subjects: int = 10, spacing: float = 1.0) -> Report:
+def inspect_folder(folder: Path, suffix: str = "T1w", subjects: int = 10, spacing: float = 1.0) -> Inspection:
     """Looks at a folder.
 
     Args:
@@ -106,7 +106,7 @@ def inspect_folder(folder: Path, suffix: str = "T1w", subjects: int = 10, spacin
 # --- prepared ---------------------------------------------------------------------------------------------------------
 
 
-def _prepared(folder: Path, described: dict[str, Any]) -> Report:
+def _prepared(folder: Path, described: dict[str, Any]) -> Inspection:
     path = folder / "visits.csv"
     if not path.is_file():
         raise InputError(f"{folder} has no visits.csv: its preparation was interrupted; run `lssl prepare` again.")
@@ -115,7 +115,7 @@ def _prepared(folder: Path, described: dict[str, Any]) -> Report:
         raise InputError(f"{folder} holds no finished visits yet; run `lssl prepare` again.")
     figures = pd.read_csv(folder / "quality.csv", dtype={"subject": str, "session": str})
     table = order_visits(table.merge(figures, how="left", on=["subject", "session"]))
-    report = Report(str(folder), "prepared", table, described["options"]["suffixes"])
+    report = Inspection(str(folder), "prepared", table, described["options"]["suffixes"])
     sizes = table[["size_d", "size_h", "size_w"]].astype(str).agg("×".join, axis=1)
     report.shapes, report.spacings = Counter(sizes), Counter(f"{float(value):.3g}" for value in table["spacing"])
     report.orientations = Counter({"RAS": len(table)})
@@ -151,10 +151,10 @@ def _repeated(names: list[str], hashes: list[str]) -> list[tuple[str, str]]:
 # --- BIDS -------------------------------------------------------------------------------------------------------------
 
 
-def _bids(folder: Path, suffix: str, subjects: int, spacing: float) -> Report:
+def _bids(folder: Path, suffix: str, subjects: int, spacing: float) -> Inspection:
     table, left_out = bids_table(folder, suffix)
     table = order_visits(table)
-    report = Report(str(folder), "BIDS", table, [suffix], left_out)
+    report = Inspection(str(folder), "BIDS", table, [suffix], left_out)
     names, images = _names(table), table["image"].tolist()
     grids = _headers(report, names, images)
     _refuse_moved(report, table, grids)
@@ -170,7 +170,7 @@ def _bids(folder: Path, suffix: str, subjects: int, spacing: float) -> Report:
     return report
 
 
-def _headers(report: Report, names: list[str], images: list[str]) -> list[Any]:
+def _headers(report: Inspection, names: list[str], images: list[str]) -> list[Any]:
     """Notes shapes, spacings and orientations; the canonical grid of each image, ``None`` where it cannot be read."""
     import nibabel as nib
 
@@ -198,7 +198,7 @@ def _headers(report: Report, names: list[str], images: list[str]) -> list[Any]:
     return grids
 
 
-def _refuse_moved(report: Report, table: pd.DataFrame, grids: list[Any]) -> None:
+def _refuse_moved(report: Inspection, table: pd.DataFrame, grids: list[Any]) -> None:
     """Subjects whose visits do not share a grid, in one line: before preparation that is the rule."""
     moved = []
     for subject, rows in table.groupby("subject").indices.items():
@@ -227,7 +227,7 @@ def _evenly(names: list[str], number: int) -> list[str]:
     return [names[round(place)] for place in np.linspace(0, len(names) - 1, number)] if number > 0 else []
 
 
-def _look(report: Report, table: pd.DataFrame, subject: str, grids: list[Any]) -> list[float]:
+def _look(report: Inspection, table: pd.DataFrame, subject: str, grids: list[Any]) -> list[float]:
     """Reads a subject's voxels; notes what is wrong, and the volume in mm³ of each head's box."""
     from lssl.data.nifti import automatic_foreground, intensity_range, read_image
     from lssl.prepare.register import mirror_gain, roughly

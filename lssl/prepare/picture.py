@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lssl.utils.files import whole
+from lssl.utils.files import atomic_write
 
 __all__ = ["checkerboard", "draw_subject", "planes"]
 
@@ -82,7 +82,7 @@ def draw_subject(
             label = names[0] if len(names) == 1 else f"{names[0]} / {names[visit]}"
             axes[row, 0].set_ylabel(f"{label}\n{notes[visit]}".strip(), fontsize=8)
         figure.suptitle(title, fontsize=11)
-        with whole(path) as part_path:
+        with atomic_write(path) as part_path:
             figure.savefig(part_path, dpi=80, format="png")
 
 

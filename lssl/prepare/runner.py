@@ -21,12 +21,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import lssl
 from lssl.data.pairs import count
-from lssl.prepare.cohort import Options, Subject, find_subjects
+from lssl.prepare.cohort import CohortSubject, Options, find_subjects
 from lssl.prepare.subject import current, prepare_subject, record_path, settings
 from lssl.utils.errors import InputError, input_error
-from lssl.utils.files import digest, read_json, whole, write_json
+from lssl.utils.files import atomic_write, digest, read_json, write_json
 
-__all__ = ["COLUMNS", "DATASET", "QUALITY", "TABLE", "Outcome", "assemble", "prepare"]
+__all__ = ["COLUMNS", "DATASET", "QUALITY", "TABLE", "PrepareOutcome", "assemble", "prepare"]
 
 DATASET, TABLE, QUALITY = "dataset.json", "visits.csv", "quality.csv"
 #: What training reads, in the table; all else is in the second one, as it would only slow reading down.
@@ -37,7 +37,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass
-class Outcome:
+class PrepareOutcome:
     """What a run did: names of subjects by fate, with reasons, and the flags of visits."""
 
     done: list[str] = field(default_factory=list)
@@ -47,7 +47,9 @@ class Outcome:
     seconds: float = 0.0
 
 
-def prepare(root: Path, out: Path, options: Options, workers: int = 1, shard: tuple[int, int] = (1, 1)) -> Outcome:
+def prepare(
+    root: Path, out: Path, options: Options, workers: int = 1, shard: tuple[int, int] = (1, 1)
+) -> PrepareOutcome:
     """Prepares the subjects of a BIDS folder that are not prepared yet.
 
     Args:
@@ -62,16 +64,16 @@ def prepare(root: Path, out: Path, options: Options, workers: int = 1, shard: tu
     """
     start = time.monotonic()
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    subjects, table, remarks = find_subjects(root, options)
+    subjects, table, notes = find_subjects(root, options)
     _claim(out, root, options)
     mine = subjects[shard[0] - 1 :: shard[1]]
-    outcome = Outcome(kept=[subject.name for subject in mine if current(subject, options, out)])
+    outcome = PrepareOutcome(kept=[subject.name for subject in mine if current(subject, options, out)])
     kept = set(outcome.kept)
     waiting = [subject for subject in mine if subject.name not in kept]
     part = f" (shard {shard[0]} of {shard[1]})" if shard[1] > 1 else ""
     console.print(
         f"{count(len(subjects), 'subject')}, {count(len(table), 'visit')}{part}: {len(waiting)} to prepare, "
-        f"{len(outcome.kept)} finished before" + "".join(f"; {remark}" for remark in remarks) + "."
+        f"{len(outcome.kept)} finished before" + "".join(f"; {remark}" for remark in notes) + "."
     )
     try:
         for subject, error in _progress(_run(waiting, options, out, workers), len(waiting), console):
@@ -123,7 +125,7 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("SimpleITK", "blosc2", "nibabel", "numpy", "scipy")}
 
 
-def _one(subject: Subject, options: Options, out: Path) -> str | None:
+def _one(subject: CohortSubject, options: Options, out: Path) -> str | None:
     """Prepares one subject; the reason if that fails. A full disk is no reason of the subject's."""
     try:
         prepare_subject(subject, options, out)
@@ -138,7 +140,9 @@ def _one(subject: Subject, options: Options, out: Path) -> str | None:
     return None
 
 
-def _run(subjects: list[Subject], options: Options, out: Path, workers: int) -> Iterator[tuple[Subject, str | None]]:
+def _run(
+    subjects: list[CohortSubject], options: Options, out: Path, workers: int
+) -> Iterator[tuple[CohortSubject, str | None]]:
     """Yields each subject as it is finished, with the reason if it failed."""
     try:
         if workers <= 1:
@@ -154,11 +158,13 @@ def _run(subjects: list[Subject], options: Options, out: Path, workers: int) -> 
         ) from error
 
 
-def _pool(subjects: list[Subject], options: Options, out: Path, workers: int) -> Iterator[tuple[Subject, str | None]]:
+def _pool(
+    subjects: list[CohortSubject], options: Options, out: Path, workers: int
+) -> Iterator[tuple[CohortSubject, str | None]]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     with ProcessPoolExecutor(min(workers, max(1, len(subjects))), mp_context=context) as pool:
         queue = iter(subjects)
-        running: dict[Future[str | None], Subject] = {}
+        running: dict[Future[str | None], CohortSubject] = {}
         try:
             while True:
                 while len(running) < 2 * workers and (subject := next(queue, None)) is not None:
@@ -177,8 +183,8 @@ def _pool(subjects: list[Subject], options: Options, out: Path, workers: int) ->
 
 
 def _progress(
-    results: Iterator[tuple[Subject, str | None]], total: int, console: Console
-) -> Iterator[tuple[Subject, str | None]]:
+    results: Iterator[tuple[CohortSubject, str | None]], total: int, console: Console
+) -> Iterator[tuple[CohortSubject, str | None]]:
     """A bar with the time left on a terminal; elsewhere a line at every twentieth of the way."""
     bar = Progress(
         TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
@@ -214,7 +220,7 @@ def assemble(out: Path, table: pd.DataFrame, options: Options) -> pd.DataFrame:
         frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
         rest = ["subject", "session", *(name for name in frame if name not in COLUMNS)]
         for name, columns in ((QUALITY, rest), (TABLE, list(COLUMNS))):
-            with whole(out / name) as part:
+            with atomic_write(out / name) as part:
                 frame[columns].to_csv(part, index=False)
         if _records(out) == seen:
             return frame

@@ -10,8 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lssl.prepare.inspection import EDGES, Report
-from lssl.utils.files import whole
+from lssl.prepare.inspection import EDGES, Inspection
+from lssl.utils.files import atomic_write
 
 __all__ = ["draw", "show"]
 
@@ -25,7 +25,7 @@ def interval_names() -> list[str]:
     return [*ends, f"{EDGES[-1]:g}+"]
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: Inspection, console: Console) -> None:
     """Prints the report."""
     content = report.as_json()
     table = Table(
@@ -65,7 +65,7 @@ def show(report: Report, console: Console) -> None:
     _show_suspicious(report, console)
 
 
-def _show_suspicious(report: Report, console: Console) -> None:
+def _show_suspicious(report: Inspection, console: Console) -> None:
     looked = "" if report.kind == "prepared" else f" (voxels of {report.looked_at} subjects were looked at)"
     if not report.suspicious:
         console.print(f"No suspicious visits{looked}.")
@@ -77,7 +77,7 @@ def _show_suspicious(report: Report, console: Console) -> None:
         console.print(f"  and {len(report.suspicious) - MOST} more; --json lists them all")
 
 
-def draw(report: Report, path: Path) -> None:
+def draw(report: Inspection, path: Path) -> None:
     """Writes the sheet: visits per subject, intervals, brightness, and some images (radiological convention)."""
     from matplotlib.figure import Figure
 
@@ -104,11 +104,11 @@ def draw(report: Report, path: Path) -> None:
     figure.suptitle(
         f"{report.folder}: {report.table['subject'].nunique()} subjects, {len(report.table)} visits", fontsize=11
     )
-    with whole(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, dpi=80, format="png")
 
 
-def _images(report: Report) -> dict[str, np.ndarray]:
+def _images(report: Inspection) -> dict[str, np.ndarray]:
     """Middle axial slices; of a prepared folder, only those slices are read."""
     if report.kind != "prepared":
         return report.pictures

@@ -22,11 +22,11 @@ from lssl.data.nifti import (
 )
 from lssl.data.store import write_stored
 from lssl.prepare import quality
-from lssl.prepare.cohort import AUTO, Options, Session, Subject
+from lssl.prepare.cohort import AUTO, CohortSubject, Options, Session
 from lssl.prepare.picture import draw_subject
 from lssl.prepare.register import Match, mirror_gain, register
 from lssl.prepare.transforms import closure, displacement, half_way, rotation_degrees
-from lssl.prepare.volumes import Grid, Volume, common_grid, resample, resample_label, resample_mask, thick
+from lssl.prepare.volumes import FrameGrid, Volume, common_grid, resample, resample_label, resample_mask, thick
 from lssl.utils.errors import InputError
 from lssl.utils.files import digest, fingerprint, read_json, write_json
 
@@ -53,7 +53,7 @@ def settings(options: Options) -> dict[str, Any]:
     return chosen
 
 
-def _keys(subject: Subject, options: Options, inputs: dict[str, dict[str, Any]]) -> tuple[str, str]:
+def _keys(subject: CohortSubject, options: Options, inputs: dict[str, dict[str, Any]]) -> tuple[str, str]:
     """Hashes of what the registration depends on, and of what the voxels depend on."""
     chosen = settings(options)
     hashes = {path: entry["hash"] for path, entry in inputs.items()}
@@ -72,7 +72,7 @@ def _keys(subject: Subject, options: Options, inputs: dict[str, dict[str, Any]])
     return registration, digest([registration, labels, chosen])
 
 
-def current(subject: Subject, options: Options, out: Path) -> dict[str, Any] | None:
+def current(subject: CohortSubject, options: Options, out: Path) -> dict[str, Any] | None:
     """The record of a subject whose inputs and parameters have not changed since, and whose files are there."""
     record = read_json(record_path(out, subject.name))
     if not record or record.get("error"):
@@ -87,7 +87,7 @@ def current(subject: Subject, options: Options, out: Path) -> dict[str, Any] | N
     return record
 
 
-def prepare_subject(subject: Subject, options: Options, out: Path) -> dict[str, Any]:
+def prepare_subject(subject: CohortSubject, options: Options, out: Path) -> dict[str, Any]:
     """Registers, resamples and writes the visits of one subject; its record is written last.
 
     Raises:
@@ -130,7 +130,7 @@ def prepare_subject(subject: Subject, options: Options, out: Path) -> dict[str, 
     return record
 
 
-def _sweep(out: Path, subject: Subject) -> None:
+def _sweep(out: Path, subject: CohortSubject) -> None:
     """Removes what a killed run left half-written."""
     # The dot keeps sub-1 away from what another process is writing of sub-10.
     places = {out / "visits" / subject.name: ".*.part"}
@@ -265,7 +265,7 @@ def _visit(
     images: list[Volume],
     matrix: np.ndarray,
     channels: list[np.ndarray],
-    grid: Grid,
+    grid: FrameGrid,
     options: Options,
     out: Path,
 ) -> dict[str, Any]:
@@ -308,7 +308,7 @@ def _text(matrix: np.ndarray) -> str:
 
 
 def _judge(
-    subject: Subject,
+    subject: CohortSubject,
     rows: list[dict[str, Any]],
     firsts: list[Volume],
     maps: list[np.ndarray],
@@ -352,7 +352,7 @@ def _judge(
     draw_subject(picture, title, names, (before, LOOK), (after, LOOK), notes)
 
 
-def _looks(volumes: list[Volume], maps: list[np.ndarray], grid: Grid) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _looks(volumes: list[Volume], maps: list[np.ndarray], grid: FrameGrid) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Scaled images and foregrounds on a coarse grid."""
     images, masks = [], []
     for volume, matrix in zip(volumes, maps, strict=True):

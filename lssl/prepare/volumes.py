@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 __all__ = [
-    "Grid",
+    "FrameGrid",
     "Volume",
     "common_grid",
     "resample",
@@ -63,7 +63,7 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Grid:
+class FrameGrid:
     """An isotropic grid along the axes of a frame: ``size`` voxels of ``spacing`` mm from ``origin`` (RAS, mm)."""
 
     size: tuple[int, int, int]
@@ -104,7 +104,7 @@ def to_itk_map(matrix: np.ndarray) -> sitk.AffineTransform:
     return transform
 
 
-def common_grid(volumes: list[Volume], maps: list[np.ndarray], spacing: float, margin: float) -> Grid:
+def common_grid(volumes: list[Volume], maps: list[np.ndarray], spacing: float, margin: float) -> FrameGrid:
     """The isotropic grid in the half-way frame that holds the foreground of all visits and a margin.
 
     Args:
@@ -125,12 +125,12 @@ def common_grid(volumes: list[Volume], maps: list[np.ndarray], spacing: float, m
     high = np.max([high for _, high in corners], 0) + margin
     size = np.ceil((high - low) / spacing).astype(int) + 1
     start = (low + high) / 2 - (size - 1) / 2 * spacing
-    return Grid(
+    return FrameGrid(
         (int(size[0]), int(size[1]), int(size[2])), spacing, (float(start[0]), float(start[1]), float(start[2]))
     )
 
 
-def _onto(image: sitk.Image, grid: Grid, matrix: np.ndarray, how: int, outside: float) -> np.ndarray:
+def _onto(image: sitk.Image, grid: FrameGrid, matrix: np.ndarray, how: int, outside: float) -> np.ndarray:
     """``(D, H, W)`` values of an image on a grid of the frame; ``matrix`` maps frame → image, in mm."""
     reference = LPS @ grid.affine
     resampler = sitk.ResampleImageFilter()
@@ -166,7 +166,7 @@ def thick(volumes: Iterable[Volume], spacing: float) -> bool:
     return any(volume.spacing().max() > 2 * spacing for volume in volumes)
 
 
-def resample(volume: Volume, grid: Grid, matrix: np.ndarray, outside: float = 0.0) -> np.ndarray:
+def resample(volume: Volume, grid: FrameGrid, matrix: np.ndarray, outside: float = 0.0) -> np.ndarray:
     """The image on the grid, from its native voxels by one interpolation, ``(D, H, W)`` float32.
 
     It is a cubic B-spline, or linear where ``volume.linear`` asks for it.
@@ -185,13 +185,13 @@ def resample(volume: Volume, grid: Grid, matrix: np.ndarray, outside: float = 0.
     return np.clip(values, volume.voxels.min(), volume.voxels.max()).astype(np.float32)
 
 
-def resample_mask(mask: np.ndarray, affine: np.ndarray, grid: Grid, matrix: np.ndarray) -> np.ndarray:
+def resample_mask(mask: np.ndarray, affine: np.ndarray, grid: FrameGrid, matrix: np.ndarray) -> np.ndarray:
     """A mask on the grid: linear interpolation above one half, ``(D, H, W)`` bool."""
     image = _without_alias(to_itk(mask.astype(np.float32), affine), grid.spacing)
     return _onto(image, grid, matrix, sitk.sitkLinear, 0.0) > 0.5
 
 
-def resample_label(label: np.ndarray, affine: np.ndarray, grid: Grid, matrix: np.ndarray) -> np.ndarray:
+def resample_label(label: np.ndarray, affine: np.ndarray, grid: FrameGrid, matrix: np.ndarray) -> np.ndarray:
     """A label map on the grid: every class interpolated linearly, the largest share wins, ``(D, H, W)`` int16.
 
     Smoother than nearest neighbours, and no class is ever made up between two others. Classes are cropped to their
@@ -218,7 +218,9 @@ def resample_label(label: np.ndarray, affine: np.ndarray, grid: Grid, matrix: np
     return result
 
 
-def _window(shape: tuple[int, ...], index_map: np.ndarray, grid: Grid) -> tuple[tuple[slice, ...], Grid | None]:
+def _window(
+    shape: tuple[int, ...], index_map: np.ndarray, grid: FrameGrid
+) -> tuple[tuple[slice, ...], FrameGrid | None]:
     """The part of the grid that a box of an image falls into; ``None`` if it falls outside."""
     corners = np.stack(np.meshgrid(*[(-1.0, float(length)) for length in shape], indexing="ij"), -1).reshape(-1, 3)
     corners = corners @ index_map[:3, :3].T + index_map[:3, 3]
@@ -228,7 +230,7 @@ def _window(shape: tuple[int, ...], index_map: np.ndarray, grid: Grid) -> tuple[
     if (low >= high).any():
         return window, None
     size, origin = high - low, grid.affine[:3, 3] + low * grid.spacing
-    small = Grid(
+    small = FrameGrid(
         (int(size[0]), int(size[1]), int(size[2])), grid.spacing, (float(origin[0]), float(origin[1]), float(origin[2]))
     )
     return window, small

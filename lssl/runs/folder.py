@@ -15,19 +15,19 @@ import lssl
 from lssl.runs.loggers import store_config
 from lssl.utils.errors import InputError
 
-__all__ = ["CONFIG", "RunFolder", "checkpoint_path", "claim", "keep", "run_checkpoints"]
+__all__ = ["CONFIG", "RunFolder", "back_up", "checkpoint_path", "new_run_folder", "run_checkpoints"]
 
 CONFIG = "config.yaml"
 
 
-def claim(folder: Path, resuming: bool) -> Path:
+def new_run_folder(folder: Path, resuming: bool) -> Path:
     """The folder for a new run: ``folder`` itself, or ``folder-2``, ``-3`` … if it holds a run already.
 
     A resumed run stays in its folder; the files it would overwrite are kept under a numbered name.
     """
     if resuming or any(folder.glob("hpc_ckpt_*.ckpt")):  # the latter: requeued by SLURM, Lightning resumes by itself
         for name in (CONFIG, "metrics.csv"):
-            keep(folder / name)
+            back_up(folder / name)
         return folder
     number, free = 1, folder
     while (free / CONFIG).exists():
@@ -38,7 +38,7 @@ def claim(folder: Path, resuming: bool) -> Path:
     return free
 
 
-def keep(path: Path) -> None:
+def back_up(path: Path) -> None:
     """Moves a file that is about to be overwritten to a numbered name."""
     if path.exists():
         number = 1

@@ -33,7 +33,7 @@ class LabelledData(Protocol):
     def voxel_size(self) -> np.ndarray:
         """``(3,)`` mm between voxels."""
 
-    def supervise(self, unlabelled_pairs: bool) -> None:
+    def use_labels(self, unlabelled_pairs: bool) -> None:
         """Asks for loaders of labelled visits."""
 
 
@@ -145,7 +145,7 @@ class Classes:
         """``(K,)`` first label of each class, which it is written as; int64, as processes cannot exchange int16."""
         return torch.tensor([0, *(group[0] for group in self.values)])
 
-    def other_side(self, counts: LabelCounts, flips: bool) -> Tensor:
+    def mirrored_class(self, counts: LabelCounts, flips: bool) -> Tensor:
         """``(K,)`` class that each one becomes in the mirror: *left* and *right* of a name exchanged.
 
         Args:

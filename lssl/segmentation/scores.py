@@ -162,7 +162,7 @@ def _between(
         labels["true_"] = (one.truth, other.truth)
     points = geo.transform(other.affine, geo.lattice(other.predicted.shape))[None]
     for prefix, (first, second) in labels.items():
-        brought = geo.lookup(first[None], one.affine[None], points, -1).view(1, *second.shape)
+        brought = geo.sample_nearest(first[None], one.affine[None], points, -1).view(1, *second.shape)
         agreement = TemporalConsistency(structures + 1)
         agreement.update(brought, second[None])
         yield f"{prefix}stcs", agreement.compute().reshape(-1)[1:]

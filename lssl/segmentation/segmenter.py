@@ -67,7 +67,7 @@ class Segmenter(Strategy):
 
     lookup: Tensor
     label_values: Tensor
-    other_side: Tensor
+    mirrored_class: Tensor
     spacing: Tensor
 
     TERMS = ("supervised", "consistency")
@@ -104,7 +104,7 @@ class Segmenter(Strategy):
         self._check_rates()
         self._encoder = backbone.encoder() if {"encoder", "decoder"} & self.factors.keys() else set()
 
-    def build(self, classes: Classes, spacing: Tensor, other_side: Tensor, class_weight: Tensor) -> None:
+    def build(self, classes: Classes, spacing: Tensor, mirrored_class: Tensor, class_weight: Tensor) -> None:
         """Makes the head, once the classes are known: from the data in ``fit``, from the checkpoint afterwards."""
         self.classes = classes
         self.head = nn.Conv3d(self.backbone.out_channels, classes.number, 1).to(self.device)
@@ -112,7 +112,7 @@ class Segmenter(Strategy):
         buffers = {
             "lookup": classes.lookup(),
             "label_values": classes.label_values(),
-            "other_side": other_side,
+            "other_side": mirrored_class,
             "spacing": spacing,
         }
         for name, value in buffers.items():
@@ -123,11 +123,11 @@ class Segmenter(Strategy):
     def setup(self, stage: str) -> None:
         """Asks for loaders of labelled visits; before training, learns the classes and takes the pretrained weights."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "supervise"):
+        if not hasattr(data, "use_labels"):
             raise InputError(
                 f"data: {type(data).__name__} cannot choose labelled visits; derive it from PairDataModule."
             )
-        data.supervise(unlabelled_pairs=self.uses("consistency"))
+        data.use_labels(unlabelled_pairs=self.uses("consistency"))
         if stage == "fit":
             super().setup(stage)
             self._learn_classes(data)
@@ -147,8 +147,8 @@ class Segmenter(Strategy):
             Classes.found(counts, data.label_names) if self.listed is None else Classes.listed(self.listed, counts)
         )
         refuse_unknown(classes, count_labels(data, val), _names(data, val))
-        other_side = classes.other_side(counts, flips=self.views.flip[0] > 0)
-        self.build(classes, torch.from_numpy(data.voxel_size()), other_side, classes.weights(counts, self.balance))
+        mirrored_class = classes.mirrored_class(counts, flips=self.views.flip[0] > 0)
+        self.build(classes, torch.from_numpy(data.voxel_size()), mirrored_class, classes.weights(counts, self.balance))
         names = _names(data, train)
         shown = ", ".join(list(names.values())[:3]) + (", …" if len(names) > 3 else "")
         rank_zero_info(
@@ -168,7 +168,7 @@ class Segmenter(Strategy):
         one, other = self._own_sides(one, first), self._own_sides(other, second)
         terms = {}
         if "supervised" in wanted and self.uses("supervised") and first.label is not None and second.label is not None:
-            target = self.class_of(torch.cat([first.label, second.label])[:, 0])
+            target = self.to_class_index(torch.cat([first.label, second.label])[:, 0])
             terms["supervised"] = self.supervised(torch.cat([one, other]), target)
         if "consistency" in wanted and self.uses("consistency"):
             terms["consistency"] = self._consistency(one, other, first, second)
@@ -202,7 +202,7 @@ class Segmenter(Strategy):
             losses.append(self.consistency(own, brought, valid, weight))
         return (losses[0] + losses[1]) / 2
 
-    def class_of(self, label: Tensor) -> Tensor:
+    def to_class_index(self, label: Tensor) -> Tensor:
         """Classes of label values; -1 where there is no label, background where no class has the value."""
         last = len(self.lookup) - 1
         return torch.where(label < last, self.lookup[(label.long() + 1).clamp_max(last)], 0)
@@ -210,7 +210,7 @@ class Segmenter(Strategy):
     def _own_sides(self, logits: Tensor, view: View) -> Tensor:
         """Gives a mirrored view's classes back to the sides they are on in the subject."""
         mirrored = (geo.inverse(view.source_affine) @ view.affine)[:, 0, 0] < 0
-        return torch.where(mirrored[:, None, None, None, None], logits[:, self.other_side], logits)
+        return torch.where(mirrored[:, None, None, None, None], logits[:, self.mirrored_class], logits)
 
     # --- what is trained, and how fast --------------------------------------------------------------------------------
 
@@ -263,13 +263,13 @@ class Segmenter(Strategy):
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Mean Dice of the structures of a whole visit; ``val/loss``, 1 less it, is what ``best.ckpt`` goes by."""
-        predicted, truth = self._segmented(batch), self.class_of(_label(batch))
+        predicted, truth = self._segmented(batch), self.to_class_index(_label(batch))
         dice = dice_scores(predicted, truth, self.known_classes().number)[1:].nanmean()
         self.log_dict({"val/loss": 1 - dice, "val/dice": dice}, prog_bar=True, batch_size=1, sync_dist=True)
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor | None]:  # type: ignore[override]
         """Prediction and truth of a whole visit, in classes; scored by :class:`.report.SegmentationReport`."""
-        truth = None if batch.labels is None else self.class_of(_label(batch))
+        truth = None if batch.labels is None else self.to_class_index(_label(batch))
         return {"predicted": self._segmented(batch), "truth": truth}
 
     def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor]:

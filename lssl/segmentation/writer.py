@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 import lssl
-from lssl.runs.folder import keep
+from lssl.runs.folder import back_up
 
 __all__ = ["SegmentationWriter", "write_label"]
 
@@ -76,7 +76,7 @@ class SegmentationWriter(L.Callback):
         """The volumes; with several processes each writes those of its visits, ``volumes.1.csv`` and so on."""
         rank = trainer.global_rank
         path = _folder(trainer) / ("volumes.csv" if rank == 0 else f"volumes.{rank}.csv")
-        keep(path)
+        back_up(path)
         _write_text(path, pd.DataFrame(self.rows).to_csv(index=False))
         rank_zero_info(f"Segmentations and volumes: {_folder(trainer)}")
 

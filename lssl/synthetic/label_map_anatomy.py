@@ -29,7 +29,7 @@ from lssl.data.nifti import read_grid, read_label
 from lssl.synthetic.label_map_cells import Surface
 from lssl.utils.errors import InputError
 
-__all__ = ["AGEING", "STRUCTURES", "LabelMap", "class_names", "classes", "find_maps", "read_map", "sample"]
+__all__ = ["AGEING", "STRUCTURES", "LabelMap", "class_names", "classes", "find_maps", "read_map", "sample_labels"]
 
 #: Structures and their FreeSurfer numbers on the left, or on no side, and on the right.
 STRUCTURES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -97,7 +97,7 @@ class LabelMap:
         if not amplitude.any():
             return points
         total = torch.tensordot(amplitude.to(points.dtype), self.fields.to(points.dtype), 1)
-        return points + sample(total, self.index(points), "border")
+        return points + sample_labels(total, self.index(points), "border")
 
 
 def find_maps(root: str | Path) -> list[Path]:
@@ -156,7 +156,7 @@ def classes(numbers: Tensor, lateral: bool) -> Tensor:
     return result
 
 
-def sample(volume: Tensor, index: Tensor, padding: str) -> Tensor:
+def sample_labels(volume: Tensor, index: Tensor, padding: str) -> Tensor:
     """Trilinear values ``(N, C)`` of ``volume (C, D, H, W)`` at indices ``(N, 3)``."""
     size = torch.tensor(volume.shape[1:], dtype=index.dtype)
     grid = (2 * index / (size - 1) - 1).flip(-1)[None, None, None]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lssl.data.batch import Visit
-from lssl.synthetic.label_map_anatomy import classes, sample
-from lssl.synthetic.label_map_subject import Subject, canonical
+from lssl.synthetic.label_map_anatomy import classes, sample_labels
+from lssl.synthetic.label_map_subject import MapSubject, canonical
 from lssl.synthetic.phantom_image import acquire, normalise
 from lssl.synthetic.phantom_subject import generator, uniform
 
@@ -43,7 +43,7 @@ _SUBJECT, _VISIT, _ELSEWHERE, _GAMMA, _TEXTURE = 0.05, 0.08, 0.2, 0.2, 0.04
 
 
 def scan(
-    subject: Subject,
+    subject: MapSubject,
     key: tuple[int, int, int],
     time: float,
     affine: Tensor,
@@ -70,7 +70,7 @@ def scan(
     place = anatomy.index(canonical(subject, points, time))
     mean = _brightness(anatomy.numbers, key, stream)[anatomy.code.long()] * _texture(anatomy.code, key)
     code = _nearest(anatomy.code, place).view(size)
-    image = acquire(sample(mean[None], place, "zeros").view(size), index, affine[0, 0].item(), stream)
+    image = acquire(sample_labels(mean[None], place, "zeros").view(size), index, affine[0, 0].item(), stream)
     head = code > 0
     image = normalise(image * head, head)
     return Visit(image[None], affine, head, label=classes(anatomy.numbers, lateral)[code])

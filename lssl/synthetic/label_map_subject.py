@@ -25,7 +25,7 @@ from lssl.synthetic.label_map_anatomy import AGEING, LabelMap, classes, read_map
 from lssl.synthetic.label_map_cells import Cells
 from lssl.synthetic.phantom_subject import generator, uniform, waves
 
-__all__ = ["LONGEST", "Subject", "canonical", "draw_subject", "locate", "volumes"]
+__all__ = ["LONGEST", "MapSubject", "canonical", "draw_subject", "locate", "volumes"]
 
 LONGEST = 6.0
 """Years for which the deformation is known to be invertible, at the largest rates (tested on the maps we have)."""
@@ -34,7 +34,7 @@ _WAVES, _HEIGHT = 12, 0.9  # number of waves; standard deviation of each one's a
 
 
 @dataclass(frozen=True, eq=False)  # equal only to itself, so that it can key a cache
-class Subject:
+class MapSubject:
     """One subject's constants.
 
     Attributes:
@@ -53,7 +53,7 @@ class Subject:
 
 
 @functools.lru_cache(maxsize=4096)
-def draw_subject(path: Path, seed: int, index: int, own_shape: bool) -> Subject:
+def draw_subject(path: Path, seed: int, index: int, own_shape: bool) -> MapSubject:
     """The subject ``index`` of the population ``seed``.
 
     Args:
@@ -76,15 +76,15 @@ def draw_subject(path: Path, seed: int, index: int, own_shape: bool) -> Subject:
         linear, count = turn / (1 + 0.08 * (2 * torch.rand(3, generator=stream, dtype=torch.float64) - 1)), _WAVES
     vectors, phases = waves(stream, count, 70, 140)
     heights = _HEIGHT * torch.randn(count, 3, generator=stream, dtype=torch.float64).clamp(-2, 2)
-    return Subject(read_map(path), age, rates, linear, (vectors, phases, heights))
+    return MapSubject(read_map(path), age, rates, linear, (vectors, phases, heights))
 
 
-def canonical(subject: Subject, points: Tensor, time: float = 0.0) -> Tensor:
+def canonical(subject: MapSubject, points: Tensor, time: float = 0.0) -> Tensor:
     """Map frame positions ``ψ_t(S(x))`` of frame points ``(N, 3)`` in mm, ``time`` years after the first visit."""
     return subject.anatomy.pull(_shape(subject, points), _amplitudes(subject, time))
 
 
-def locate(subject: Subject, points: Tensor, time: float = 0.0, tolerance: float = 1e-7) -> Tensor:
+def locate(subject: MapSubject, points: Tensor, time: float = 0.0, tolerance: float = 1e-7) -> Tensor:
     """Frame points ``(N, 3)`` in mm that show map frame positions, the inverse of :func:`canonical`, in float64.
 
     By a fixed-point iteration, to ``tolerance`` mm: the warp and the ageing are mild, so it contracts.
@@ -99,7 +99,7 @@ def locate(subject: Subject, points: Tensor, time: float = 0.0, tolerance: float
     return found
 
 
-def volumes(subject: Subject, time: float, lateral: bool) -> dict[int, float]:
+def volumes(subject: MapSubject, time: float, lateral: bool) -> dict[int, float]:
     """Volume of each class in mm³ at ``time`` years: of the map's voxels, whose corners have moved to where they show.
 
     Free of the error with which the voxels of a visit are counted. It takes seconds.
@@ -113,14 +113,14 @@ def volumes(subject: Subject, time: float, lateral: bool) -> dict[int, float]:
     return {name: value for name, value in enumerate(total.tolist()) if name}
 
 
-def _shape(subject: Subject, points: Tensor) -> Tensor:
+def _shape(subject: MapSubject, points: Tensor) -> Tensor:
     """``S``: frame → map frame."""
     vectors, phases, heights = (part.to(points.dtype) for part in subject.warp)
     moved = points @ subject.linear.to(points.dtype).T
     return moved + (points @ vectors.T + phases).sin() @ heights if len(phases) else moved
 
 
-def _amplitudes(subject: Subject, time: float) -> Tensor:
+def _amplitudes(subject: MapSubject, time: float) -> Tensor:
     """``α(t) (2,)`` in mm."""
     rates = torch.tensor([subject.rates[name] for name in AGEING], dtype=torch.float64)
     return torch.linalg.solve(subject.anatomy.response, rates * time)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lssl.synthetic.phantom_anatomy import TUBES, cerebrum, paint
-from lssl.synthetic.phantom_subject import Subject
+from lssl.synthetic.phantom_subject import PhantomSubject
 
 __all__ = ["LONGEST", "RATED", "amplitudes", "canonical", "displacement", "jacobian", "labels_at", "locate", "volumes"]
 
@@ -64,7 +64,7 @@ def _smooth_step(x: Tensor) -> Tensor:
     return x**3 * (x * (6 * x - 15) + 10)
 
 
-def _shell(subject: Subject, points: Tensor) -> Tensor:
+def _shell(subject: PhantomSubject, points: Tensor) -> Tensor:
     """Inwards near the hull, 0 from 30 mm below it and beyond the dura; faster where the subject's gradient points."""
     hull = cerebrum(points)
     outward = (points - points.new_tensor([0.0, -17.0, 5.0])[:, None]) / 60
@@ -75,14 +75,14 @@ def _shell(subject: Subject, points: Tensor) -> Tensor:
     return -10 * outward * (faster * profile)
 
 
-def _shape(subject: Subject, points: Tensor) -> Tensor:
+def _shape(subject: PhantomSubject, points: Tensor) -> Tensor:
     """``S``: frame → canonical, at baseline."""
     vectors, phases, amplitude = (part.to(points.dtype) for part in subject.warp)
     wave = (vectors @ points + phases[:, None]).sin()
     return points / subject.scale.to(points.dtype)[:, None] + amplitude.T @ wave
 
 
-def _pull_back(subject: Subject, points: Tensor, alpha: tuple[float, ...]) -> Tensor:
+def _pull_back(subject: PhantomSubject, points: Tensor, alpha: tuple[float, ...]) -> Tensor:
     """``ψ``: adds the three fields with amplitudes ``alpha``."""
     moved = points
     for strength, name in zip(alpha, RATED, strict=True):
@@ -92,12 +92,12 @@ def _pull_back(subject: Subject, points: Tensor, alpha: tuple[float, ...]) -> Te
     return moved
 
 
-def canonical(subject: Subject, points: Tensor, time: float = 0.0) -> Tensor:
+def canonical(subject: PhantomSubject, points: Tensor, time: float = 0.0) -> Tensor:
     """Canonical coordinates ``ψ_t(S(x))`` of frame points ``(3, N)`` in mm, ``time`` years after baseline."""
     return _pull_back(subject, _shape(subject, points), amplitudes(subject, time))
 
 
-def locate(subject: Subject, points: Tensor, time: float = 0.0) -> Tensor:
+def locate(subject: PhantomSubject, points: Tensor, time: float = 0.0) -> Tensor:
     """Frame points ``(3, N)`` in mm, ``time`` years after baseline, of canonical ones: the inverse of `canonical`.
 
     Composed with another subject's or time's `canonical`, it carries any place of one head to the same place of the
@@ -106,22 +106,22 @@ def locate(subject: Subject, points: Tensor, time: float = 0.0) -> Tensor:
     return _solve(subject, points, amplitudes(subject, time), points * subject.scale.to(points.dtype)[:, None])
 
 
-def displacement(subject: Subject, points: Tensor, time: float) -> Tensor:
+def displacement(subject: PhantomSubject, points: Tensor, time: float) -> Tensor:
     """``φ_t(x) − x`` in mm: how far the material at frame points ``(3, N)`` of baseline has moved in ``time`` years."""
     return _displacement(subject, points, amplitudes(subject, time))
 
 
-def jacobian(subject: Subject, points: Tensor, time: float) -> Tensor:
+def jacobian(subject: PhantomSubject, points: Tensor, time: float) -> Tensor:
     """``det ∂φ_t/∂x`` at baseline points ``(3, N)`` of the frame: the factor by which the volume there has changed."""
     return _jacobian(subject, points.double(), amplitudes(subject, time))
 
 
-def labels_at(subject: Subject, points: Tensor, time: float = 0.0) -> Tensor:
+def labels_at(subject: PhantomSubject, points: Tensor, time: float = 0.0) -> Tensor:
     """Labels ``(N,)`` of frame points ``(3, N)``, without partial volume."""
     return paint(subject, canonical(subject, points, time))[1]
 
 
-def volumes(subject: Subject, time: float = 0.0, step: float = _STEP) -> dict[int, float]:
+def volumes(subject: PhantomSubject, time: float = 0.0, step: float = _STEP) -> dict[int, float]:
     """Volume of each label in mm³ at ``time`` years, without partial volume.
 
     The baseline labels of a lattice of ``step`` mm are integrated with ``det ∂φ_t/∂x``, so the change is free of the
@@ -132,7 +132,7 @@ def volumes(subject: Subject, time: float = 0.0, step: float = _STEP) -> dict[in
     return {int(name): change[label == name].sum().item() * step**3 for name in label.unique()}
 
 
-def amplitudes(subject: Subject, time: float) -> tuple[float, ...]:
+def amplitudes(subject: PhantomSubject, time: float) -> tuple[float, ...]:
     """``α_k(t)`` of the three fields, in the order of `RATED`."""
     if time == 0:
         return (0.0, 0.0, 0.0)
@@ -141,7 +141,7 @@ def amplitudes(subject: Subject, time: float) -> tuple[float, ...]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _course(subject: Subject) -> tuple[Tensor, Tensor]:
+def _course(subject: PhantomSubject) -> tuple[Tensor, Tensor]:
     """``a`` and ``b`` of ``α(t) = a t + b t²``, from the lattice that also gives the volumes."""
     points, label = _lattice(subject, _STEP)
     groups = [points[:, torch.isin(label, torch.tensor(names))] for names in RATED.values()]
@@ -163,7 +163,7 @@ def _course(subject: Subject) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=8)
-def _lattice(subject: Subject, step: float) -> tuple[Tensor, Tensor]:
+def _lattice(subject: PhantomSubject, step: float) -> tuple[Tensor, Tensor]:
     """The lattice points ``(3, N)`` of the frame that have a label at baseline, and the labels."""
     ranges = [torch.arange(low, high, step, dtype=torch.float64) for low, high in ((-84, 84), (-116, 84), (-86, 90))]
     points = torch.stack(torch.meshgrid(*ranges, indexing="ij")).flatten(1)
@@ -171,11 +171,11 @@ def _lattice(subject: Subject, step: float) -> tuple[Tensor, Tensor]:
     return points[:, label > 0], label[label > 0]
 
 
-def _displacement(subject: Subject, points: Tensor, alpha: tuple[float, ...]) -> Tensor:
+def _displacement(subject: PhantomSubject, points: Tensor, alpha: tuple[float, ...]) -> Tensor:
     return _solve(subject, _shape(subject, points), alpha, points) - points
 
 
-def _solve(subject: Subject, target: Tensor, alpha: tuple[float, ...], start: Tensor) -> Tensor:
+def _solve(subject: PhantomSubject, target: Tensor, alpha: tuple[float, ...], start: Tensor) -> Tensor:
     """``y`` with ``ψ(S(y)) = target`` by a fixed-point iteration; ``S`` and ``ψ`` are mild, so it contracts."""
     scale, moved = subject.scale.to(target.dtype)[:, None], start
     for _ in range(40):
@@ -186,13 +186,13 @@ def _solve(subject: Subject, target: Tensor, alpha: tuple[float, ...], start: Te
     return moved
 
 
-def _jacobian(subject: Subject, points: Tensor, alpha: tuple[float, ...]) -> Tensor:
+def _jacobian(subject: PhantomSubject, points: Tensor, alpha: tuple[float, ...]) -> Tensor:
     """``det ∂φ/∂x = det ∂S(x)/∂x / det ∂ψ(S(y))/∂y`` at ``y = φ(x)``, as ``ψ(S(φ(x))) = S(x)``."""
     moved = points + _displacement(subject, points, alpha)
     return _stretch(subject, points, (0.0, 0.0, 0.0)) / _stretch(subject, moved, alpha)
 
 
-def _stretch(subject: Subject, points: Tensor, alpha: tuple[float, ...], step: float = 0.1) -> Tensor:
+def _stretch(subject: PhantomSubject, points: Tensor, alpha: tuple[float, ...], step: float = 0.1) -> Tensor:
     """``det ∂ψ(S(x))/∂x`` by central differences."""
     columns = []
     for axis in range(3):

@@ -30,7 +30,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lssl.synthetic.phantom_subject import FOLD_WAVES, Subject, generator, waves
+from lssl.synthetic.phantom_subject import FOLD_WAVES, PhantomSubject, generator, waves
 
 __all__ = ["STRUCTURES", "TUBES", "cerebrum", "paint"]
 
@@ -181,7 +181,7 @@ def _slit(sheet: Tensor, outside: Tensor, half_width: float | Tensor) -> Tensor:
     return (sheet.square() + outside.clamp_min(0).square()).sqrt() - half_width
 
 
-def _folds(subject: Subject, points: Tensor, depth: Tensor) -> Tensor:
+def _folds(subject: PhantomSubject, points: Tensor, depth: Tensor) -> Tensor:
     """Distance to the wall of the nearest sulcus."""
     centre, radii = (_column(values, points) for values in _HEMISPHERE)
     offset = _mirrored(points) - centre
@@ -253,7 +253,7 @@ class _Canvas:
 
 
 def paint(
-    subject: Subject, points: Tensor, width: float = 0.0, tissue: Mapping[str, float] | None = None
+    subject: PhantomSubject, points: Tensor, width: float = 0.0, tissue: Mapping[str, float] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What lies at canonical points.
 
@@ -283,7 +283,7 @@ def paint(
     return canvas.value, canvas.label, head < 0
 
 
-def _paint_head(canvas: _Canvas, subject: Subject, hull: Tensor, cerebellum: Tensor, stem: Tensor) -> Tensor:
+def _paint_head(canvas: _Canvas, subject: PhantomSubject, hull: Tensor, cerebellum: Tensor, stem: Tensor) -> Tensor:
     """Scalp, skull, face and neck; returns the head's outer surface."""
     fluid, bone, scalp = subject.layers
     x, y, z = points = canvas.points
@@ -305,7 +305,7 @@ def _paint_head(canvas: _Canvas, subject: Subject, hull: Tensor, cerebellum: Ten
     return head
 
 
-def _paint_cerebrum(canvas: _Canvas, subject: Subject, where: Tensor, hull: Tensor) -> None:
+def _paint_cerebrum(canvas: _Canvas, subject: PhantomSubject, where: Tensor, hull: Tensor) -> None:
     points = canvas.points[:, where]
     core = ellipsoid(points, (0, -5, 3), (34, 37, 27))
     fissure = _slit(points[0], -core, 0.8)
@@ -338,7 +338,7 @@ def _paint_hindbrain(canvas: _Canvas, where: Tensor, cerebellum: Tensor, stem: T
     canvas.layer(canvas.cover(ellipsoid(points, (0, -40, -32), (6, 4.5, 10))), "csf", 15, where)
 
 
-def _paint_deep(canvas: _Canvas, subject: Subject, where: Tensor) -> None:
+def _paint_deep(canvas: _Canvas, subject: PhantomSubject, where: Tensor) -> None:
     """The nuclei and ventricles."""
     points = canvas.points[:, where]
     mirrored = _mirrored(points)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lssl.synthetic.phantom_ageing import canonical
 from lssl.synthetic.phantom_anatomy import paint
-from lssl.synthetic.phantom_subject import Subject, draw_subject, generator, uniform
+from lssl.synthetic.phantom_subject import PhantomSubject, draw_subject, generator, uniform
 
 __all__ = ["Scan", "acquire", "normalise", "residual", "scan", "subject", "visit_time"]
 
@@ -47,7 +47,7 @@ class Scan:
 
 
 @functools.lru_cache(maxsize=4096)
-def subject(seed: int, index: int) -> Subject:
+def subject(seed: int, index: int) -> PhantomSubject:
     """`draw_subject`, remembered."""
     return draw_subject(seed, index)
 
@@ -117,7 +117,7 @@ TISSUE: dict[str, tuple[float, str]] = {
 }
 
 
-def _brightness(someone: Subject, stream: torch.Generator) -> dict[str, float]:
+def _brightness(someone: PhantomSubject, stream: torch.Generator) -> dict[str, float]:
     """The tissues' brightness in one visit: a monotone curve keeps their order, jitter stays below their gaps."""
     gamma, lift = uniform(stream, 0.85, 1.2), uniform(stream, -0.03, 0.03)
     own: dict[str, float] = {name: uniform(stream, 0.985, 1.015) for name in someone.tissue}
@@ -127,7 +127,7 @@ def _brightness(someone: Subject, stream: torch.Generator) -> dict[str, float]:
     }
 
 
-def _texture(someone: Subject, points: Tensor) -> Tensor:
+def _texture(someone: PhantomSubject, points: Tensor) -> Tensor:
     """A pattern of unit variance that belongs to the tissue, and so moves with it."""
     vectors, phases = (part.to(points.dtype) for part in someone.texture)
     return (vectors @ points + phases[:, None]).sin().sum(0) / math.sqrt(len(phases) / 2)

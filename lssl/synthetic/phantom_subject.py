@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["FOLD_WAVES", "Subject", "draw_subject", "generator", "uniform", "waves"]
+__all__ = ["FOLD_WAVES", "PhantomSubject", "draw_subject", "generator", "uniform", "waves"]
 
 _VARYING = ("ventricle", "caudate", "putamen", "pallidum", "thalamus", "hippocampus", "amygdala")
 
 
 @dataclass(frozen=True, eq=False)  # equal only to itself, so that it can key a cache
-class Subject:
+class PhantomSubject:
     """One subject's constants.
 
     Attributes:
@@ -72,7 +72,7 @@ def waves(stream: torch.Generator, count: int, shortest: float, longest: float) 
 FOLD_WAVES, FOLD_PHASE = waves(generator("folds of the average brain"), 28, 19.0, 26.0)
 
 
-def draw_subject(seed: int, index: int) -> Subject:
+def draw_subject(seed: int, index: int) -> PhantomSubject:
     """The subject ``index`` of the population ``seed``."""
     stream = generator("subject", seed, index)
     age = uniform(stream, 55, 80)
@@ -87,7 +87,7 @@ def draw_subject(seed: int, index: int) -> Subject:
     wide = uniform(stream, -1.2, 0.8) + 1.8 * old
     growth["ventricle"] = (wide + uniform(stream, -0.1, 0.5), wide + uniform(stream, -0.4, 0.2))  # the left is larger
     jitter = 1.1 * torch.randn(2, len(FOLD_PHASE), generator=stream, dtype=torch.float64)
-    return Subject(
+    return PhantomSubject(
         age=age,
         scale=scale,
         warp=(vectors, phases, 0.8 * torch.randn(8, 3, generator=stream, dtype=torch.float64)),

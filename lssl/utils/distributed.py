@@ -18,13 +18,13 @@ from torch import Tensor, distributed
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-__all__ = ["alone", "gather", "join", "rank", "weighted_mean", "world_size"]
+__all__ = ["gather", "no_sync", "rank", "sync_metrics", "weighted_mean", "world_size"]
 
-_alone = ContextVar("alone", default=False)
+_alone = ContextVar("no_sync", default=False)
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def no_sync() -> Iterator[None]:
     """Within, this process asks no other: for what one rank computes while the others do something else."""
     token = _alone.set(True)
     try:
@@ -72,7 +72,7 @@ def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     return ranks * (weight * values).sum() / torch.where(total > 0, total, 1)
 
 
-def join(metrics: Iterable[Metric]) -> None:
+def sync_metrics(metrics: Iterable[Metric]) -> None:
     """Gives metrics of this process the states of all: sums are added up, lists are joined.
 
     Two exchanges for all of them, where torchmetrics makes several for each state; take metrics with

@@ -30,10 +30,10 @@ __all__ = [
     "homogeneous",
     "inverse",
     "lattice",
-    "lookup",
     "resample",
     "rotation",
     "sample",
+    "sample_nearest",
     "scaling",
     "spacing",
     "transform",
@@ -203,7 +203,7 @@ def undisplace(points: Tensor, field: Tensor, affine: Tensor, rounds: int = 50) 
     return found
 
 
-def lookup(volume: Tensor, affine: Tensor, points: Tensor, outside: float) -> Tensor:
+def sample_nearest(volume: Tensor, affine: Tensor, points: Tensor, outside: float) -> Tensor:
     """Values ``(B, N)`` of masks or labels ``(B, D, H, W)`` of any type at the voxels nearest to points of the frame.
 
     Nothing but the points is touched, so a large source costs no more than a small one.

@@ -39,9 +39,9 @@ def corresponding_points(
     own = geo.lattice(size, first.affine.device)[index]
     places = geo.transform(geo.feature_affine(first.affine, tap.stride, tap.offset), own)
     other = geo.transform(geo.inverse(geo.feature_affine(second.affine, tap.stride, tap.offset)), places)
-    seen = geo.contains(other, size) & first.shows(places) & second.shows(places)
+    seen = geo.contains(other, size) & first.contains(places) & second.contains(places)
     if foreground:
-        inside = seen & first.shows(places, foreground=True) & second.shows(places, foreground=True)
+        inside = seen & first.contains(places, foreground=True) & second.contains(places, foreground=True)
         seen = torch.where(inside.any(1, keepdim=True), inside, seen)
     taken = draw(seen, count)
     return places.gather(1, taken[..., None].expand(-1, -1, 3)), seen.any(1).float()

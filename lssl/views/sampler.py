@@ -59,7 +59,7 @@ class View:
 
     def _nearest(self, volume: Tensor, outside: float) -> Tensor:
         points = geo.transform(self.affine, geo.lattice(self.size, self.affine.device))
-        return geo.lookup(volume, self.source_affine, points, outside).unflatten(1, (1, *self.size))
+        return geo.sample_nearest(volume, self.source_affine, points, outside).unflatten(1, (1, *self.size))
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -67,13 +67,13 @@ class View:
         d, h, w = self.image.shape[-3:]
         return d, h, w
 
-    def shows(self, points: Tensor, foreground: bool = False) -> Tensor:
+    def contains(self, points: Tensor, foreground: bool = False) -> Tensor:
         """Which points ``(B, N, 3)`` of the frame the view shows from real data (if asked, from the foreground)."""
         seen = geo.contains(geo.transform(geo.inverse(self.affine), points), self.size, -0.5)
         in_source = geo.transform(geo.inverse(self.source_affine), points)
         seen &= geo.contains(in_source, self.source_extent[:, None])  # beyond its last voxels the source fades to 0
         if foreground:
-            seen &= geo.lookup(self.source_foreground, self.source_affine, points, 0)
+            seen &= geo.sample_nearest(self.source_foreground, self.source_affine, points, 0)
         return seen
 
 
@@ -144,7 +144,7 @@ class ViewSampler:
             maps = torch.stack([first, first], 1)
         else:
             maps = torch.stack([first, self._place_second(batch, first, generator)], 1)
-        return self.cut(batch, maps, generator)
+        return self.resample_views(batch, maps, generator)
 
     def _choose_visits(self, batch: PairBatch, generator: torch.Generator) -> PairBatch:
         if not self.same_visit:
@@ -157,11 +157,11 @@ class ViewSampler:
         """Unaugmented views of one box, at the centre of the first visit's foreground, for evaluation."""
         self.check(batch)
         identity = torch.eye(4, dtype=torch.float64, device=batch.affines.device).expand(len(batch), 4, 4)
-        low, high = self.allowed(identity, batch.extent[:, 0])
+        low, high = self.centre_bounds(identity, batch.extent[:, 0])
         middle = self._middle(low)
         centre = (_centre_of_mass(batch.foreground[:, 0]) - middle).round() + middle
-        first = self.place(identity, centre.clamp(low, high))
-        return self.cut(batch, torch.stack([first, self._same_box(batch, first)], 1), None)
+        first = self.view_to_source(identity, centre.clamp(low, high))
+        return self.resample_views(batch, torch.stack([first, self._same_box(batch, first)], 1), None)
 
     def check(self, batch: PairBatch) -> None:
         """Refuses sources that are smaller than the views."""
@@ -190,7 +190,7 @@ class ViewSampler:
         step = geo.spacing(affine)
         return geo.scaling(1 / step) @ linear @ geo.scaling(step)
 
-    def place(self, linear: Tensor, centre: Tensor) -> Tensor:
+    def view_to_source(self, linear: Tensor, centre: Tensor) -> Tensor:
         """View index → source index: ``c + L (v - (n - 1)/2)``."""
         return geo.translation(centre) @ linear @ geo.translation(-self._middle(centre).expand_as(centre))
 
@@ -202,7 +202,7 @@ class ViewSampler:
         """The map into the second source that shows the same box of the frame."""
         return geo.inverse(batch.affines[:, 1]) @ batch.affines[:, 0] @ first
 
-    def allowed(self, linear: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+    def centre_bounds(self, linear: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
         """Centres ``(B, 3)`` that keep the view's box inside the source; the source's middle where it does not fit."""
         size = torch.tensor(self.size, dtype=linear.dtype, device=linear.device)
         half = (linear[..., :3, :3].abs() @ (size / 2)[:, None]).squeeze(-1)
@@ -213,7 +213,7 @@ class ViewSampler:
 
     def _anywhere(self, batch: PairBatch, visit: int, linear: Tensor, generator: torch.Generator) -> Tensor:
         """Puts views at random centres of one visit's source, on the foreground if asked."""
-        low, high = self.allowed(linear, batch.extent[:, visit])
+        low, high = self.centre_bounds(linear, batch.extent[:, visit])
         tries = self.CENTRE_TRIES if self.foreground else 1
         draws = torch.rand(len(batch), tries, 3, generator=generator, dtype=torch.float64).to(low.device)
         centres = low[:, None] + draws * (high - low)[:, None]
@@ -224,7 +224,7 @@ class ViewSampler:
             centres = centres[rows[:, 0], hit.int().argmax(1)]  # the first hit; the first draw where there is none
         else:
             centres = centres[:, 0]
-        return self.place(linear, centres)
+        return self.view_to_source(linear, centres)
 
     def _place_second(self, batch: PairBatch, first: Tensor, generator: torch.Generator) -> Tensor:
         """A second index map that overlaps the first: several tries at once, the first good one is taken."""
@@ -238,8 +238,8 @@ class ViewSampler:
             anchor, self._middle(first)[None, None]
         )  # (B, 1, 3): the first view's centre in the second source
         shift = self.draw_shift((n, tries), generator)
-        low, high = self.allowed(linear, batch.extent[:, 1, None])
-        maps = self.place(linear, (centre + shift.to(centre.device)).clamp(low, high))
+        low, high = self.centre_bounds(linear, batch.extent[:, 1, None])
+        maps = self.view_to_source(linear, (centre + shift.to(centre.device)).clamp(low, high))
         good = self._shared_part(maps, anchor[:, None]) >= self.overlap
         best = maps[torch.arange(n, device=maps.device), good.int().argmax(1)]
         return torch.where(good.any(1)[:, None, None], best, anchor)
@@ -264,7 +264,7 @@ class ViewSampler:
         volume, other = geo.volume(maps), geo.volume(anchor)
         return inside.double().mean(-1) * volume / torch.minimum(volume, other)
 
-    def cut(self, batch: PairBatch, maps: Tensor, generator: torch.Generator | None) -> tuple[View, View]:
+    def resample_views(self, batch: PairBatch, maps: Tensor, generator: torch.Generator | None) -> tuple[View, View]:
         """Resamples both sources once, through ``maps (B, 2, 4, 4)``, then augments intensities."""
         one_map = self.geometry == "shared" and generator is not None  # centred views have a map for each visit
         clean = self._resample(batch.images, maps, one_map)

@@ -47,7 +47,7 @@ if command == "fit":
     (run / "config.yaml").write_text(path.read_text())
     loss = "step,train/loss,val/dice\\n0,1.0,\\n1,0.5,\\n"
     if tuning:
-        assert config["data"]["init_args"]["labelled"]["steps"] == config["trainer"]["max_steps"]  # one epoch
+        assert config["data"]["init_args"]["few_shot"]["steps"] == config["trainer"]["max_steps"]  # one epoch
         init = config["model"]["init_args"]
         if init["pretrained"]:
             assert Path(init["pretrained"]).is_file()

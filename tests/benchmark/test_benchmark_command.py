@@ -11,7 +11,7 @@ from helpers import ROOT, TINY_NET, VISIT_ORDER
 from plans import PLAN, fake, ran, write_plan
 
 import lssl.benchmark.command as command
-from lssl.benchmark.checks import check_cells, guard, resolve
+from lssl.benchmark.checks import check_cells, check_leakage, resolve
 from lssl.benchmark.cost import Cost
 from lssl.benchmark.plan import read_plan
 from lssl.benchmark.run import run_cells
@@ -31,7 +31,7 @@ REAL = {
         "config": "configs/finetune.yaml",
         "learning_rates": [0.003],
         "budgets": {"short": {"trainer": {"max_steps": 3}}},
-        "data": {"init_args": {"labelled": {"visits": 1}}},
+        "data": {"init_args": {"few_shot": {"visits": 1}}},
     },
     "strategies": {
         "visit_order": {"model": {"class_path": "my_methods.VisitOrder"}, "part": "encoder"},
@@ -76,26 +76,26 @@ def test_one_sentence_for_a_config_that_does_not_resolve(strategy, sentence, rea
 
 
 def test_the_guard_refuses_a_test_subject_that_any_cell_has_seen(real):
-    guard(read_plan(real()).cells)
+    check_leakage(read_plan(real()).cells)
     others = {**REAL["strategies"], "leaks": {"model": {"class_path": "LongitudinalLocal"}}}
     others["leaks"]["data"] = {"init_args": {"split": [1.0, 0.0, 0.0]}}
     with pytest.raises(
         InputError, match=r"Subject phantom-\d+ is tested on in finetune/.* trained .* in pretrain/leaks"
     ):
-        guard(read_plan(real(strategies=others)).cells)
+        check_leakage(read_plan(real(strategies=others)).cells)
     others["leaks"]["data"] = {"init_args": {"split": [0.5, 0.5, 0.0]}}  # validation counts as seen
     with pytest.raises(InputError, match="pretrain/leaks"):
-        guard(read_plan(real(strategies=others)).cells)
+        check_leakage(read_plan(real(strategies=others)).cells)
     others["leaks"]["data"] = {"init_args": {"seed": 5}}  # another split of the same subjects
     with pytest.raises(InputError, match="pretrain/leaks"):
-        guard(read_plan(real(strategies=others)).cells)
+        check_leakage(read_plan(real(strategies=others)).cells)
 
 
 def test_rates_need_validation_subjects_and_rows_test_subjects(real):
     for split, part in (([0.5, 0.0, 0.5], "val"), ([0.5, 0.5, 0.0], "test")):
         data = {**DATA, "init_args": {**DATA["init_args"], "split": split}}
         with pytest.raises(InputError, match=f"no {part} subjects"):
-            guard(read_plan(real(data=data)).cells)
+            check_leakage(read_plan(real(data=data)).cells)
 
 
 def test_the_command_ends_in_tables_and_says_what_failed(tmp_path, monkeypatch, capsys):
@@ -188,12 +188,12 @@ def test_shipped_plans(name, tmp_path, monkeypatch, capsys):
     assert all(f"{strategy}: 20 ms/step" in said for strategy in own)
     plan = read_plan(path)
     assert {cell.strategy for cell in plan.cells} == {"scratch", *own}
-    few = [cell.config["data"]["init_args"]["labelled"] for cell in plan.cells if cell.labelled == 1]
+    few = [cell.config["data"]["init_args"]["few_shot"] for cell in plan.cells if cell.labelled == 1]
     assert {(part["subjects"], part["visits"]) for part in few} == {(1, 1)}
     first = [cell for cell in plan.cells if cell.seed == 0 and (cell.stage == "pretrain" or cell.strategy == "scratch")]
     resolve(first if name == "demo.yaml" else first[-1:])
     if name == "demo.yaml":
-        guard(first)
+        check_leakage(first)
 
 
 def test_slurm_says_what_it_needs_and_runs_what_it_is_given(tmp_path, monkeypatch):
@@ -204,10 +204,10 @@ def test_slurm_says_what_it_needs_and_runs_what_it_is_given(tmp_path, monkeypatc
 
     program = fake(tmp_path, monkeypatch)
     plan = read_plan(write_plan(tmp_path, seeds=[0], slurm={"timeout_min": 7}))
-    keys = dict.fromkeys((cell.name for cell in plan.cells), "key")
+    fingerprints = dict.fromkeys((cell.name for cell in plan.cells), "key")
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(InputError, match=r"pip install 'lssl\[slurm\]'"):
-        slurm.run_on_slurm(plan, keys, 3, print)
+        slurm.run_on_slurm(plan, fingerprints, 3, print)
 
     class Job:
         def __init__(self, result):
@@ -233,7 +233,7 @@ def test_slurm_says_what_it_needs_and_runs_what_it_is_given(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=Executor))
     monkeypatch.setattr(slurm, "run_cells", functools.partial(run_cells, program=program))
     monkeypatch.setenv("FAKE_FAIL", "pretrain/bad")
-    outcome = slurm.run_on_slurm(plan, keys, 3, lambda *event: None)
+    outcome = slurm.run_on_slurm(plan, fingerprints, 3, lambda *event: None)
     assert given == {"name": "lssl-benchmark", "slurm_array_parallelism": 3, "timeout_min": 7}
     assert outcome.failed == {"pretrain/bad/seed-0": "it was told to fail"}
     assert len(outcome.skipped) == 4
@@ -243,7 +243,7 @@ def test_slurm_says_what_it_needs_and_runs_what_it_is_given(tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        slurm.run_on_slurm(plan, dict.fromkeys(keys, "another key"), 3, interrupt)
+        slurm.run_on_slurm(plan, dict.fromkeys(fingerprints, "another key"), 3, interrupt)
     assert jobs[-1].cancelled
 
 

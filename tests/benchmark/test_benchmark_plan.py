@@ -8,7 +8,7 @@ import pytest
 import yaml
 from plans import PLAN, write_plan
 
-from lssl.benchmark.keys import cell_keys, data_fingerprint, user_file
+from lssl.benchmark.fingerprints import cell_fingerprints, data_fingerprint, user_file
 from lssl.benchmark.plan import merged, read_plan
 from lssl.utils.errors import InputError
 
@@ -35,7 +35,7 @@ def test_a_cell_is_paired_with_its_sisters_in_all_that_chance_decides(tmp_path):
     for seed in PLAN["seeds"]:
         sisters = [c for c in plan.cells if c.stage == "finetune" and (c.seed, c.labelled) == (seed, 1)]
         assert {c.config["seed_everything"] for c in sisters} == {seed}
-        assert {c.config["data"]["init_args"]["labelled"]["seed"] for c in sisters} == {seed}
+        assert {c.config["data"]["init_args"]["few_shot"]["seed"] for c in sisters} == {seed}
     configs = [c.config for c in plan.cells]
     assert all(c["data"]["init_args"]["split"] == [0.4, 0.2, 0.4] for c in configs)
     assert all(c["backbone"] == PLAN["backbone"] for c in configs)
@@ -47,7 +47,7 @@ def test_fine_tuning_starts_from_its_own_strategy_and_seed(tmp_path):
     for tuned in (c for c in plan.cells if c.stage == "finetune"):
         init = tuned.config["model"]["init_args"]
         assert init["optimizer"]["init_args"]["lr"] == tuned.rate
-        assert tuned.config["data"]["init_args"]["labelled"]["steps"] == tuned.steps  # validated where it ends
+        assert tuned.config["data"]["init_args"]["few_shot"]["steps"] == tuned.steps  # validated where it ends
         if tuned.strategy == "scratch":
             assert init["pretrained"] is None
             continue
@@ -94,18 +94,20 @@ def test_weights_and_biases_gets_one_group_beside_the_csv(tmp_path):
 
 
 def test_a_key_changes_with_what_the_cell_depends_on_alone(tmp_path):
-    def keys(**groups):
+    def fingerprints(**groups):
         plan = read_plan(write_plan(tmp_path, **groups))
-        return cell_keys(plan)
+        return cell_fingerprints(plan)
 
-    before = keys()
-    assert keys(seeds=[0, 1, 2, 3]).items() >= before.items()  # more seeds leave the others as they are
+    before = fingerprints()
+    assert fingerprints(seeds=[0, 1, 2, 3]).items() >= before.items()  # more seeds leave the others as they are
     longer = {**PLAN["finetune"], "budgets": {**PLAN["finetune"]["budgets"], "long": {"trainer": {"max_steps": 8}}}}
-    changed = {name for name, key in keys(finetune=longer).items() if key != before[name]}
+    changed = {name for name, key in fingerprints(finetune=longer).items() if key != before[name]}
     assert changed == {name for name in before if "/long/" in name}
-    changed = {name for name, key in keys(pretrain={"trainer": {"max_steps": 6}}).items() if key != before[name]}
+    changed = {
+        name for name, key in fingerprints(pretrain={"trainer": {"max_steps": 6}}).items() if key != before[name]
+    }
     assert changed == {name for name in before if "scratch" not in name}  # what starts from it, too
-    assert cell_keys(read_plan(write_plan(tmp_path), tmp_path / "elsewhere")) == before
+    assert cell_fingerprints(read_plan(write_plan(tmp_path), tmp_path / "elsewhere")) == before
 
 
 def test_a_key_follows_the_users_own_file_and_the_data(tmp_path, monkeypatch):
@@ -117,7 +119,7 @@ def test_a_key_follows_the_users_own_file_and_the_data(tmp_path, monkeypatch):
 
     def key(name="pretrain/mine/seed-0"):
         user_file.cache_clear(), data_fingerprint.cache_clear()
-        return cell_keys(read_plan(write_plan(tmp_path, strategies=strategies, data=data)))[name]
+        return cell_fingerprints(read_plan(write_plan(tmp_path, strategies=strategies, data=data)))[name]
 
     first = key()
     (tmp_path / "own_way.py").write_text("one = 2\n")
@@ -157,7 +159,7 @@ def test_one_sentence_for_a_plan_that_cannot_be(groups, sentence, tmp_path):
 def test_planning_needs_no_torch():
     room = Path(__file__).parents[2] / "lssl" / "benchmark"
     light = [p.stem for p in room.glob("*.py") if "without torch" in p.read_text().split('"""')[1]]
-    assert {"plan", "keys", "folder", "run", "results", "statistics", "tables"} <= {*light}
+    assert {"plan", "fingerprints", "output_folder", "run", "results", "statistics", "tables"} <= {*light}
     modules = ", ".join(f"lssl.benchmark.{name}" for name in [*light, "command"])
     code = f"import sys, {modules}; print(*{{'torch', 'lightning', 'monai'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from plans import fake, write_plan
 
-from lssl.benchmark.keys import cell_keys
+from lssl.benchmark.fingerprints import cell_fingerprints
 from lssl.benchmark.plan import read_plan
 from lssl.benchmark.report import write_results
 from lssl.benchmark.results import by_subject, choose, collect, entries
@@ -24,15 +24,15 @@ def finished(tmp_path_factory):
         folder = tmp_path_factory.mktemp("benchmark")
         program = fake(folder, patch)
         plan = read_plan(write_plan(folder, seeds=[0, 1]))
-        keys = cell_keys(plan)
-        outcome = run_cells(plan, keys, 2, program=program)
+        fingerprints = cell_fingerprints(plan)
+        outcome = run_cells(plan, fingerprints, 2, program=program)
         assert not outcome.failed
-        return plan, keys
+        return plan, fingerprints
 
 
 def test_the_csv_is_tidy(finished):
-    plan, keys = finished
-    table = collect(plan, keys)
+    plan, fingerprints = finished
+    table = collect(plan, fingerprints)
     assert not table.duplicated([c for c in table if c != "value"]).any()
     dice = table[(table["metric"] == "dice") & table["chosen"]]
     assert len(dice) == (2 * 3 + 1 + 0) * 2 * 4 * 2 + 0  # rows and the ceiling, seeds, subjects, structures
@@ -46,8 +46,8 @@ def test_the_csv_is_tidy(finished):
 
 
 def test_the_rate_is_chosen_by_validation_where_the_test_would_choose_another(finished):
-    plan, keys = finished
-    chosen = choose(collect(plan, keys))
+    plan, fingerprints = finished
+    chosen = choose(collect(plan, fingerprints))
     assert {rate for (name, *_), rate in chosen.items() if name != "bad"} == {0.001}
     assert {rate for (name, *_), rate in chosen.items() if name == "bad"} == {0.01}
     rows = [("a", "1", "s", 0.1, seed, value) for seed, value in enumerate([0.5, 0.5])] + [("a", "1", "s", 0.2, 0, 0.9)]
@@ -56,8 +56,8 @@ def test_the_rate_is_chosen_by_validation_where_the_test_would_choose_another(fi
 
 
 def test_differences_are_paired_and_exact(finished):
-    plan, keys = finished
-    listed = entries(collect(plan, keys), list(plan.parts))
+    plan, fingerprints = finished
+    listed = entries(collect(plan, fingerprints), list(plan.parts))
     assert [(e.labelled, e.budget) for e in listed[::3]] == [("1", "short"), ("1", "long"), ("all", "long")]
     found = {(e.strategy, e.labelled, e.budget): e for e in listed}
     good, bad, scratch = (found[name, "1", "long"] for name in ("good", "bad", "scratch"))
@@ -75,8 +75,8 @@ def test_equal_compute_takes_the_scratch_row_that_validation_prefers_within_the_
 
     from lssl.benchmark.results import _compared
 
-    plan, keys = finished
-    found = {(e.strategy, e.labelled, e.budget): e for e in entries(collect(plan, keys), list(plan.parts))}
+    plan, fingerprints = finished
+    found = {(e.strategy, e.labelled, e.budget): e for e in entries(collect(plan, fingerprints), list(plan.parts))}
     short, long = (found["scratch", "1", budget] for budget in ("short", "long"))
     short = dataclasses.replace(short, hours=1.0, means={"val_dice": 0.4})
     long = dataclasses.replace(long, hours=3.0, means={"val_dice": 0.6}, dice=long.dice + 0.3)
@@ -97,8 +97,8 @@ def test_structures_weigh_alike_and_visits_within_them():
 
 
 def test_tables_say_best_in_bold_only_where_the_interval_does(finished):
-    plan, keys = finished
-    table = collect(plan, keys)
+    plan, fingerprints = finished
+    table = collect(plan, fingerprints)
     scores, structures, costs, probe, rank, retrieval = sheets(plan, table, entries(table, list(plan.parts)))
     bold = {tuple(row[:3]) for row in scores.rows if any("**" in text for text in row)}
     assert bold == {("1", "short", "good"), ("1", "long", "good")}
@@ -122,8 +122,8 @@ def test_tables_say_best_in_bold_only_where_the_interval_does(finished):
 
 
 def test_the_page_needs_no_other_file(finished):
-    plan, keys = finished
-    written = write_results(plan, keys, page=True)
+    plan, fingerprints = finished
+    written = write_results(plan, fingerprints, page=True)
     assert {path.name for path in written} == {"results.csv", "table.md", "figure.png", "report.html"}
     page = (plan.out / "report.html").read_text()
     assert not re.search(r"(src|href)=['\"](?!data:)", page)
@@ -134,19 +134,19 @@ def test_the_page_needs_no_other_file(finished):
     markdown = (plan.out / "table.md").read_text()
     assert "Demonstration" in markdown
     assert "seeds 0, 1" in markdown
-    assert len(pd.read_csv(io.StringIO((plan.out / "results.csv").read_text()))) == len(collect(plan, keys))
+    assert len(pd.read_csv(io.StringIO((plan.out / "results.csv").read_text()))) == len(collect(plan, fingerprints))
 
 
 def test_nothing_finished_and_a_run_without_validation(finished, tmp_path):
-    plan, keys = finished
+    plan, fingerprints = finished
     with pytest.raises(InputError, match="nothing to compare"):
-        collect(plan, dict.fromkeys(keys, "another"))
+        collect(plan, dict.fromkeys(fingerprints, "another"))
     cell = next(cell for cell in plan.cells if cell.stage == "finetune")
     log = cell.run / "metrics.csv"
     text = log.read_text()
     log.write_text("step,train/loss\n0,1.0\n")
     try:
         with pytest.raises(InputError, match="no val/dice"):
-            collect(plan, keys)
+            collect(plan, fingerprints)
     finally:
         log.write_text(text)

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from lssl.checkpoint import load_strategy
 from lssl.cli.main import main
-from lssl.correspondence.matchers import EmbeddingMatcher, Matcher, whole
+from lssl.correspondence.matchers import EmbeddingMatcher, Matcher, full_view
 from lssl.datamodules.phantom import PhantomDataModule
 from lssl.synthetic.phantom_image import scan
 
@@ -117,7 +117,9 @@ def test_anatomical_embedding_ends_with_its_landmarks_and_plugs_into_the_matcher
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     points = torch.zeros(2, 5, 3, dtype=torch.float64) + 10 * torch.arange(5)[:, None]
-    one, other = (EmbeddingMatcher(e).match(points, whole(batch, 0), whole(batch, 1)) for e in (str(path), strategy))
+    one, other = (
+        EmbeddingMatcher(e).match(points, full_view(batch, 0), full_view(batch, 1)) for e in (str(path), strategy)
+    )
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -204,7 +206,7 @@ def test_finetuning_from_scratch_and_from_a_checkpoint_is_one_line(tmp_path):
     (tmp_path / "pretraining").mkdir()
     run = fit(tmp_path / "pretraining", "demo.yaml", options=["--trainer.callbacks=null", "--trainer.max_steps=1"])
     for pretrained in ("null", str(run / "checkpoints" / "last.ckpt")):
-        options = [f"--model.init_args.pretrained={pretrained}", "--data.init_args.labelled.steps=1"]
+        options = [f"--model.init_args.pretrained={pretrained}", "--data.init_args.few_shot.steps=1"]
         options += ["--data.init_args.spacing=4.5", "--trainer.max_steps=1", EARLY]
         tuned = fit(tmp_path, "finetune.yaml", options=options)
         assert "val/dice" in (tuned / "metrics.csv").read_text()

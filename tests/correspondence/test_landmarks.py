@@ -15,7 +15,7 @@ from torch import Tensor
 from lssl.callbacks import Landmarks
 from lssl.cli.main import main
 from lssl.correspondence.landmarks import displaced, landmark_errors, landmarks, one_pair_per_subject
-from lssl.correspondence.matchers import FrameMatcher, Matcher, whole
+from lssl.correspondence.matchers import FrameMatcher, Matcher, full_view
 from lssl.utils.errors import InputError
 from lssl.views import geometry as geo
 
@@ -64,7 +64,7 @@ def test_truth_is_asked_for_the_right_visits(pairs):
 
 
 def test_a_displaced_visit_still_shows_its_frame(make_batch, generator):
-    view = whole(make_batch(3, (28, 24, 20), image="frame"), 1)
+    view = full_view(make_batch(3, (28, 24, 20), image="frame"), 1)
     moved = displaced(view, generator)
     assert not torch.allclose(moved.affine, view.affine)
     points = geo.transform(moved.affine, geo.lattice(moved.size)[None])
@@ -80,13 +80,13 @@ def test_places_lie_in_labels_else_in_the_foreground(make_batch, generator):
     batch = make_batch(1, (28, 24, 20))
     batch.foreground[:, 0] = False
     batch.foreground[:, 0, 6:12] = True
-    places = landmarks(whole(batch, 0), 200, generator)
-    index = geo.transform(geo.inverse(whole(batch, 0).affine), places)
+    places = landmarks(full_view(batch, 0), 200, generator)
+    index = geo.transform(geo.inverse(full_view(batch, 0).affine), places)
     assert ((index[..., 0] > 5.4) & (index[..., 0] < 11.6)).all()
     labels = torch.zeros(1, 2, 28, 24, 20, dtype=torch.int16)
     labels[:, :, 20:] = 3
-    places = landmarks(whole(dataclasses.replace(batch, labels=labels), 0), 200, generator)
-    assert (geo.transform(geo.inverse(whole(batch, 0).affine), places)[..., 0] > 19.4).all()
+    places = landmarks(full_view(dataclasses.replace(batch, labels=labels), 0), 200, generator)
+    assert (geo.transform(geo.inverse(full_view(batch, 0).affine), places)[..., 0] > 19.4).all()
 
 
 def test_one_pair_of_two_visits_per_subject(make_batch):

@@ -32,7 +32,7 @@ class Scored(Matcher):
 
 
 def matched(matcher: Matcher | None = None, other_subject: float = 0.0, **options) -> MatchedViews:
-    settings = {"tries": 5, "accept": 0.7, "floor": 0.5}
+    settings = {"tries": 5, "accept": 0.7, "min_score": 0.5}
     names = {name: options.pop(name) for name in list(options) if name in settings}
     sampler = ViewSampler(VIEW, **{"transforms": [], "overlap": 1.0, **options})
     return MatchedViews(sampler, matcher or FrameMatcher(), other_subject, **{**settings, **names})
@@ -211,9 +211,9 @@ def test_one_seed_draws_once(batch):
 def test_settings_that_cannot_be_are_refused():
     for options, message in (
         ({"tries": 0}, "tries"),
-        ({"floor": 0.0}, "floor"),
-        ({"floor": 0.9}, "floor"),
-        ({"accept": 1.5}, "floor"),
+        ({"min_score": 0.0}, "min_score"),
+        ({"min_score": 0.9}, "min_score"),
+        ({"accept": 1.5}, "min_score"),
         ({"other_subject": 1.5}, "probability"),
         ({"geometry": "shared"}, "independent"),
     ):

@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl.correspondence.matchers import EmbeddingMatcher, FieldMatcher, FrameMatcher, descriptors, ladder, whole
+from lssl.correspondence.matchers import (
+    EmbeddingMatcher,
+    FieldMatcher,
+    FrameMatcher,
+    descriptors,
+    full_view,
+    select_match,
+)
 from lssl.networks.feature_geometry import Tap
 from lssl.utils.errors import InputError
 from lssl.views import geometry as geo
@@ -92,7 +99,7 @@ def test_frame_is_the_identity_where_the_other_view_shows_the_point(batch, gener
 
 
 def test_a_field_carries_one_frame_to_the_other_and_back(batch):
-    first, second = whole(batch, 0), whole(batch, 1)
+    first, second = full_view(batch, 0), full_view(batch, 1)
     points = inner(first)
     field = torch.zeros(len(points), 3, *first.size, dtype=torch.float64)
     field[:, 0], field[:, 2] = 3.0, -2.0  # mm along the axes of the frame, not of the grid
@@ -100,13 +107,13 @@ def test_a_field_carries_one_frame_to_the_other_and_back(batch):
     places, score = forth.match(points, first, second)
     moved = points + torch.tensor([3.0, 0.0, -2.0])
     torch.testing.assert_close(places, moved, rtol=0, atol=1e-9)
-    assert torch.equal(score > 0, second.shows(moved))
+    assert torch.equal(score > 0, second.contains(moved))
     back, _ = FieldMatcher(field, first.affine, backward=True).match(moved, second, first)
     torch.testing.assert_close(back, points, rtol=0, atol=1e-9)
 
 
 def test_match_of_itself_is_the_identity(batch):
-    view = whole(batch, 0)
+    view = full_view(batch, 0)
     matcher = EmbeddingMatcher(Planted())
     lattice = geo.lattice((10, 8, 6))[None].expand(2, -1, -1) + 2
     nodes = geo.transform(geo.feature_affine(view.affine, (2, 2, 2), (0.5, 0.5, 0.5)), lattice)
@@ -125,7 +132,9 @@ def test_flips_rotations_and_anisotropic_voxels_come_back_in_mm(batch, generator
         first, second = views(batch, generator)
         mirrored += int((torch.det(first.affine[:, :3, :3]) * torch.det(second.affine[:, :3, :3]) < 0).sum())
         points = inner(first, 60)
-        shown = second.shows(points) & geo.contains(geo.transform(geo.inverse(second.affine), points), second.size, 3)
+        shown = second.contains(points) & geo.contains(
+            geo.transform(geo.inverse(second.affine), points), second.size, 3
+        )
         places, score = matcher.match(points, first, second)
         assert distance(places, points)[shown].median() < 0.5
         assert (distance(places, points)[shown] < 2.5).all()
@@ -140,7 +149,7 @@ def test_planted_correspondence_between_subjects_of_different_frames(batch, nois
     """The second visit's anatomy lies elsewhere by a known affine, about another origin."""
     angles = torch.tensor([[0.3, -0.2, 0.4], [-0.1, 0.5, 0.2]], dtype=torch.float64)
     moved = geo.rotation(angles) @ geo.scaling(torch.tensor([[0.9, 1.1, 1.0], [1.05, 0.95, 1.1]], dtype=torch.float64))
-    first, second = whole(batch, 0), whole(batch, 1)
+    first, second = full_view(batch, 0), full_view(batch, 1)
     centre = geo.transform(second.affine, (torch.tensor(SIZE).double()[None, None] - 1) / 2)[:, 0]
     offset = torch.tensor([[200.0, -80.0, 30.0]], dtype=torch.float64)
     second.affine = geo.translation(offset) @ geo.about(moved, centre) @ second.affine
@@ -156,7 +165,7 @@ def test_planted_correspondence_between_subjects_of_different_frames(batch, nois
 
 
 def test_what_the_other_visit_does_not_show_scores_nothing(batch):
-    first, second = whole(batch, 0), whole(batch, 1)
+    first, second = full_view(batch, 0), full_view(batch, 1)
     second.image = second.image + 300  # anatomy of elsewhere
     points = inner(first)
     _, score = EmbeddingMatcher(Planted(), round_trip=3.0).match(points, first, second)
@@ -167,7 +176,7 @@ def test_what_the_other_visit_does_not_show_scores_nothing(batch):
 
 def test_a_way_back_to_elsewhere_scores_nothing(batch):
     """The second visit shows one half of the anatomy twice and not the other, whose points can but lead elsewhere."""
-    first, second = whole(batch, 0), whole(batch, 0)
+    first, second = full_view(batch, 0), full_view(batch, 0)
     second.image = first.image.clone()
     second.image[:, :, 14:] = first.image[:, :, :14]
     points = inner(first, 100)
@@ -178,21 +187,21 @@ def test_a_way_back_to_elsewhere_scores_nothing(batch):
 
 
 def test_only_foreground_and_data_are_found(batch):
-    first, second = whole(batch, 0), whole(batch, 0)
+    first, second = full_view(batch, 0), full_view(batch, 0)
     second.source_foreground = torch.zeros_like(first.source_foreground)
     second.source_foreground[:, :, :10] = True
     points = inner(first, 100)
     places, _ = EmbeddingMatcher(Planted(), rounds=0).match(points, first, second)
-    assert second.shows(places, foreground=True).all()
+    assert second.contains(places, foreground=True).all()
     places, _ = EmbeddingMatcher(Planted(), rounds=0, foreground=False).match(points, first, second)
-    assert not second.shows(places, foreground=True).all()
+    assert not second.contains(places, foreground=True).all()
     second.source_extent = torch.tensor([[20, 24, 20]] * 2)
     places, _ = EmbeddingMatcher(Planted(), rounds=0, foreground=False).match(points, first, second)
     assert (geo.transform(geo.inverse(second.affine), places)[..., 0] <= 19 + 1e-6).all()
 
 
 def test_sides_that_no_stride_divides_are_padded_behind(make_batch):
-    view = whole(make_batch(1, (27, 23, 21), image="frame"), 0)
+    view = full_view(make_batch(1, (27, 23, 21), image="frame"), 0)
     points = inner(view)
     places, _ = EmbeddingMatcher(Planted(), rounds=3).match(points, view, view)
     assert distance(places, points).median() < 0.5
@@ -200,17 +209,17 @@ def test_sides_that_no_stride_divides_are_padded_behind(make_batch):
 
 def test_samples_of_a_batch_do_not_mix(batch):
     matcher = EmbeddingMatcher(Planted())
-    points = inner(whole(batch, 0))
-    together = matcher.match(points, whole(batch, 0), whole(batch, 1))
+    points = inner(full_view(batch, 0))
+    together = matcher.match(points, full_view(batch, 0), full_view(batch, 1))
     for row in range(2):
         alone = batch.rows(slice(row, row + 1))
-        one = matcher.match(points[row : row + 1], whole(alone, 0), whole(alone, 1))
+        one = matcher.match(points[row : row + 1], full_view(alone, 0), full_view(alone, 1))
         torch.testing.assert_close(one[0][0], together[0][row])
         torch.testing.assert_close(one[1][0], together[1][row])
 
 
 def test_products_of_descriptors_are_the_mean_of_cosines(batch):
-    maps = Planted().anatomical_maps(whole(batch, 0).image)
+    maps = Planted().anatomical_maps(full_view(batch, 0).image)
     both = descriptors(maps)
     (fine, _), (coarse, _) = maps
     # lattice of stride 2 in that of stride 4: index 2 i + ½ = 4 j + 1½, so j = i / 2 - ¼
@@ -229,17 +238,17 @@ def test_products_of_descriptors_are_the_mean_of_cosines(batch):
 
 
 def test_places_are_the_same_to_the_bit_under_autocast(batch):
-    points = inner(whole(batch, 0))
+    points = inner(full_view(batch, 0))
     matcher = EmbeddingMatcher(Planted())
-    plain = matcher.match(points, whole(batch, 0), whole(batch, 1))
+    plain = matcher.match(points, full_view(batch, 0), full_view(batch, 1))
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = matcher.match(points, whole(batch, 0), whole(batch, 1))
+        mixed = matcher.match(points, full_view(batch, 0), full_view(batch, 1))
     assert all(torch.equal(one, other) for one, other in zip(plain, mixed, strict=True))
 
 
 def test_the_mode_of_the_network_is_left_alone(batch):
     network = Planted().train()
-    EmbeddingMatcher(network).match(inner(whole(batch, 0)), whole(batch, 0), whole(batch, 1))
+    EmbeddingMatcher(network).match(inner(full_view(batch, 0)), full_view(batch, 0), full_view(batch, 1))
     assert network.training
 
 
@@ -258,10 +267,10 @@ def test_bad_input(tmp_path):
         EmbeddingMatcher(Planted(), round_trip=0)
     with pytest.raises(InputError, match="rounds"):
         EmbeddingMatcher(Planted(), rounds=-1)
-    with pytest.raises(InputError, match="floor"):
-        ladder(torch.rand(2, 3), 0.5, 0.0)
-    with pytest.raises(InputError, match="floor"):
-        ladder(torch.rand(2, 3), 0.5, 0.6)
+    with pytest.raises(InputError, match="min_score"):
+        select_match(torch.rand(2, 3), 0.5, 0.0)
+    with pytest.raises(InputError, match="min_score"):
+        select_match(torch.rand(2, 3), 0.5, 0.6)
 
 
 # --- ladder -----------------------------------------------------------------------------------------------------------
@@ -270,7 +279,7 @@ def test_bad_input(tmp_path):
 def test_ladder_against_a_loop(generator):
     score = torch.rand(200, 6, generator=generator) ** 2
     score[:20] = 0
-    index, same, rates = ladder(score, 0.6, 0.25)
+    index, same, rates = select_match(score, 0.6, 0.25)
     counts = {"accepted": 0, "best": 0, "same_visit": 0}
     taken = []
     for row, scores in enumerate(score.tolist()):
@@ -293,7 +302,7 @@ def test_ladder_against_a_loop(generator):
 
 
 def test_ladder_with_nothing_found_is_finite():
-    _, same, rates = ladder(torch.zeros(3, 4), 0.5, 0.2)
+    _, same, rates = select_match(torch.zeros(3, 4), 0.5, 0.2)
     assert same.all()
     assert rates["same_visit"] == 1
     assert rates["score"] == 0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lssl.data.datamodule import PairDataModule
-from lssl.data.few_shot import Labelled, choose_labelled
+from lssl.data.few_shot import FewShot, choose_labelled
 from lssl.datamodules.phantom import PhantomDataModule
 from lssl.datamodules.visits import VisitsDataModule
 from lssl.utils.errors import InputError
@@ -15,36 +15,36 @@ ROWS = np.flatnonzero(np.arange(18) % 3 < 2)  # two of three visits are labelled
 
 
 def test_all_labels_by_default():
-    assert choose_labelled(ROWS, SUBJECT, Labelled()).tolist() == ROWS.tolist()
+    assert choose_labelled(ROWS, SUBJECT, FewShot()).tolist() == ROWS.tolist()
 
 
 def test_one_shot_rotates_with_the_seed():
-    chosen = [choose_labelled(ROWS, SUBJECT, Labelled(subjects=1, visits=1, seed=seed)) for seed in range(6)]
+    chosen = [choose_labelled(ROWS, SUBJECT, FewShot(subjects=1, visits=1, seed=seed)) for seed in range(6)]
     assert all(len(rows) == 1 and rows[0] in ROWS for rows in chosen)
     assert sorted(SUBJECT[rows[0]] for rows in chosen) == list(range(6))
-    again = choose_labelled(ROWS, SUBJECT, Labelled(subjects=1, visits=1, seed=3))
+    again = choose_labelled(ROWS, SUBJECT, FewShot(subjects=1, visits=1, seed=3))
     assert again.tolist() == chosen[3].tolist()
 
 
 def test_several_subjects_with_all_their_visits():
-    rows = choose_labelled(ROWS, SUBJECT, Labelled(subjects=2, seed=1))
+    rows = choose_labelled(ROWS, SUBJECT, FewShot(subjects=2, seed=1))
     assert len(rows) == 4
-    other = choose_labelled(ROWS, SUBJECT, Labelled(subjects=2, seed=2))
+    other = choose_labelled(ROWS, SUBJECT, FewShot(subjects=2, seed=2))
     assert not set(SUBJECT[rows]) & set(SUBJECT[other])
     with pytest.raises(InputError, match="7 subjects are asked for, but 6 training subjects have a label"):
-        choose_labelled(ROWS, SUBJECT, Labelled(subjects=7))
+        choose_labelled(ROWS, SUBJECT, FewShot(subjects=7))
 
 
 @pytest.mark.parametrize("wrong", [{"subjects": 0}, {"visits": 0}, {"batch_size": 0}, {"steps": 0}])
 def test_refused_numbers(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
-        Labelled(**wrong)
+        FewShot(**wrong)
 
 
 @pytest.fixture(scope="module")
 def phantom():
-    few = Labelled(subjects=1, visits=1, batch_size=2, steps=3)
-    data = PhantomDataModule(subjects=5, visits=2, size=16, spacing=12.0, split=(0.6, 0.2, 0.2), labelled=few)
+    few = FewShot(subjects=1, visits=1, batch_size=2, steps=3)
+    data = PhantomDataModule(subjects=5, visits=2, size=16, spacing=12.0, split=(0.6, 0.2, 0.2), few_shot=few)
     data.setup("fit")
     return data
 
@@ -55,7 +55,7 @@ def test_pretraining_is_as_before(phantom):
 
 
 def test_labels_of_all_but_the_chosen_visit_are_withheld(phantom):
-    phantom.supervise(unlabelled_pairs=True)
+    phantom.use_labels(unlabelled_pairs=True)
     loaders = phantom.train_dataloader()
     (row,) = phantom.labelled_rows("train")
     labelled = list(loaders["labelled"])
@@ -66,12 +66,12 @@ def test_labels_of_all_but_the_chosen_visit_are_withheld(phantom):
     for batch in loaders["unlabelled"]:
         assert batch.labels is None
         assert (batch.session[:, 0] != batch.session[:, 1]).all()
-    phantom.supervise(unlabelled_pairs=False)
+    phantom.use_labels(unlabelled_pairs=False)
     assert set(phantom.train_dataloader()) == {"labelled"}
 
 
 def test_held_out_visits_come_once_and_whole(phantom):
-    phantom.supervise(unlabelled_pairs=False)
+    phantom.use_labels(unlabelled_pairs=False)
     for loader, split in ((phantom.val_dataloader(), "val"), (phantom.test_dataloader(), "test")):
         rows = [batch.session[0].tolist() for batch in loader]
         expected = np.flatnonzero(phantom.table["split"] == split)
@@ -80,18 +80,18 @@ def test_held_out_visits_come_once_and_whole(phantom):
 
 
 def test_both_orders_continue_from_a_checkpoint(phantom):
-    phantom.supervise(unlabelled_pairs=True)
+    phantom.use_labels(unlabelled_pairs=True)
     loaders = phantom.train_dataloader()
     for loader in loaders.values():
         list(loader)
     state = phantom.state_dict()
     following = {name: list(loader.sampler) for name, loader in loaders.items()}
     fresh = PhantomDataModule(
-        subjects=5, visits=2, size=16, spacing=12.0, split=(0.6, 0.2, 0.2), labelled=phantom.labelled
+        subjects=5, visits=2, size=16, spacing=12.0, split=(0.6, 0.2, 0.2), few_shot=phantom.few_shot
     )
     fresh.cache = phantom.cache
     fresh.setup("fit")
-    fresh.supervise(unlabelled_pairs=True)
+    fresh.use_labels(unlabelled_pairs=True)
     fresh.load_state_dict(state)
     assert {name: list(loader.sampler) for name, loader in fresh.train_dataloader().items()} == following
     assert len({seed for *_, seed in following["labelled"]}) == 6  # boxes are drawn anew for every item
@@ -100,7 +100,7 @@ def test_both_orders_continue_from_a_checkpoint(phantom):
 def test_no_label_at_all(bids):
     data = VisitsDataModule(bids)
     data.setup("fit")
-    data.supervise(unlabelled_pairs=True)
+    data.use_labels(unlabelled_pairs=True)
     assert not len(data.labelled_rows("train"))
     with pytest.raises(InputError, match="no labelled visit to train on"):
         data.train_dataloader()

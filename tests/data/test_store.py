@@ -9,7 +9,7 @@ from lssl.data import STEP
 from lssl.data.nifti import intensity_range, scale
 from lssl.data.store import quantise, read_stored, write_stored
 from lssl.utils.errors import InputError
-from lssl.utils.files import fingerprint, whole
+from lssl.utils.files import atomic_write, fingerprint
 
 SHAPE = (70, 40, 50)
 AFFINE = np.diag([1.0, 1.0, 1.0, 1.0])
@@ -99,7 +99,7 @@ def test_nothing_half_written_takes_the_name(tmp_path):
     target.write_text("old")
 
     def interrupted() -> None:
-        with whole(target) as part:
+        with atomic_write(target) as part:
             part.write_text("half")
             raise RuntimeError
 

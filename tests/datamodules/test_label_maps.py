@@ -23,7 +23,7 @@ from lssl.synthetic.label_map_anatomy import (
     read_map,
 )
 from lssl.synthetic.label_map_cells import Cells, Surface
-from lssl.synthetic.label_map_subject import LONGEST, Subject, canonical, locate
+from lssl.synthetic.label_map_subject import LONGEST, MapSubject, canonical, locate
 from lssl.synthetic.phantom_image import residual, scan
 from lssl.utils.errors import InputError
 
@@ -321,11 +321,11 @@ def test_volumes_by_counting_a_fine_lattice(data):
     torch.testing.assert_close((after / before).log(), (true[1] / true[0]).log(), rtol=0.15, atol=0)
 
 
-def worst(subject: Subject) -> Subject:
+def worst(subject: MapSubject) -> MapSubject:
     return replace(subject, rates={"ventricles": 0.065, "cortex": -0.011})
 
 
-def smallest_cell(subject: Subject, time: float) -> float:
+def smallest_cell(subject: MapSubject, time: float) -> float:
     """The smallest volume, of 1, that a voxel of the brain is fetched from: below 0 where the deformation folds."""
     anatomy, rates = subject.anatomy, torch.tensor(list(subject.rates.values()), dtype=torch.float64)
     brain = (anatomy.numbers > 0) & (anatomy.numbers < 500)

@@ -14,7 +14,7 @@ from torch import distributed, multiprocessing, nn
 
 from lssl import Backbone, Strategy, ViewSampler
 from lssl.data.batch import PairBatch
-from lssl.evaluation.representation import cases, measure, trained_taps
+from lssl.evaluation.representation import held_out_pairs, measure, trained_taps
 from lssl.metrics import AgeR2, Alignment, CrossVisitRetrieval, EffectiveRank, PositionR2
 from lssl.networks.heads import mean_and_max
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive
@@ -62,30 +62,30 @@ def batch(make_batch) -> PairBatch:
 
 
 def test_every_visit_once_and_views_for_each_subject_once(batch):
-    held_out = list(cases(network(), [batch.rows(slice(0, 4)), batch.rows(slice(4, 7))]))
+    held_out = list(held_out_pairs(network(), [batch.rows(slice(0, 4)), batch.rows(slice(4, 7))]))
     assert [case.sessions.tolist() for case in held_out] == [[0, 1], [2], [3, 4], [5, 6], [7, 8], [9]]
     assert [case.number for case in held_out] == [0, 0, 1, 2, 3, 4]
     assert [len(case.images) for case in held_out] == [5, 1, 5, 5, 5, 4]
     assert [bool(case.places) for case in held_out] == [True, False, True, True, True, True]
     assert [case.two_visits for case in held_out] == [True, True, True, True, True, False]
     assert [case.ages.tolist() for case in held_out][:2] == [[40, 42], [45]]
-    few = list(cases(network(), [batch], subjects=3, visits=2))
+    few = list(held_out_pairs(network(), [batch], subjects=3, visits=2))
     assert [case.sessions.tolist() for case in few] == [[0, 1], [3, 4], [5, 6]]
 
 
 def test_the_same_views_and_points_whatever_else_is_drawn(batch):
     strategy = network()
-    one = list(cases(strategy, [batch]))
+    one = list(held_out_pairs(strategy, [batch]))
     strategy.generator.manual_seed(77)
     torch.randn(100)
-    for a, b in zip(one, cases(strategy, [batch]), strict=True):
+    for a, b in zip(one, held_out_pairs(strategy, [batch]), strict=True):
         assert torch.equal(a.images, b.images)
         assert all(torch.equal(a.places[tap], b.places[tap]) for tap in a.places)
     assert not torch.equal(one[0].images[2], one[2].images[2])
 
 
 def test_noise_has_the_views_mean_and_deviation(batch):
-    first, _, noise = next(cases(network(), [batch])).images[2:]
+    first, _, noise = next(held_out_pairs(network(), [batch])).images[2:]
     assert noise.mean().item() == pytest.approx(first.mean().item(), abs=0.02)
     assert noise.std().item() == pytest.approx(first.std().item(), rel=0.05)
     assert abs(torch.corrcoef(torch.stack([first.flatten(), noise.flatten()]))[0, 1]) < 0.1
@@ -94,7 +94,7 @@ def test_noise_has_the_views_mean_and_deviation(batch):
 def test_views_show_two_visits_and_are_compared_at_corresponding_places(make_batch):
     """Features that are places agree exactly at corresponding points: at every stride, through every flip and zoom."""
     batch = make_batch(4, image="frame")
-    figures = measure(coordinates(), cases(coordinates(), [batch]))
+    figures = measure(coordinates(), held_out_pairs(coordinates(), [batch]))
     for tap in ("tap.0", "tap.1"):
         assert figures[f"alignment/{tap}"] < 1e-6
         assert figures[f"matching/{tap}"] > 0.99
@@ -106,7 +106,7 @@ def test_views_show_one_visit_each_even_where_training_shows_one_twice(make_batc
     batch = make_batch(3, affine="unit")
     batch.images[:, 0], batch.images[:, 1] = 0.2, 0.8
     strategy = still(nn.Conv3d(1, 2, 1), transforms=[], same_visit=1.0)
-    for case in cases(strategy, [batch]):
+    for case in held_out_pairs(strategy, [batch]):
         first, second = case.images[2], case.images[3]
         assert first[first > 0].median().item() == pytest.approx(0.2, abs=0.01)
         assert second[second > 0].median().item() == pytest.approx(0.8, abs=0.01)
@@ -125,7 +125,7 @@ def test_labels_are_read_at_their_own_places(make_batch):
     same, halved = nn.Conv3d(4, 4, 1, bias=False), nn.AvgPool3d(4)
     same.weight.data = torch.eye(4).view(4, 4, 1, 1, 1)
     strategy = still(same, halved, channels=4)
-    figures = measure(strategy, cases(strategy, [batch]))
+    figures = measure(strategy, held_out_pairs(strategy, [batch]))
     assert figures["dice/tap.0"] == pytest.approx(1)
     assert 0.3 < figures["dice/tap.1"] < 0.95
 
@@ -135,7 +135,7 @@ def test_small_structures_are_drawn_more_often_than_their_volume(make_batch):
     batch = make_batch(2, affine="unit", labels=True)
     batch.labels[:] = 1
     batch.labels[..., 12:16, 10:14, 8:12] = 7
-    case = next(cases(network(), [batch]))
+    case = next(held_out_pairs(network(), [batch]))
     places, labels = case.labelled
     assert len(labels) == len(places.unique(dim=0)) == 512
     assert 25 < (labels == 7).sum() < 60
@@ -145,7 +145,7 @@ def test_small_structures_are_drawn_more_often_than_their_volume(make_batch):
 
 def test_figures_of_a_tap_by_hand(batch):
     strategy = network().eval()
-    held_out = list(cases(strategy, [batch]))
+    held_out = list(held_out_pairs(strategy, [batch]))
     figures = measure(strategy, held_out)
     rank, retrieval, age = EffectiveRank(6), CrossVisitRetrieval(), AgeR2()
     alignment, shortcut, tap = Alignment(), PositionR2(6), strategy.backbone.taps["tap.2"]
@@ -174,7 +174,7 @@ def test_figures_of_a_tap_by_hand(batch):
 def test_a_strategy_is_left_as_it_was(batch):
     strategy = network().train()
     before = copy.deepcopy(strategy.state_dict())
-    measure(strategy, cases(strategy, [batch]))
+    measure(strategy, held_out_pairs(strategy, [batch]))
     assert strategy.training
     assert all(torch.equal(value, before[name]) for name, value in strategy.state_dict().items())
     assert all(parameter.grad is None for parameter in strategy.parameters())
@@ -183,7 +183,7 @@ def test_a_strategy_is_left_as_it_was(batch):
 def test_a_network_that_diverged_gives_no_numbers_and_no_error(batch):
     strategy = network()
     strategy.backbone.network[0].weight.data.fill_(float("nan"))
-    figures = measure(strategy, cases(strategy, [batch]))
+    figures = measure(strategy, held_out_pairs(strategy, [batch]))
     assert all(math.isnan(figures[f"{kind}/tap.2"]) for kind in ("spread", "rank", "alignment", "position"))
 
 
@@ -203,7 +203,7 @@ def work(own: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/meeting", rank=own, world_size=2, timeout=timedelta(seconds=60)
     )
     strategy = network()
-    held_out = list(cases(strategy, [torch.load(f"{folder}/batch.pt", weights_only=False)]))
+    held_out = list(held_out_pairs(strategy, [torch.load(f"{folder}/batch.pt", weights_only=False)]))
     shares = {
         "in turns": [case for case in held_out if case.number % 2 == own],
         "one has none": held_out if own else [],
@@ -215,7 +215,7 @@ def work(own: int, folder: str) -> None:
 def test_two_processes_measure_as_one(batch, tmp_path):
     torch.save(batch, tmp_path / "batch.pt")
     multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method="fork")  # as loaders do: no imports
-    alone = measure(network(), cases(network(), [batch]))
+    alone = measure(network(), held_out_pairs(network(), [batch]))
     assert sum(not math.isnan(value) for value in alone.values()) > 40
     for own in (0, 1):
         for name, found in torch.load(tmp_path / f"{own}.pt").items():

@@ -22,8 +22,8 @@ def inputs(d: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.randn(n, d, generator=draw) * 3 for n in (len(SUBJECTS), len(SUBJECTS), len(OWNERS)))
 
 
-def loss(query, key, queue, weight=None, temperature: float = 0.2, subject=SUBJECTS, owner=OWNERS) -> Tensor:
-    return QueueInfoNCE(temperature)(query, key, subject, queue, owner, weight)
+def loss(query, key, queue, weight=None, temperature: float = 0.2, subject=SUBJECTS, subject_ids=OWNERS) -> Tensor:
+    return QueueInfoNCE(temperature)(query, key, subject, queue, subject_ids, weight)
 
 
 def by_loops(query, key, queue, weight=None, temperature: float = 0.2) -> float:
@@ -33,8 +33,8 @@ def by_loops(query, key, queue, weight=None, temperature: float = 0.2) -> float:
     for i, subject in enumerate(SUBJECTS.tolist()):
         positive = math.exp((query[i] @ key[i]).item() / temperature)
         negatives = 0.0
-        for other, owner in zip(queue, OWNERS.tolist(), strict=True):
-            if owner not in (-1, subject):
+        for other, subject_ids in zip(queue, OWNERS.tolist(), strict=True):
+            if subject_ids not in (-1, subject):
                 negatives += math.exp((query[i] @ other).item() / temperature)
         total -= weight[i] * math.log(positive / (positive + negatives))
     return total / sum(weight)
@@ -62,7 +62,7 @@ def test_own_keys_and_empty_places_say_nothing():
         changed[place] = query[0]
         moved = loss(query, key, changed, first) - value
         assert (moved == 0) == (OWNERS[place] in (-1, 3)), place
-    torch.testing.assert_close(loss(query, key, queue[OWNERS >= 0], owner=OWNERS[OWNERS >= 0]), loss(*inputs()))
+    torch.testing.assert_close(loss(query, key, queue[OWNERS >= 0], subject_ids=OWNERS[OWNERS >= 0]), loss(*inputs()))
 
 
 def test_gradient_is_that_of_the_formula_and_reaches_the_query_alone():
@@ -86,14 +86,14 @@ def test_gradient_is_that_of_the_formula_and_reaches_the_query_alone():
 def test_an_empty_queue_gives_exactly_zero(places: int):
     query, key, queue = inputs()
     query.requires_grad_()
-    value = loss(query, key, torch.zeros_like(queue)[:places], owner=torch.full((places,), -1))
+    value = loss(query, key, torch.zeros_like(queue)[:places], subject_ids=torch.full((places,), -1))
     assert value.item() == 0
     assert torch.equal(torch.autograd.grad(value, query)[0], torch.zeros(3, 6))
 
 
 def test_a_queue_of_ones_own_keys_alone_gives_exactly_zero():
     query, key, queue = inputs()
-    value = loss(query[:1], key[:1], queue, subject=torch.tensor([3]), owner=torch.full((8,), 3))
+    value = loss(query[:1], key[:1], queue, subject=torch.tensor([3]), subject_ids=torch.full((8,), 3))
     assert value.item() == 0
 
 

@@ -19,26 +19,26 @@ def numbered(start: int, count: int) -> tuple[Tensor, Tensor]:
 
 def chronological(queue: KeyQueue) -> list[int]:
     """Numbers of the keys from the oldest to the newest, -1 for empty places; the ids must say the same."""
-    keys, owner = (rows.roll(-int(queue.place), 0) for rows in (queue.keys, queue.owner))
+    keys, subject_ids = (rows.roll(-int(queue.pointer), 0) for rows in (queue.keys, queue.subject_ids))
     assert torch.equal(keys[:, 1], -keys[:, 0])
-    assert torch.equal(owner[owner >= 0], 10 * keys[owner >= 0, 0].long())
-    return torch.where(owner >= 0, owner // 10, -1).tolist()
+    assert torch.equal(subject_ids[subject_ids >= 0], 10 * keys[subject_ids >= 0, 0].long())
+    return torch.where(subject_ids >= 0, subject_ids // 10, -1).tolist()
 
 
 def test_starts_empty():
     queue = KeyQueue(4, 2)
     assert queue.keys.shape == (4, 2)
-    assert queue.owner.tolist() == [-1] * 4
+    assert queue.subject_ids.tolist() == [-1] * 4
 
 
 def test_keys_lie_in_order_and_the_oldest_is_overwritten_first():
     queue = KeyQueue(5, 2)
     queue.push(*numbered(1, 3))
     assert queue.keys[:, 0].tolist() == [1, 2, 3, 0, 0]
-    assert queue.owner.tolist() == [10, 20, 30, -1, -1]
+    assert queue.subject_ids.tolist() == [10, 20, 30, -1, -1]
     queue.push(*numbered(4, 4))
     assert queue.keys[:, 0].tolist() == [6, 7, 3, 4, 5]
-    assert queue.owner.tolist() == [60, 70, 30, 40, 50]
+    assert queue.subject_ids.tolist() == [60, 70, 30, 40, 50]
     assert chronological(queue) == [3, 4, 5, 6, 7]
 
 
@@ -71,7 +71,7 @@ def test_is_kept_in_checkpoints():
     for resumed in (queue, other):
         resumed.push(*numbered(8, 2))
     assert all(torch.equal(one, two) for one, two in zip(queue.buffers(), other.buffers(), strict=True))
-    assert set(queue.state_dict()) == {"keys", "owner", "place"}
+    assert set(queue.state_dict()) == {"keys", "subject_ids", "pointer"}
 
 
 def test_is_free_of_gradients_and_a_copy():
@@ -86,7 +86,7 @@ def test_is_free_of_gradients_and_a_copy():
         student.add_(100)
     subject.add_(100)
     assert torch.equal(queue.keys, kept)
-    assert queue.owner[:3].tolist() == [10, 20, 30]
+    assert queue.subject_ids[:3].tolist() == [10, 20, 30]
 
 
 def test_keys_of_half_precision_are_kept_as_float32():

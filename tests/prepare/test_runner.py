@@ -24,7 +24,7 @@ from lssl.data.store import read_stored
 from lssl.prepare import runner, subject
 from lssl.prepare.cohort import Options, find_subjects
 from lssl.prepare.quality import ncc
-from lssl.prepare.volumes import Grid, resample
+from lssl.prepare.volumes import FrameGrid, resample
 from lssl.utils.files import read_json
 
 SPACING = ["--spacing", "8"]
@@ -286,7 +286,7 @@ def test_channels_masks_and_labels_follow_their_image(tmp_path):
         to_t1 = np.array(read_json(out / "records/sub-a.json")["registration"]["maps"][number])
         truth = rigid(6, 12, 5 + number) @ to_t1  # frame → T1w → FLAIR
         origin = stored.affine[:3, 3]
-        grid = Grid(stored.shape, 6.0, (float(origin[0]), float(origin[1]), float(origin[2])))
+        grid = FrameGrid(stored.shape, 6.0, (float(origin[0]), float(origin[1]), float(origin[2])))
         image, mask, _ = stored.box((0, 0, 0), stored.shape)
         found = ncc(image[1], resample(flairs[number], grid, truth), mask)
         assert found > max(0.95, ncc(image[1], resample(flairs[number], grid, to_t1 @ rigid(6, 12, 5 + number)), mask))
@@ -314,12 +314,12 @@ def test_visits_without_a_suffix_or_a_time_are_counted(tmp_path):
     for session in ("one", "two"):
         save(scan(None, (16.0, 16.0, 16.0)), image_path(bids, "a", session))
     save(scan(None, (16.0, 16.0, 16.0)), image_path(bids, "a", "one", "FLAIR"))
-    subjects, table, remarks = find_subjects(bids, Options(suffixes=("T1w", "FLAIR")))
+    subjects, table, notes = find_subjects(bids, Options(suffixes=("T1w", "FLAIR")))
     assert [session.name for session in subjects[0].sessions] == ["ses-one"]
     assert len(table) == 1
-    assert "1 visit with T1w but without FLAIR" in remarks
-    _, _, remarks = find_subjects(bids, Options())
-    assert "2 visits without a time (no sessions.tsv, no label such as ses-M012)" in remarks
+    assert "1 visit with T1w but without FLAIR" in notes
+    _, _, notes = find_subjects(bids, Options())
+    assert "2 visits without a time (no sessions.tsv, no label such as ses-M012)" in notes
 
 
 def sentence(capsys, *args: str) -> str:

@@ -9,7 +9,7 @@ from scans import rigid, scan
 from lssl.prepare.quality import laplacian_energy
 from lssl.prepare.transforms import half_way
 from lssl.prepare.volumes import (
-    Grid,
+    FrameGrid,
     Volume,
     common_grid,
     resample,
@@ -45,7 +45,7 @@ def test_a_ramp_is_read_where_it_lies(axis):
     """Voxel by voxel, value = place: any shift by half a voxel, flip or inverted map shows."""
     ramp = coordinates(AFFINE)[..., axis].astype(np.float32)
     motion = rigid(8, 3)
-    grid = Grid((5, 6, 7), 1.7, (-10.0, 25.0, 10.0))
+    grid = FrameGrid((5, 6, 7), 1.7, (-10.0, 25.0, 10.0))
     found = resample(Volume(ramp, AFFINE, np.ones(SHAPE, bool)), grid, motion)
     wanted = coordinates(grid.affine, grid.size) @ motion[:3, :3].T + motion[:3, 3]
     np.testing.assert_allclose(found, wanted[..., axis], atol=0.02)
@@ -54,7 +54,7 @@ def test_a_ramp_is_read_where_it_lies(axis):
 def test_splines_do_not_overshoot():
     image = np.zeros(SHAPE, np.float32)
     image[10:20, 10:20, 5:15] = 100
-    found = resample(Volume(image, AFFINE, image > 0), Grid((40, 40, 40), 1.3, (-25.0, 15.0, -5.0)), np.eye(4))
+    found = resample(Volume(image, AFFINE, image > 0), FrameGrid((40, 40, 40), 1.3, (-25.0, 15.0, -5.0)), np.eye(4))
     assert found.min() == 0
     assert found.max() == 100
 
@@ -76,7 +76,7 @@ def test_labels_keep_their_classes_and_volumes():
     label[5:20, 8:25, 4:18] = 3
     label[10:15, 12:20, 8:14] = 17
     motion = rigid(6, 4)
-    grid = Grid((70, 60, 75), 1.2, (-45.0, 0.0, -20.0))
+    grid = FrameGrid((70, 60, 75), 1.2, (-45.0, 0.0, -20.0))
     found = resample_label(label, AFFINE, grid, motion)
     assert set(np.unique(found)) == {0, 3, 17}  # nothing between 3 and 17
     for value in (3, 17):
@@ -88,7 +88,7 @@ def test_labels_keep_their_classes_and_volumes():
 
 def test_labels_as_masks_of_one_class():
     label = (scan().foreground * 4).astype(np.int16)
-    grid = Grid((48, 48, 48), 4.0, (-95.0, -97.0, -94.5))
+    grid = FrameGrid((48, 48, 48), 4.0, (-95.0, -97.0, -94.5))
     mask = resample_mask(label > 0, scan().affine, grid, rigid(5, 3))
     found = resample_label(label, scan().affine, grid, rigid(5, 3)) == 4
     assert (found != mask).mean() < 1e-3
@@ -105,7 +105,7 @@ def test_both_visits_are_equally_smooth_in_the_half_way_frame():
     for name, maps in (("half-way", half_way(2, {(0, 1): motion})), ("first", [np.eye(4), motion])):
         grid = common_grid(volumes, maps, 2.0, 0.0)
         if name == "first":  # on the first visit's own voxels
-            grid = Grid((96, 96, 96), 2.0, (-96.0, -96.0, -96.0))
+            grid = FrameGrid((96, 96, 96), 2.0, (-96.0, -96.0, -96.0))
         images = [resample(volume, grid, matrix) for volume, matrix in zip(volumes, maps, strict=True)]
         inside = np.linalg.norm(coordinates(grid.affine, grid.size) / (70, 85, 70), axis=-1) < 0.7
         energy[name] = [laplacian_energy(image, inside) for image in images]
@@ -117,7 +117,7 @@ def test_coarser_grids_average():
     """Noise sampled on every fourth voxel would keep its power."""
     noise = np.random.default_rng(0).standard_normal((64, 64, 64)).astype(np.float32)
     found = resample(
-        Volume(noise, np.eye(4), np.ones((64, 64, 64), bool)), Grid((14, 14, 14), 4.0, (5.0, 5.0, 5.0)), np.eye(4)
+        Volume(noise, np.eye(4), np.ones((64, 64, 64), bool)), FrameGrid((14, 14, 14), 4.0, (5.0, 5.0, 5.0)), np.eye(4)
     )
     assert found.std() < 0.3
 
@@ -129,7 +129,7 @@ def test_thick_slices_are_interpolated_linearly():
     voxels[..., 0] = -50  # so that cutting at the extremes hides nothing
     affine = np.diag([1.0, 1.0, 4.0, 1.0])
     volume = Volume(voxels, affine, np.ones(voxels.shape, bool))
-    grid = Grid((8, 8, 41), 1.0, (0.0, 0.0, 0.0))
+    grid = FrameGrid((8, 8, 41), 1.0, (0.0, 0.0, 0.0))
     assert thick([volume], 1.0)
     assert not thick([volume], 2.0)
     profiles = {}

@@ -54,27 +54,27 @@ def test_listed_classes_merge_and_leave_the_rest_to_the_background(counts):
 
 def test_sides_are_exchanged_by_name(counts):
     classes = Classes.found(counts, {17: "Left-Hippocampus", 53: "Right-Hippocampus", 7001: "cleft"})
-    assert classes.other_side(counts, flips=True).tolist() == [0, 2, 1, 3]
+    assert classes.mirrored_class(counts, flips=True).tolist() == [0, 2, 1, 3]
 
 
 @pytest.mark.parametrize("names", [("L hippocampus", "R hippocampus"), ("hippocampus_lh", "hippocampus_rh")])
 def test_other_words_for_sides(names, counts):
     classes = Classes.found(counts, dict(zip((17, 53), names, strict=True)))
-    assert classes.other_side(counts, flips=True).tolist() == [0, 2, 1, 3]
+    assert classes.mirrored_class(counts, flips=True).tolist() == [0, 2, 1, 3]
 
 
 def test_sides_without_names_are_found_in_the_data(counts):
     nameless = Classes.found(counts, {})
     with pytest.raises(InputError, match="class '17' lies on one side and has no partner"):
-        nameless.other_side(counts, flips=True)
-    assert nameless.other_side(counts, flips=False).tolist() == [0, 1, 2, 3]
+        nameless.mirrored_class(counts, flips=True)
+    assert nameless.mirrored_class(counts, flips=False).tolist() == [0, 1, 2, 3]
     with pytest.raises(InputError, match="class 'left hippocampus' lies on one side"):
-        Classes.listed({"left hippocampus": [17], "rest": [7001]}, counts).other_side(counts, flips=True)
+        Classes.listed({"left hippocampus": [17], "rest": [7001]}, counts).mirrored_class(counts, flips=True)
 
 
 def test_one_lesion_on_one_side_is_no_side():
     counts = count_labels(Data(np.where(label() == 53, 0, label())), np.array([0]))
-    assert Classes.found(counts, {}).other_side(counts, flips=True).tolist() == [0, 1, 2]
+    assert Classes.found(counts, {}).mirrored_class(counts, flips=True).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

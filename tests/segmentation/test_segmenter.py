@@ -25,13 +25,13 @@ from lssl.utils.errors import InputError
 SIDES = Classes(("left", "right"), ((17,), (53,)), False)
 
 
-def segmenter(size=16, channels=1, flip=0.0, other_side=(0, 1, 2), views=None, **options):
+def segmenter(size=16, channels=1, flip=0.0, mirrored_class=(0, 1, 2), views=None, **options):
     """A Segmenter whose network is given later, by :func:`answer`."""
     network = BasicUNet(3, channels, 4, (4, 4, 4, 4, 4, 4), norm=("batch", {}))
     backbone = Backbone(network, {"decoder.0": "upcat_1.convs.conv_1"}, in_channels=channels)
     views = {"affine_probability": 0.0, "flip": (flip, 0.0, 0.0), "transforms": [], **(views or {})}
     made = Segmenter(backbone, views=ViewSampler(size, **views), **options)
-    made.build(SIDES, torch.ones(3), torch.tensor(other_side), torch.ones(3))
+    made.build(SIDES, torch.ones(3), torch.tensor(mirrored_class), torch.ones(3))
     return made
 
 
@@ -55,7 +55,7 @@ def by_apparent_side(image):
 def test_sides_survive_the_mirror(flip, make_batch, generator, monkeypatch):
     batch = make_batch(size=(16, 16, 16), affine="unit", labels=True)
     batch.labels[:, :, :8], batch.labels[:, :, 8:] = 17, 53
-    made = segmenter(flip=flip, other_side=(0, 2, 1), views={"overlap": 1.0})
+    made = segmenter(flip=flip, mirrored_class=(0, 2, 1), views={"overlap": 1.0})
     answer(made, monkeypatch, by_apparent_side)
     views = made.views(batch, generator)
     assert (views[0].label[:, :, :8] == (53 if flip else 17)).all()
@@ -67,7 +67,7 @@ def test_mirrored_views_turned_and_zoomed_too(make_batch, generator, monkeypatch
     batch = make_batch(pairs=8, size=(24, 24, 24), affine="oblique", labels=True)
     made = segmenter(
         flip=0.5,
-        other_side=(0, 2, 1),
+        mirrored_class=(0, 2, 1),
         views={"affine_probability": 1.0, "rotation": 15.0, "flip_together": False},
     )
     logits = torch.randn(8, 3, 16, 16, 16)
@@ -188,7 +188,7 @@ def test_refused_options(options, words):
 
 # --- from end to end --------------------------------------------------------------------------------------------------
 
-QUIET = ["--data.init_args.labelled.steps=2", "--model.init_args.classes={'white matter': [2, 41], 'cortex': [3, 42]}"]
+QUIET = ["--data.init_args.few_shot.steps=2", "--model.init_args.classes={'white matter': [2, 41], 'cortex': [3, 42]}"]
 
 
 @pytest.fixture(scope="module")

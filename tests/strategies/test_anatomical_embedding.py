@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl.correspondence.matchers import EmbeddingMatcher, whole
+from lssl.correspondence.matchers import EmbeddingMatcher, full_view
 from lssl.data.batch import PairBatch
 from lssl.networks.backbone import Backbone
 from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
@@ -243,7 +243,7 @@ def test_one_seed_one_value(batch):
 
 def test_it_is_what_the_matcher_takes(batch):
     strategy = make().eval()
-    view = whole(batch, 0)
+    view = full_view(batch, 0)
     index = torch.tensor([[[4.0, 6, 8], [10, 12, 6]]], dtype=torch.float64).expand(3, -1, -1)
     points = index @ view.affine[:, :3, :3].mT + view.affine[:, None, :3, 3]
     places, score = EmbeddingMatcher(strategy, foreground=False).match(points, view, view)

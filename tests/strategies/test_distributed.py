@@ -27,7 +27,7 @@ from lssl.strategies.longitudinal_local import LongitudinalLocal
 from lssl.strategies.masked_autoencoder import MaskedAutoencoder
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 from lssl.strategy import Strategy
-from lssl.utils.distributed import alone, gather, rank, weighted_mean, world_size
+from lssl.utils.distributed import gather, no_sync, rank, weighted_mean, world_size
 from lssl.utils.errors import InputError
 from lssl.views.sampler import View, ViewSampler
 
@@ -55,7 +55,7 @@ def global_contrastive(objective: type, **settings) -> GlobalContrastive:
     if objective is MoCo:
         queue = strategy.objective.queue
         queue.keys.normal_()
-        queue.owner[:11] = torch.tensor([7, 0, 1, 8, 2, 0, 9, 7, 1, 6, 5])  # some of the batch; the rest stay empty
+        queue.subject_ids[:11] = torch.tensor([7, 0, 1, 8, 2, 0, 9, 7, 1, 6, 5])  # some of the batch; the rest stay empty
     return strategy
 
 
@@ -244,8 +244,8 @@ def queued(own: int) -> dict[str, Tensor]:
 
 def by_oneself(rows: slice) -> dict[str, Tensor]:
     values, weight = torch.tensor([1.0, 3.0]), torch.tensor([1.0, 3.0])
-    with alone():
-        with alone():
+    with no_sync():
+        with no_sync():
             pass
         found = {"gather": gather(values), "mean": weighted_mean(values), "weighted": weighted_mean(values, weight)}
         found["size"], found["rank"] = torch.tensor(world_size()), torch.tensor(rank())
@@ -341,8 +341,8 @@ def test_queue_holds_the_keys_of_all_ranks_in_rank_order(together):
     for results in together:
         queue = results["queue"]  # pushed: 0 1 2, 5 6 7; then 10 11 12, 15 16 17
         assert queue["keys"][:, 0].tolist() == [11, 12, 15, 16, 17, 7, 10]
-        assert queue["owner"].tolist() == [111, 112, 115, 116, 117, 107, 110]
-        assert queue["place"].item() == 5
+        assert queue["subject_ids"].tolist() == [111, 112, 115, 116, 117, 107, 110]
+        assert queue["pointer"].item() == 5
 
 
 def test_alone_asks_no_other_process(together):
@@ -371,7 +371,7 @@ def test_without_a_group_everything_is_plain():
     mean = weighted_mean(values, weight)
     assert mean.item() == 25 / 4
     assert torch.autograd.grad(mean, values)[0].tolist() == [0.25, 0, 0.75]
-    with alone():
+    with no_sync():
         assert (world_size(), rank()) == (1, 0)
 
 
@@ -406,6 +406,6 @@ def test_weights_receive_no_gradient_through_their_sum():
 def test_alone_ends_with_an_error_too(monkeypatch):
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 3)
-    with pytest.raises(InputError, match="'neverland'"), alone():
+    with pytest.raises(InputError, match="'neverland'"), no_sync():
         common()["backbone"].check_taps(["neverland"])
     assert world_size() == 3

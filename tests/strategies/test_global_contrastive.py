@@ -67,16 +67,16 @@ def fill(strategy: GlobalContrastive) -> None:
     """Keys of other subjects, of the batch's own, and empty places."""
     queue = strategy.objective.queue
     queue.keys.copy_(nn.functional.normalize(torch.randn(16, WIDTH), dim=1))
-    queue.owner.copy_(torch.tensor([0, 1, 3, 3, 5, 8, 20, 21, 22, 9, 3, 23, -1, -1, -1, -1]))
-    queue.place.fill_(12)
+    queue.subject_ids.copy_(torch.tensor([0, 1, 3, 3, 5, 8, 20, 21, 22, 9, 3, 23, -1, -1, -1, -1]))
+    queue.pointer.fill_(12)
 
 
 # --- the terms, by hand -----------------------------------------------------------------------------------------------
 
 
-def embedded(strategy: GlobalContrastive, view: View, owner: str) -> np.ndarray:
+def embedded(strategy: GlobalContrastive, view: View, subject_ids: str) -> np.ndarray:
     """``(B, D)`` in float64: pooled by hand, through the online or the teacher's network and projector."""
-    teacher = owner == "teacher"
+    teacher = subject_ids == "teacher"
     backbone, projector = (
         (strategy.teacher["backbone"], strategy.teacher["projector"])
         if teacher
@@ -104,13 +104,15 @@ def simclr_by_hand(z1: np.ndarray, z2: np.ndarray, shares: np.ndarray, tau: floa
     return total
 
 
-def moco_by_hand(q, k, queue, owner, shares: np.ndarray, tau: float = 0.2) -> float:
+def moco_by_hand(q, k, queue, subject_ids, shares: np.ndarray, tau: float = 0.2) -> float:
     total = 0.0
     for queries, keys in ((unit(q[0]), unit(k[1])), (unit(q[1]), unit(k[0]))):
         for b in range(PAIRS):
             own = math.exp(queries[b] @ keys[b] / tau)
             rest = [
-                math.exp(queries[b] @ n / tau) for n, w in zip(queue, owner, strict=True) if w not in (-1, SUBJECTS[b])
+                math.exp(queries[b] @ n / tau)
+                for n, w in zip(queue, subject_ids, strict=True)
+                if w not in (-1, SUBJECTS[b])
             ]
             total -= shares[b] * math.log(own / (own + sum(rest))) / (2 * shares.sum())
     return total
@@ -141,7 +143,7 @@ def by_hand(strategy: GlobalContrastive, name: str, batch: PairBatch, shares: np
     t = [embedded(strategy, view, "teacher") for view in views]
     if name == "moco":
         queue = strategy.objective.queue
-        return {"similarity": moco_by_hand(z, t, queue.keys.double().numpy(), queue.owner.tolist(), shares)}
+        return {"similarity": moco_by_hand(z, t, queue.keys.double().numpy(), queue.subject_ids.tolist(), shares)}
     predictor = copy.deepcopy(strategy.objective.predictor).double()
     with torch.no_grad():
         p = [predictor(torch.from_numpy(rows)).numpy() for rows in z]
@@ -269,7 +271,7 @@ def test_moco_has_no_negatives_of_the_own_subject(training: bool):
         queue, rows = strategy.objective.queue, vectors.clone()
         torch.manual_seed(2)
         if change is not None:
-            queue.keys[queue.owner == change] = torch.randn(WIDTH)
+            queue.keys[queue.subject_ids == change] = torch.randn(WIDTH)
         if pair is not None:
             rows[:, pair] = torch.randn(2, WIDTH)
         return loss_of(strategy.objective, rows, 0)
@@ -293,13 +295,13 @@ def test_moco_queues_the_teachers_keys_of_both_views_after_the_loss(batch):
     queue = strategy.objective.queue
     keys = np.concatenate([unit(embedded(strategy, view, "teacher")) for view in draw(strategy, batch)])
     np.testing.assert_allclose(queue.keys[: 2 * PAIRS].numpy(), keys, atol=1e-5)
-    assert queue.owner.tolist() == [*SUBJECTS, *SUBJECTS, *[-1] * 6]
-    assert queue.place == 2 * PAIRS
+    assert queue.subject_ids.tolist() == [*SUBJECTS, *SUBJECTS, *[-1] * 6]
+    assert queue.pointer == 2 * PAIRS
     terms(strategy, batch)  # ten more into sixteen places: the oldest four are overwritten
-    assert queue.place == 4
+    assert queue.pointer == 4
     np.testing.assert_allclose(queue.keys[10:].numpy(), keys[:6], atol=1e-5)
     np.testing.assert_allclose(queue.keys[:4].numpy(), keys[6:], atol=1e-5)
-    assert queue.owner.tolist() == [*(SUBJECTS * 2)[6:], *(SUBJECTS * 2)[4:], *(SUBJECTS * 2)[:6]]
+    assert queue.subject_ids.tolist() == [*(SUBJECTS * 2)[6:], *(SUBJECTS * 2)[4:], *(SUBJECTS * 2)[:6]]
     assert found["similarity"].requires_grad
     assert not queue.keys.requires_grad
 
@@ -313,7 +315,7 @@ def test_evaluation_leaves_the_queue_alone(batch):
     assert all(torch.equal(value, before[name]) for name, value in strategy.objective.queue.state_dict().items())
     strategy.train()
     terms(strategy, batch)
-    assert not torch.equal(strategy.objective.queue.owner, before["owner"])
+    assert not torch.equal(strategy.objective.queue.subject_ids, before["subject_ids"])
 
 
 # --- the interval -----------------------------------------------------------------------------------------------------

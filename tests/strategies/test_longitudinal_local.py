@@ -281,7 +281,7 @@ def test_independent_views_of_moved_visits_give_finite_terms(make, make_batch, d
     strategy = make(views={"geometry": "independent", "transforms": None}, foreground=foreground)
     assert all(value.isfinite() for value in terms(strategy, batch).values())
     first, _ = views(strategy, batch)
-    inside = first.shows(drawn[strategy.backbone.taps["encoder.0"].module], foreground=True)
+    inside = first.contains(drawn[strategy.backbone.taps["encoder.0"].module], foreground=True)
     assert inside.all() == foreground
 
 

@@ -103,8 +103,8 @@ class ByHand:
             if (
                 all(border <= i <= n - 1 - border for i, n in zip(index, size, strict=True))
                 and all(border <= i <= n - 1 - border for i, n in zip(there, theirs, strict=True))
-                and self.shows(view, b, place, strategy.foreground)
-                and self.shows(other, b, place, strategy.foreground)
+                and self.contains(view, b, place, strategy.foreground)
+                and self.contains(other, b, place, strategy.foreground)
             ):
                 self.voxels.append(index)
                 self.places.append(place[:3])
@@ -127,7 +127,7 @@ class ByHand:
             return self.strategy.predictors[self.key](torch.from_numpy(self.q)).numpy()
 
     @staticmethod
-    def shows(view: View, b: int, place: np.ndarray, foreground: bool) -> bool:
+    def contains(view: View, b: int, place: np.ndarray, foreground: bool) -> bool:
         own = (np.linalg.inv(view.affine[b].numpy()) @ place)[:3]
         source = (np.linalg.inv(view.source_affine[b].numpy()) @ place)[:3]
         if not all(-0.5 <= i <= n - 0.5 for i, n in zip(own, view.size, strict=True)):
@@ -379,7 +379,7 @@ def test_identical_views_have_the_teachers_own_map_as_target(twins, seen):
     for _, target, valid, weight in calls:
         torch.testing.assert_close(target.mT.unflatten(2, own.shape[2:]), own, rtol=0, atol=1e-5)
         points = geo.transform(first.affine, 4 * geo.lattice(own.shape[2:]) + 1)
-        assert torch.equal(valid, first.shows(points, foreground=True))
+        assert torch.equal(valid, first.contains(points, foreground=True))
         assert weight.tolist() == [1, 1]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
 from lssl.networks.backbone import Backbone, unet, unet_taps
-from lssl.networks.feature_geometry import Enough, _Linear, _linearised, tapped
+from lssl.networks.feature_geometry import StopForward, _Linear, _linearised, tapped
 from lssl.views import geometry as geo
 from lssl.views.sampler import View, ViewSampler
 
@@ -135,7 +135,7 @@ def places(network: nn.Module, paths: list[str], image: Tensor) -> dict[str, Ten
     probe, names = _linearised(network).to(memory_format=torch.channels_last_3d), {path: path for path in paths}
 
     def features(x: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad(), _Linear(), tapped(probe, names, stop=True) as found, suppress(Enough):
+        with torch.no_grad(), _Linear(), tapped(probe, names, stop=True) as found, suppress(StopForward):
             probe(x)
         return found
 
@@ -245,7 +245,7 @@ def test_views_are_mirrored_turned_and_zoomed_apart(shown, name: str):
     assert (between.abs() - torch.eye(3, dtype=D64)).abs().amax((1, 2)).min() > 0.02
     for view in (first, second):
         inner = geo.lattice(view.size)[geo.contains(geo.lattice(view.size), view.size, 1.0)]
-        assert view.shows(geo.transform(view.affine, inner)).all()
+        assert view.contains(geo.transform(view.affine, inner)).all()
         step = view.affine[:, :3, :3].norm(dim=1)
         assert ((step.amax(1) / step.amin(1)) > 1.05).all()
 

@@ -88,8 +88,8 @@ def test_foreground_points_are_preferred_where_there_are_any(make_batch, generat
         view.foreground[0] = (own[0, :, 0] > middle).float().view(1, *SIZE)
     found, weight = corresponding_points(first, second, TAP, 30, generator, foreground=True)
     assert weight.tolist() == [1, 1]
-    assert first.shows(found, foreground=True)[0].all()
-    assert second.shows(found, foreground=True)[0].all()
+    assert first.contains(found, foreground=True)[0].all()
+    assert second.contains(found, foreground=True)[0].all()
     assert len(rounded(found[1])) == 30  # no foreground at all: anywhere
 
 

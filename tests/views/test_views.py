@@ -77,7 +77,7 @@ def test_a_visit_moved_by_its_affine_alone_still_corresponds(make_batch):
     batch = make_batch(3, BIG, image="frame", affine="oblique")
     first, second = draw(batch, rotation=20.0)
     points = geo.transform(first.affine, geo.lattice(first.size))
-    both = first.shows(points) & second.shows(points)
+    both = first.contains(points) & second.contains(points)
     inner = [geo.contains(geo.transform(torch.linalg.inv(view.affine), points), view.size) for view in (first, second)]
     sources = [
         geo.contains(geo.transform(torch.linalg.inv(view.source_affine), points), BIG, 1.0) for view in (first, second)
@@ -95,7 +95,7 @@ def test_shows_is_point_in_both_boxes(make_batch, extent: tuple | None):
         batch.extent[:] = torch.tensor(extent)
     view, _ = draw(batch, foreground=False, size=16)
     points = geo.transform(view.affine, torch.rand(2, 300, 3, dtype=torch.float64) * 24 - 4)
-    seen, inv = view.shows(points), torch.linalg.inv
+    seen, inv = view.contains(points), torch.linalg.inv
     for b, k in itertools.product(range(2), range(300)):
         inside = True
         for matrix, size, edge in (
@@ -114,8 +114,8 @@ def test_shows_asks_the_foreground_if_told(make_batch):
     view, _ = draw(batch, foreground=False, affine_probability=0.0, flip=(0, 0, 0), size=BIG)
     points = torch.rand(1, 200, 3, dtype=torch.float64) * torch.tensor(BIG)
     points = points[:, (points[0, :, 2] - 19.5).abs() > 0.01]
-    expected = view.shows(points) & (points[..., 2] > 19.5)
-    assert torch.equal(view.shows(points, foreground=True), expected)
+    expected = view.contains(points) & (points[..., 2] > 19.5)
+    assert torch.equal(view.contains(points, foreground=True), expected)
 
 
 def test_labels_are_nearest_and_minus_one_outside(make_batch):
@@ -147,7 +147,7 @@ def test_lookup_is_nearest_and_says_what_is_outside():
     volume = torch.arange(24).view(1, 2, 3, 4).short()
     affine = geo.translation(torch.tensor([[10.0, 0.0, 0.0]], dtype=torch.float64))
     points = torch.tensor([[[10.4, 1.6, 2.6], [11.0, 0.0, 0.0], [9.4, 0.0, 0.0], [10.0, 0.0, 3.6]]])
-    assert geo.lookup(volume, affine, points, -1).tolist() == [[0 * 12 + 2 * 4 + 3, 12, -1, -1]]
+    assert geo.sample_nearest(volume, affine, points, -1).tolist() == [[0 * 12 + 2 * 4 + 3, 12, -1, -1]]
 
 
 # --- what may differ between the two views ----------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def test_a_batch_is_cut_as_its_samples_one_by_one(make_batch):
     maps = torch.stack([geo.inverse(view.source_affine) @ view.affine for view in pair], 1)
     for b in range(3):
         one = batch._map(lambda tensor, b=b: tensor[b : b + 1])
-        for whole, alone in zip(pair, sampler.cut(one, maps[b : b + 1], None), strict=True):
+        for whole, alone in zip(pair, sampler.resample_views(one, maps[b : b + 1], None), strict=True):
             torch.testing.assert_close(alone.clean, whole.clean[b : b + 1], rtol=0, atol=1e-6)
             assert torch.equal(alone.label, whole.label[b : b + 1])
 

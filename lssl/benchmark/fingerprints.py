@@ -13,19 +13,19 @@ from typing import Any
 from lssl.benchmark.plan import Plan
 from lssl.utils.files import digest, fingerprint
 
-__all__ = ["cell_keys", "code_version"]
+__all__ = ["cell_fingerprints", "code_version"]
 
 LIBRARIES = ("torch", "lightning", "monai")
 TABLES = ("visits.csv", "dataset.json")  # of a prepared folder: they change whenever a visit does
 
 
-def cell_keys(plan: Plan) -> dict[str, str]:
+def cell_fingerprints(plan: Plan) -> dict[str, str]:
     """Key of each cell by its name.
 
     Defaults that a config leaves out are code, so config and code version together are the resolved config. Where the
     output folder lies is of no account. A fine-tuning key contains its pretraining's.
     """
-    keys: dict[str, str] = {}
+    fingerprints: dict[str, str] = {}
     for cell in plan.cells:
         parts = [
             _without(cell.config, str(plan.out)),
@@ -35,10 +35,10 @@ def cell_keys(plan: Plan) -> dict[str, str]:
                 user_file(value, plan.path.parent)
                 for value in _texts([cell.config.get(group) for group in ("model", "data", "backbone")])
             ],
-            keys.get(cell.needs or "", ""),
+            fingerprints.get(cell.needs or "", ""),
         ]
-        keys[cell.name] = digest(parts)
-    return keys
+        fingerprints[cell.name] = digest(parts)
+    return fingerprints
 
 
 @cache

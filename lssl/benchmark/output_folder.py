@@ -15,7 +15,7 @@ from lssl.benchmark.plan import Cell, Plan
 from lssl.utils.errors import InputError
 from lssl.utils.files import digest, read_json, write_json
 
-__all__ = ["claimed", "done", "finish", "fresh", "writing"]
+__all__ = ["claimed", "mark_done", "read_done", "reset", "writing"]
 
 PLAN, LOCK, DONE = "plan.json", ".lock", "done.json"
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -64,13 +64,13 @@ def claimed(plan: Plan) -> Iterator[int]:
         os.close(lock)
 
 
-def done(cell: Cell, key: str) -> dict[str, Any] | None:
+def read_done(cell: Cell, key: str) -> dict[str, Any] | None:
     """What is noted of a cell that was finished with this key, else ``None``."""
     note = read_json(cell.folder / DONE)
     return note if isinstance(note, dict) and note.get("key") == key else None
 
 
-def fresh(cell: Cell) -> None:
+def reset(cell: Cell) -> None:
     """An empty folder that holds the cell's config."""
     import yaml
 
@@ -80,7 +80,7 @@ def fresh(cell: Cell) -> None:
     (cell.folder / "config.yaml").write_text(yaml.safe_dump(cell.config, sort_keys=False, allow_unicode=True))
 
 
-def finish(cell: Cell, key: str, seconds: list[float]) -> None:
+def mark_done(cell: Cell, key: str, seconds: list[float]) -> None:
     """Notes that a cell is finished, and its commands' seconds."""
     write_json(cell.folder / DONE, {"key": key, "seconds": seconds})
 
