@@ -55,7 +55,8 @@ def global_contrastive(objective: type, **settings) -> GlobalContrastive:
     if objective is MoCo:
         queue = strategy.objective.queue
         queue.keys.normal_()
-        queue.subject_ids[:11] = torch.tensor([7, 0, 1, 8, 2, 0, 9, 7, 1, 6, 5])  # some of the batch; the rest stay empty
+        # some of the batch; the rest stay empty
+        queue.subject_ids[:11] = torch.tensor([7, 0, 1, 8, 2, 0, 9, 7, 1, 6, 5])
     return strategy
 
 
