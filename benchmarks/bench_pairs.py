@@ -19,8 +19,7 @@ import pandas as pd
 from lssl.data.batch import Visit
 from lssl.data.datamodule import PairDataModule, PairSampler
 from lssl.data.tables import csv_table
-from lssl.datamodules.prepared import WANTED
-from lssl.datamodules.visits import VisitsDataModule
+from lssl.datamodules.prepared import WANTED, PreparedDataModule
 
 
 class CsvOnly(PairDataModule):
@@ -97,7 +96,7 @@ def measure(prepared: bool) -> None:
         before = megabytes()
 
         def drawable() -> PairDataModule:
-            source = VisitsDataModule(folder, pairs="any") if prepared else CsvOnly(path, pairs="any")
+            source = PreparedDataModule(folder, pairs="any") if prepared else CsvOnly(path, pairs="any")
             source.setup()
             source.train_dataloader()
             return source

@@ -1,7 +1,7 @@
 """Sources of pairs: each module turns one kind of storage into a visit table and reads its visits.
 
 Nothing is imported here, so that naming one source does not load the libraries of the others:
-``from lssl.datamodules.visits import VisitsDataModule``.
+``from lssl.datamodules.nifti import NiftiDataModule``.
 """
 
 from __future__ import annotations

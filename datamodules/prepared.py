@@ -1,4 +1,4 @@
-"""Reading a folder that ``lssl prepare`` wrote: only the boxes that are needed, as int16."""
+"""PreparedDataModule: pairs from a folder that ``lssl prepare`` wrote; only the boxes that are needed are read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,14 @@ import torch
 
 from lssl.data.batch import Visit
 from lssl.data.boxes import around
+from lssl.data.datamodule import PairDataModule
 from lssl.data.pairs import count
+from lssl.data.recognise import is_prepared
 from lssl.data.store import StoredVisit, read_stored
 from lssl.data.tables import csv_table
 from lssl.utils.errors import InputError
 
-__all__ = ["PreparedFolder", "is_prepared"]
+__all__ = ["PreparedDataModule"]
 
 WANTED = (
     "subject",
@@ -36,34 +39,45 @@ WANTED = (
 )
 
 
-def is_prepared(root: str | Path | None) -> bool:
-    """Whether ``lssl prepare`` wrote this folder."""
-    return root is not None and (Path(root) / "dataset.json").is_file() and (Path(root) / "visits.csv").is_file()
+class PreparedDataModule(PairDataModule):
+    """Pairs of visits from a folder that ``lssl prepare`` wrote: co-registered, cached, read box by box.
 
-
-class PreparedFolder:
-    """The visits of a prepared folder; paths are flat bytes, so that workers share them without copying.
-
-    Files are opened for each box, which costs a tenth of a millisecond, instead of keeping handles open. With a budget,
-    the compressed bytes of the first visits read are kept until it is spent; nothing is thrown out again, as every
-    epoch visits all subjects.
+    Boxes are read as int16 and become float32 on the device. Channels, masks and labels are those it was prepared with.
 
     Args:
-        root: the folder.
-        table: CSV of visits, instead of the folder's own ``visits.csv``: a part of its rows, perhaps with a split.
-        budget: bytes that this process may keep in memory.
+        root: the prepared folder.
+        table: rows of the folder's ``visits.csv``, perhaps with a column split, instead of all of them.
+        common_frame: whether all subjects lie in one template's frame, where a place in mm is about the same anatomy in
+            each; ``None``: if they were prepared to a template.
+        cache_gb: memory for compressed visits, shared out among the workers; worth it where storage is slow, as a
+            local disk is cached by the system anyway.
+        **options: those of :class:`PairDataModule`.
     """
 
-    def __init__(self, root: str | Path, table: str | Path | None = None, budget: int = 0) -> None:
-        self.root, self.csv, self.budget = Path(root), Path(table or Path(root) / "visits.csv"), budget
-        self.channels: list[str] = []
-        self._kept: dict[int, bytes] = {}
-        self._spent = 0
-        self._paths = np.zeros(0, "S1")
-        self.shapes = np.zeros((0, 3), np.int32)
+    def __init__(
+        self,
+        root: str | Path,
+        table: str | Path | None = None,
+        common_frame: bool | None = None,
+        cache_gb: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if not is_prepared(root):
+            raise InputError(
+                f"{root} is no folder that `lssl prepare` wrote: it lacks visits.csv or dataset.json; read NIfTI files "
+                f"with NiftiDataModule."
+            )
+        self.root, self.csv = Path(root), Path(root) / "visits.csv" if table is None else Path(table)
+        self.common_frame = self._in_template() if common_frame is None else common_frame
+        self._budget = int(cache_gb * 1e9 / max(1, self.num_workers))
 
-    def table(self) -> tuple[pd.DataFrame, list[str]]:
-        """The visit table, and remarks on it."""
+    def _in_template(self) -> bool:
+        options = json.loads((self.root / "dataset.json").read_text()).get("options", {})
+        return bool(options.get("template"))
+
+    def visit_table(self) -> pd.DataFrame:
+        """One row per visit, with the path and the size of its file."""
         table = csv_table(self.csv, self.root, WANTED)
         if missing := [name for name in ("size_d", "size_h", "size_w") if name not in table]:
             raise InputError(
@@ -71,47 +85,81 @@ class PreparedFolder:
                 f"{self.root / 'visits.csv'}."
             )
         names = table["channels"].dropna().unique().tolist() if "channels" in table else []
-        self.channels = sorted({channel for name in names for channel in name.split("+")})
-        notes = [f"prepared channels {', '.join(self.channels)}"] if self.channels else []
+        if channels := sorted({channel for name in names for channel in name.split("+")}):
+            self.notes.append(f"prepared channels {', '.join(channels)}")
         if "flags" in table and (flagged := int(table["flags"].fillna("").astype(bool).sum())):
-            notes.append(f"{count(flagged, 'visit')} to look at, see the column flags of visits.csv")
-        return table, notes
+            self.notes.append(f"{count(flagged, 'visit')} to look at, see the column flags of visits.csv")
+        return table
 
-    def in_template(self) -> bool:
-        """Whether the subjects were brought into the space of one template."""
-        options = json.loads((self.root / "dataset.json").read_text()).get("options", {})
-        return bool(options.get("template"))
+    def inspect(self, table: pd.DataFrame) -> None:
+        """Keeps where the visits of the sorted table lie."""
+        self.files = VisitFiles(table["image"].tolist(), self._budget)
+        self._shapes = table[["size_d", "size_h", "size_w"]].to_numpy(int)
 
-    def keep(self, table: pd.DataFrame) -> None:
-        """Notes where the visits of the sorted table lie."""
-        self._paths = np.array([os.fsencode(path) for path in table["image"].tolist()])
-        self.shapes = table[["size_d", "size_h", "size_w"]].to_numpy(int)
+    def shapes(self) -> np.ndarray:
+        """``(visits, 3)`` voxels per axis, from the table."""
+        return self._shapes
+
+    def has_label(self) -> np.ndarray:
+        """``(visits,)`` bool, from the files' metadata."""
+        return np.array([self.files.open(row).labelled for row in range(len(self.table))])
+
+    def read(self, row: int) -> Visit:
+        """The whole visit in a row of the table."""
+        return self.read_pair(row, row, None, None)[0]
+
+    def reader(self) -> PreparedDataModule:
+        """Without the table and the names, too: workers need the flat arrays only."""
+        reader = super().reader()
+        reader.table, reader.subjects = pd.DataFrame(), []
+        return reader
+
+    def read_pair(
+        self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
+    ) -> tuple[Visit, Visit]:
+        """Only the boxes are read."""
+        first = self.files.open(row)
+        second = first if later == row else self.files.open(later)
+        start, cut = [0, 0, 0], list(first.shape)
+        if size is not None:
+            start, cut = around(_centre(first, second, seed), size, first.shape)
+        one = _visit(first, start, cut)
+        return one, one if later == row else _visit(second, start, cut)
+
+
+class VisitFiles:
+    """The files of a prepared folder; paths are flat bytes, so that workers share them without copying.
+
+    A file is opened for each box, which costs a tenth of a millisecond, instead of keeping handles open. With a budget,
+    the compressed bytes of the first visits read are kept until it is spent; nothing is thrown out again, as every
+    epoch visits all subjects.
+
+    Args:
+        paths: of the visits, in the order of the table.
+        budget: bytes that this process may keep in memory.
+    """
+
+    def __init__(self, paths: Sequence[str], budget: int = 0) -> None:
+        self._paths = np.array([os.fsencode(path) for path in paths])
+        self.budget = budget
+        self.kept: dict[int, bytes] = {}
+        self._spent = 0
 
     def open(self, row: int) -> StoredVisit:
         """The visit of a row, from memory if it is there."""
         path = os.fsdecode(self._paths[row])
         if self.budget <= 0:
             return read_stored(path)
-        frame = self._kept.get(row)
+        frame = self.kept.get(row)
         if frame is None and self._spent < self.budget:
             try:
                 frame = Path(path).read_bytes()
             except OSError:
                 return read_stored(path)  # says what is wrong
             if self._spent + len(frame) <= self.budget:
-                self._kept[row] = frame
+                self.kept[row] = frame
                 self._spent += len(frame)
         return read_stored(path, frame)
-
-    def pair(self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None) -> tuple[Visit, Visit]:
-        """The same box of two visits; see :meth:`.base.PairDataModule.read_pair`."""
-        first = self.open(row)
-        second = first if later == row else self.open(later)
-        start, cut = [0, 0, 0], list(first.shape)
-        if size is not None:
-            start, cut = around(_centre(first, second, seed), size, first.shape)
-        one = _visit(first, start, cut)
-        return one, one if later == row else _visit(second, start, cut)
 
 
 def _centre(first: StoredVisit, second: StoredVisit, seed: int | None) -> list[int]:

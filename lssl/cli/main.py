@@ -132,7 +132,7 @@ def _with_files(args: list[str]) -> list[str]:
     if classes and not classes[-1].endswith("PhantomDataModule"):
         return args
     place = given.index("--data.init_args.root")
-    return [*args[:place], "--data.class_path=VisitsDataModule", *args[place:]]
+    return [*args[:place], "--data.class_path=NiftiDataModule", *args[place:]]
 
 
 def _check_yaml(path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_key_follows_the_users_own_file_and_the_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_way.py").write_text("one = 1\n")
     (tmp_path / "table.csv").write_text("a\n")
-    data = {"class_path": "VisitsDataModule", "init_args": {"root": "table.csv"}}
+    data = {"class_path": "NiftiDataModule", "init_args": {"root": "table.csv"}}
     strategies = {"mine": {"model": {"class_path": "own_way.Mine"}}}
 
     def key(name="pretrain/mine/seed-0"):

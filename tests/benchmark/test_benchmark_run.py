@@ -153,7 +153,7 @@ def test_a_folder_of_another_plan_or_of_something_else(tmp_path):
         pass
     with claimed(read_plan(write_plan(tmp_path, **{**SMALL, "seeds": [5]}))):  # more of the same
         pass
-    other = read_plan(write_plan(tmp_path, **SMALL, data={"class_path": "VisitsDataModule"}))
+    other = read_plan(write_plan(tmp_path, **SMALL, data={"class_path": "NiftiDataModule"}))
     with pytest.raises(InputError, match="other settings of data, whose rows"), claimed(other):
         pass
     (tmp_path / "papers").mkdir()

@@ -48,7 +48,7 @@ def sentence(capsys, *args):
             ["--trainer.precision=bf16-mixed", "--views.size=32", "--trainer.accelerator=cpu"],
             "bfloat16 gradients are wrong on CPUs",
         ),
-        (["--data.class_path=VisitsDataModule", "--data.init_args.root=/nowhere"], "/nowhere"),
+        (["--data.class_path=NiftiDataModule", "--data.init_args.root=/nowhere"], "/nowhere"),
     ],
 )
 def test_sentences(options, words, capsys, tmp_path):
@@ -123,7 +123,7 @@ def test_an_empty_test_split(capsys, tmp_path):
 def test_a_truncated_image(workers, capsys, tmp_path, bids):
     for image in bids.glob("sub-*/ses-*/anat/*.nii.gz"):
         image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
-    options = ["--data.class_path=VisitsDataModule", f"--data.init_args.root={bids}", "--trainer.callbacks=null"]
+    options = ["--data.class_path=NiftiDataModule", f"--data.init_args.root={bids}", "--trainer.callbacks=null"]
     options += [f"--data.init_args.num_workers={workers}"]
     text = sentence(capsys, "fit", *DEMO, *tiny(tmp_path, backbone=TINY_NET), *options)
     assert "_T1w.nii.gz" in text

@@ -37,7 +37,7 @@ def test_version_and_lists(capsys):
     assert "LongitudinalLocal" in text
     assert "NeurIPS 2022" in text
     assert "PhantomDataModule" in text
-    assert "VisitsDataModule" in text
+    assert "NiftiDataModule" in text
 
 
 def test_print_config_round_trips(capsys, tmp_path):

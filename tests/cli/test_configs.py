@@ -80,7 +80,7 @@ def test_masked_autoencoder(tmp_path):
 
 def test_the_frame_pairs_no_subjects_that_share_none(tmp_path, bids, capsys):
     options = ["--model.init_args.hidden=16", "--model.init_args.block=8", "--data.init_args.source_size=null"]
-    data = {"class_path": "VisitsDataModule", "init_args": {"root": str(bids)}}
+    data = {"class_path": "NiftiDataModule", "init_args": {"root": str(bids)}}
     config = "anatomical_invariance.yaml"
     with pytest.raises(SystemExit) as stop:
         fit(tmp_path, config, options=options, backbone=TINY_NET, data=data)
@@ -183,7 +183,7 @@ def test_data_label_maps(tmp_path):
 def test_data_visits(tmp_path, bids):
     options = [f"--data.init_args.root={bids}", "--data.init_args.num_workers=0", "--trainer.callbacks=null"]
     args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
-    main([*args, "--config", str(ROOT / "configs/data/visits.yaml"), *options])
+    main([*args, "--config", str(ROOT / "configs/data/nifti.yaml"), *options])
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 

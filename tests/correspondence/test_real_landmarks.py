@@ -15,7 +15,7 @@ from lssl import Backbone, ViewSampler
 from lssl.correspondence.landmarks import landmark_errors, one_pair_per_subject
 from lssl.correspondence.matchers import EmbeddingMatcher
 from lssl.data.batch import Visit, collate
-from lssl.datamodules.visits import VisitsDataModule
+from lssl.datamodules.nifti import NiftiDataModule
 from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
 from lssl.views import geometry as geo
 
@@ -47,7 +47,7 @@ def network() -> Backbone:
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "mri").is_dir(), reason=f"no real MRI in {REAL}; set LSSL_REAL_DATA")
 def test_places_are_found_again_in_subjects_never_seen():
-    data = VisitsDataModule(root=str(REAL / "mri"), suffix="FLAIR", source_size=None, num_workers=0)
+    data = NiftiDataModule(root=str(REAL / "mri"), suffix="FLAIR", source_size=None, num_workers=0)
     data.setup()
     visits: dict[str, list[Visit]] = {}
     for row, subject in enumerate(data.table["subject"]):

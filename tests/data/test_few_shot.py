@@ -6,8 +6,8 @@ import pytest
 
 from lssl.data.datamodule import PairDataModule
 from lssl.data.few_shot import FewShot, choose_labelled
+from lssl.datamodules.nifti import NiftiDataModule
 from lssl.datamodules.phantom import PhantomDataModule
-from lssl.datamodules.visits import VisitsDataModule
 from lssl.utils.errors import InputError
 
 SUBJECT = np.repeat(np.arange(6), 3)
@@ -98,7 +98,7 @@ def test_both_orders_continue_from_a_checkpoint(phantom):
 
 
 def test_no_label_at_all(bids):
-    data = VisitsDataModule(bids)
+    data = NiftiDataModule(bids)
     data.setup("fit")
     data.use_labels(unlabelled_pairs=True)
     assert not len(data.labelled_rows("train"))
@@ -108,13 +108,13 @@ def test_no_label_at_all(bids):
 
 def test_a_single_file(bids):
     path = next(bids.glob("sub-02/ses-M012/anat/*.nii.gz"))
-    data = VisitsDataModule(path)
+    data = NiftiDataModule(path)
     data.setup("predict")
     assert data.table[["subject", "session"]].to_numpy().tolist() == [["sub-02", "ses-M012"]]
     (batch,) = data.predict_dataloader()
     assert batch.images.shape == (1, 2, 1, 40, 40, 40)
     with pytest.raises(InputError, match="is no NIfTI file"):
-        VisitsDataModule(__file__).setup("predict")
+        NiftiDataModule(__file__).setup("predict")
 
 
 def test_prediction_takes_visits_on_other_grids(bids):
@@ -122,8 +122,8 @@ def test_prediction_takes_visits_on_other_grids(bids):
     image = nib.load(path)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:30], image.affine), path)
     with pytest.raises(InputError, match="different grids"):
-        VisitsDataModule(bids).setup("fit")
-    data = VisitsDataModule(bids)
+        NiftiDataModule(bids).setup("fit")
+    data = NiftiDataModule(bids)
     data.setup("predict")
     assert len(data.table) == 10
 
@@ -134,7 +134,7 @@ def test_labels_that_are_none(value, words, bids):
         of = nib.load(image)
         label = np.full(of.shape, value, np.float32)
         nib.save(nib.Nifti1Image(label, of.affine), image.with_name(image.name.replace("T1w", "dseg")))
-    data = VisitsDataModule(bids, labels="{subject}/{session}/anat/*_dseg.nii.gz")
+    data = NiftiDataModule(bids, labels="{subject}/{session}/anat/*_dseg.nii.gz")
     data.setup("fit")
     assert data.has_label().all()
     with pytest.raises(InputError, match=words):
@@ -142,7 +142,7 @@ def test_labels_that_are_none(value, words, bids):
 
 
 def test_voxel_size_from_the_headers(bids):
-    data = VisitsDataModule(bids)
+    data = NiftiDataModule(bids)
     data.setup("fit")
     np.testing.assert_allclose(data.voxel_size(), [4, 4, 4])
     assert isinstance(data, PairDataModule)

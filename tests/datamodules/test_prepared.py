@@ -15,9 +15,10 @@ from helpers import TINY_NET, fit
 from lssl.data import STEP, store
 from lssl.data.balance import interval_class, pair_weights
 from lssl.data.batch import PairBatch
+from lssl.data.recognise import is_prepared
 from lssl.data.store import write_stored
-from lssl.datamodules.prepared import is_prepared
-from lssl.datamodules.visits import VisitsDataModule
+from lssl.datamodules.nifti import NiftiDataModule
+from lssl.datamodules.prepared import PreparedDataModule
 from lssl.utils.errors import InputError
 from lssl.utils.files import write_json
 from lssl.views import geometry as geo
@@ -56,8 +57,8 @@ def prepared(tmp_path_factory) -> Path:
     return make(tmp_path_factory.mktemp("prepared"))
 
 
-def setup(root: Path, **options) -> VisitsDataModule:
-    source = VisitsDataModule(root, **options)
+def setup(root: Path, **options) -> PreparedDataModule:
+    source = PreparedDataModule(root, **options)
     source.setup()
     return source
 
@@ -148,8 +149,8 @@ def test_memory_serves_what_was_read_once(prepared, monkeypatch):
             found = one.read_pair(0, 1, (8, 8, 8), 1)
             assert torch.equal(found[0].image, wanted[0].image)
             assert torch.equal(found[1].image, wanted[1].image)
-    assert len(source.prepared._kept) == 2
-    assert len(small.prepared._kept) == 1  # the budget holds one
+    assert len(source.files.kept) == 2
+    assert len(small.files.kept) == 1  # the budget holds one
     monkeypatch.setattr(Path, "read_bytes", None)
     source.read_pair(0, 1, (8, 8, 8), 1)
 
@@ -199,10 +200,10 @@ def test_a_table_chooses_visits_and_splits(prepared, tmp_path):
     table.drop(columns=["size_d"]).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(InputError, match="lacks the columns size_d; make it from the rows of"):
         setup(prepared, table=tmp_path / "mine.csv")
-    with pytest.raises(InputError, match="holds T1w, not FLAIR; prepare that"):
-        setup(prepared, suffix="FLAIR")
-    with pytest.raises(InputError, match="was prepared with its own masks"):
-        VisitsDataModule(prepared, masks="x")
+    with pytest.raises(InputError, match="was written by `lssl prepare`; read it with PreparedDataModule"):
+        NiftiDataModule(prepared)
+    with pytest.raises(InputError, match=r"it lacks visits.csv or dataset.json; read NIfTI files with NiftiDataModule"):
+        PreparedDataModule(tmp_path)
 
 
 def test_a_visit_that_vanished_is_named(tmp_path):
@@ -244,7 +245,7 @@ def test_balanced_epochs_draw_rare_sites_as_often(prepared):
 
 
 def test_fit_on_a_prepared_folder(prepared, tmp_path, caplog):
-    options = ["--data.class_path=VisitsDataModule", f"--data.init_args.root={prepared}"]
+    options = ["--data.class_path=PreparedDataModule", f"--data.init_args.root={prepared}"]
     options += ["--data.init_args.source_size=40", "--data.init_args.num_workers=1", "--trainer.max_steps=3"]
     run = fit(tmp_path, "demo.yaml", options=options, backbone=TINY_NET)
     assert (run / "checkpoints/last.ckpt").is_file()

@@ -345,7 +345,7 @@ def test_checkpoints_that_do_not_fit(capsys, tmp_path, pretrained, run):
 
 def test_no_labelled_visit_and_no_image(capsys, tmp_path, bids, run):
     files = ["--data.init_args.root", str(bids)]
-    assert "no labelled visit to train on" in refused(capsys, tmp_path, "--data=VisitsDataModule", *files)
+    assert "no labelled visit to train on" in refused(capsys, tmp_path, "--data=NiftiDataModule", *files)
     (tmp_path / "empty").mkdir()
     command = ["predict", "--config", str(run / "config.yaml"), "--ckpt_path", "best"]
     text = sentence(capsys, *command, "--data.init_args.root", str(tmp_path / "empty"))
@@ -364,4 +364,4 @@ def test_label_maps_that_are_wrong(change, words, capsys, tmp_path, bids):
     for image in bids.glob("sub-*/ses-*/anat/*_T1w.nii.gz"):
         nib.save(change(nib.load(image)), image.with_name(image.name.replace("T1w", "dseg")))
     files = [f"--data.init_args.root={bids}", "--data.init_args.labels={subject}/{session}/anat/*_dseg.nii.gz"]
-    assert words in refused(capsys, tmp_path, "--data=VisitsDataModule", *files)
+    assert words in refused(capsys, tmp_path, "--data=NiftiDataModule", *files)

@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from lssl.data.nifti import automatic_foreground, read_grid, read_image, read_label, read_mask, scale
-from lssl.datamodules.visits import VisitsDataModule
+from lssl.datamodules.nifti import NiftiDataModule
 from lssl.utils.errors import InputError
 
 SHAPE = (18, 20, 16)
@@ -57,8 +57,8 @@ def cohort(tmp_path) -> Path:
     return tmp_path
 
 
-def setup(root: Path, **options) -> VisitsDataModule:
-    source = VisitsDataModule(root, **options)
+def setup(root: Path, **options) -> NiftiDataModule:
+    source = NiftiDataModule(root, **options)
     source.setup()
     return source
 
@@ -222,7 +222,7 @@ def test_a_worker_passes_the_refusal_on(cohort):
 
 def test_a_bad_setup_stays_bad(cohort):
     damaged(cohort, "grid")
-    source = VisitsDataModule(cohort)
+    source = NiftiDataModule(cohort)
     for _ in range(2):
         with pytest.raises(InputError, match="different grids"):
             source.setup()
@@ -255,15 +255,14 @@ def test_a_csv_names_the_files(cohort):
     with pytest.raises(InputError, match=r"gone.nii.gz does not exist; correct its path"):
         setup(None, table=table)
     with pytest.raises(InputError, match="There is no data: give root"):
-        VisitsDataModule()
+        NiftiDataModule()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", ["visits", "prepared", "phantom"])
+@pytest.mark.parametrize("name", ["nifti", "prepared", "phantom"])
 def test_configs_name_options_that_exist(name):
     config = OmegaConf.to_container(OmegaConf.load(REPOSITORY / f"configs/data/{name}.yaml"))
-    module = "phantom" if name == "phantom" else "visits"
-    config["data"]["class_path"] = f"lssl.datamodules.{module}.{config['data']['class_path']}"
+    config["data"]["class_path"] = f"lssl.datamodules.{name}.{config['data']['class_path']}"
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--data", type=L.LightningDataModule)
     made = parser.instantiate_classes(parser.parse_object(config)).data

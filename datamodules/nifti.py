@@ -1,4 +1,4 @@
-"""VisitsDataModule: pairs from NIfTI files, found in a BIDS folder or listed in a CSV."""
+"""NiftiDataModule: pairs from NIfTI files: a BIDS folder, a table of visits, or one file."""
 
 from __future__ import annotations
 
@@ -14,45 +14,37 @@ from lssl.data.batch import Visit
 from lssl.data.datamodule import PairDataModule
 from lssl.data.nifti import Grid, automatic_foreground, read_grids, read_image, read_label, read_mask, scale
 from lssl.data.pairs import count, visit_name
+from lssl.data.recognise import is_prepared
 from lssl.data.tables import bids_table, csv_table, file_table, match_files
 from lssl.utils.errors import InputError
 
-from .prepared import PreparedFolder, is_prepared
-
-__all__ = ["VisitsDataModule"]
+__all__ = ["NiftiDataModule"]
 
 
-class VisitsDataModule(PairDataModule):
-    """Pairs of visits from NIfTI files.
+class NiftiDataModule(PairDataModule):
+    """Pairs of visits from NIfTI files: a BIDS folder, a table of visits, or one file.
 
-    Visits come from a BIDS folder, ``sub-*/[ses-*]/anat/*_<suffix>.nii[.gz]``, or from a CSV with the columns subject,
+    A BIDS folder holds ``sub-*/[ses-*]/anat/*_<suffix>.nii[.gz]``. A table (CSV or TSV) has the columns subject,
     session, image, and optionally age, days or date, mask, label, site, split. In a BIDS folder, times are read from
     ``sub-*_sessions.tsv`` (days_since_baseline, acq_time or age), else from session labels that carry them
     (``ses-d0129`` in days, ``ses-M024`` in months); ``participants.tsv`` gives ages at baseline.
 
-    A folder that ``lssl prepare`` wrote is recognised. Of its visits only the source boxes are read, as int16, which
-    become float32 on the device; suffix, masks and labels are those it was prepared with.
-
-    In other folders all visits of a subject must lie on one grid in one space. Headers of all files are checked before
-    training, and every read decompresses a whole file. Voxels are turned to the closest canonical axes and scaled per
-    visit: background 0, 99.9th percentile of the foreground 1.
+    All visits of a subject must lie on one grid in one space. Headers of all files are checked before training, and
+    every read decompresses a whole file. Voxels are turned to the closest canonical axes and scaled per visit:
+    background 0, 99.9th percentile of the foreground 1.
 
     Args:
-        root: the BIDS or prepared folder, or a single NIfTI file; with ``table``, the folder that its relative paths
-            start from (default: the table's own).
+        root: the BIDS folder, or a single NIfTI file; with ``table``, the folder that its relative paths start from
+            (default: the table's own).
         suffix: end of the image names in the BIDS folder, which may carry entities: ``T1w``, ``run-1_T1w``,
-            ``ce-gad_T1w``. Images with contrast agent are left out unless it names them. Of no account in a prepared
-            folder.
+            ``ce-gad_T1w``. Images with contrast agent are left out unless it names them.
         masks: pattern of brain or head masks below ``root``, such as
             ``derivatives/masks/{subject}/**/{subject}_{session}_desc-brain_mask.nii.gz``; without ``{session}``, one
             mask serves all visits of a subject. Visits without a mask get an automatic foreground.
         labels: pattern of label maps, likewise.
-        table: CSV of visits, instead of the BIDS layout. Its columns mask and label go before the patterns. For a
-            prepared folder: rows of its ``visits.csv``, perhaps with a column split.
+        table: table of visits, instead of the BIDS layout. Its columns mask and label go before the patterns.
         common_frame: whether all subjects lie in one template's frame, where a place in mm is about the same anatomy in
-            each; ``None``: if they were prepared to a template.
-        cache_gb: memory for the compressed visits of a prepared folder, shared out among the workers; worth it where
-            storage is slow, as a local disk is cached by the system anyway.
+            each.
         **options: those of :class:`PairDataModule`.
     """
 
@@ -63,32 +55,19 @@ class VisitsDataModule(PairDataModule):
         masks: str | None = None,
         labels: str | None = None,
         table: str | Path | None = None,
-        common_frame: bool | None = None,
-        cache_gb: float = 0.0,
+        common_frame: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if root is None and table is None:
-            raise InputError("There is no data: give root (a BIDS folder) or table (a CSV of visits).")
-        self.root, self.suffix, self.masks, self.labels, self.csv = root, suffix, masks, labels, table
-        self.prepared: PreparedFolder | None = None
+            raise InputError("There is no data: give root (a BIDS folder or a NIfTI file) or table (a CSV of visits).")
         if is_prepared(root):
-            if masks or labels:
-                raise InputError(f"{root} was prepared with its own masks and labels; leave masks and labels out.")
-            self.prepared = PreparedFolder(str(root), table, int(cache_gb * 1e9 / max(1, self.num_workers)))
-        in_template = self.prepared is not None and self.prepared.in_template()
-        self.common_frame = in_template if common_frame is None else common_frame
+            raise InputError(f"{root} was written by `lssl prepare`; read it with PreparedDataModule.")
+        self.root, self.suffix, self.masks, self.labels, self.csv = root, suffix, masks, labels, table
+        self.common_frame = common_frame
 
     def visit_table(self) -> pd.DataFrame:
         """One row per visit, with the paths of its image, mask and label map."""
-        if self.prepared:
-            table, self.notes = self.prepared.table()
-            channels = self.prepared.channels
-            if self.suffix not in ("T1w", *channels):  # T1w is the default, which nobody need have asked for
-                raise InputError(
-                    f"{self.root} holds {', '.join(channels)}, not {self.suffix}; prepare that, or leave suffix out."
-                )
-            return table
         if self.csv is None and Path(str(self.root)).is_file():
             return file_table(str(self.root))
         if self.csv is None:
@@ -104,10 +83,6 @@ class VisitsDataModule(PairDataModule):
 
     def inspect(self, table: pd.DataFrame) -> None:
         """Checks all headers; keeps paths as flat bytes, which workers share without copying."""
-        if self.prepared:
-            self.prepared.keep(table)
-            self._shapes = self.prepared.shapes
-            return
         grids = read_grids(table["image"].tolist())
         self._shapes = np.stack([grid.shape for grid in grids])
         self._voxel_size = np.median([np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in grids], axis=0)
@@ -129,25 +104,19 @@ class VisitsDataModule(PairDataModule):
 
     def voxel_size(self) -> np.ndarray:
         """``(3,)`` mm, the median over all headers."""
-        return super().voxel_size() if self.prepared else self._voxel_size
+        return self._voxel_size
 
     def has_label(self) -> np.ndarray:
         """``(visits,)`` bool, from the table."""
-        if self.prepared:
-            return np.array([self.prepared.open(row).labelled for row in range(len(self.table))])
         return (self.table["label"] != "").to_numpy()
 
     def read_label(self, row: int) -> np.ndarray | None:
         """The label map alone."""
-        if self.prepared:
-            return super().read_label(row)
         path = os.fsdecode(self._paths["label"][row])
         return read_label(path) if path else None
 
     def read(self, row: int) -> Visit:
         """Reads and scales the whole visit in a row of the table."""
-        if self.prepared:
-            return self.prepared.pair(row, row, None, None)[0]
         image, mask, label = (os.fsdecode(self._paths[name][row]) for name in ("image", "mask", "label"))
         voxels, affine = read_image(image)
         foreground = read_mask(mask) if mask else automatic_foreground(voxels)
@@ -158,19 +127,11 @@ class VisitsDataModule(PairDataModule):
             label=torch.from_numpy(read_label(label)) if label else None,
         )
 
-    def reader(self) -> PairDataModule:
+    def reader(self) -> NiftiDataModule:
         """Without the table and the names, too: workers need the flat arrays only."""
         reader = super().reader()
         reader.table, reader.subjects = pd.DataFrame(), []
         return reader
-
-    def read_pair(
-        self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
-    ) -> tuple[Visit, Visit]:
-        """Of a prepared folder, only the boxes are read."""
-        if self.prepared:
-            return self.prepared.pair(row, later, size, seed)
-        return super().read_pair(row, later, size, seed)
 
 
 def _refuse_moving_subjects(table: pd.DataFrame, grids: list[Grid]) -> None:
