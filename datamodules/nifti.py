@@ -127,7 +127,7 @@ class NiftiDataModule(PairDataModule):
             label=torch.from_numpy(read_label(label)) if label else None,
         )
 
-    def reader(self) -> NiftiDataModule:
+    def reader(self) -> PairDataModule:
         """Without the table and the names, too: workers need the flat arrays only."""
         reader = super().reader()
         reader.table, reader.subjects = pd.DataFrame(), []

@@ -108,7 +108,7 @@ class PreparedDataModule(PairDataModule):
         """The whole visit in a row of the table."""
         return self.read_pair(row, row, None, None)[0]
 
-    def reader(self) -> PreparedDataModule:
+    def reader(self) -> PairDataModule:
         """Without the table and the names, too: workers need the flat arrays only."""
         reader = super().reader()
         reader.table, reader.subjects = pd.DataFrame(), []
