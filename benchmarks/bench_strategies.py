@@ -29,6 +29,7 @@ def batch() -> PairBatch:
         extent=torch.tensor(size).repeat(PAIRS, 2, 1),
         foreground=torch.ones(PAIRS, 2, *size, dtype=torch.bool),
         ages=torch.full((PAIRS, 2), 40.0),
+        times=torch.zeros(PAIRS, 2),
         labels=None,
         subject=torch.arange(PAIRS),
         session=torch.arange(2 * PAIRS).view(PAIRS, 2),

@@ -26,6 +26,7 @@ def batch() -> PairBatch:
         extent=torch.tensor(SOURCE).repeat(PAIRS, 2, 1),
         foreground=torch.ones(PAIRS, 2, *SOURCE, dtype=torch.bool),
         ages=torch.zeros(PAIRS, 2),
+        times=torch.zeros(PAIRS, 2),
         labels=None,
         subject=torch.arange(PAIRS),
         session=torch.zeros(PAIRS, 2, dtype=torch.long),

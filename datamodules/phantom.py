@@ -76,7 +76,7 @@ class PhantomDataModule(SyntheticDataModule):
     def make(self, index: int, visit: int, age: float) -> Visit:
         """The visit as it goes into a batch."""
         made = self.scan(index, visit)
-        return Visit(made.image[None], made.affine, made.head, age, made.label)
+        return Visit(made.image[None], made.affine, made.head, age=age, label=made.label)
 
     def scan(self, index: int, visit: int) -> Scan:
         """Image, labels, head mask, affine and true misregistration of a visit."""

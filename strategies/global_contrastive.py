@@ -41,6 +41,7 @@ from lssl.networks.teacher import Teacher
 from lssl.strategy import Strategy
 from lssl.utils.distributed import gather, weighted_mean, world_size
 from lssl.utils.errors import InputError, positive
+from lssl.utils.intervals import interval_weight
 from lssl.views.sampler import View
 
 __all__ = ["BYOL", "GlobalContrastive", "MoCo", "Objective", "SimCLR", "VICReg"]
@@ -236,8 +237,8 @@ class GlobalContrastive(Strategy):
         backbone: network and taps.
         taps: feature maps that are pooled (mean and maximum) and concatenated; encoder taps cost no decoder.
         objective: SimCLR, MoCo, BYOL, VICReg, or another :class:`Objective`; which for which batch says the module.
-        interval: years τ; pairs of two visits count ``exp(-Δt/τ)`` of a pair of one visit (where an age is unknown, as
-            much). ``None``: all alike.
+        interval: years τ; pairs of two visits count ``exp(-Δt/τ)`` of a pair of one visit, and 0 if their interval is
+            unknown, see :func:`lssl.utils.intervals.interval_weight`. ``None``: all alike.
         weights: term → weight; the objective's own by default.
         **common: see :class:`lssl.strategy.Strategy`.
     """
@@ -291,8 +292,7 @@ class GlobalContrastive(Strategy):
     def _weight(self, first: View, second: View) -> Tensor | None:
         if self.interval is None:
             return None
-        years = (second.age - first.age).abs()
-        return torch.exp(-years.nan_to_num(0.0) / self.interval)
+        return interval_weight(first.time, second.time, self.interval)
 
     def _check_batch(self, pairs: int) -> None:
         everywhere, fewest = pairs * world_size(), self.objective.FEWEST

@@ -69,6 +69,7 @@ def make_batch() -> Callable[..., PairBatch]:
             extent=torch.tensor(size).repeat(pairs, 2, 1),
             foreground=torch.ones(pairs, 2, *size, dtype=torch.bool),
             ages=torch.tensor([[40.0, 42.0]]).repeat(pairs, 1),
+            times=torch.tensor([[0.0, 2.0]]).repeat(pairs, 1),
             labels=torch.randint(0, 9, (pairs, 2, *size), generator=draw).short() if labels else None,
             subject=torch.arange(pairs),
             session=torch.arange(2 * pairs).view(pairs, 2),

@@ -219,6 +219,7 @@ def full_view(batch: PairBatch, visit: int) -> View:
         source_extent=batch.extent[:, visit],
         source_foreground=batch.foreground[:, visit],
         age=batch.ages[:, visit],
+        time=batch.times[:, visit],
         source_label=None if batch.labels is None else batch.labels[:, visit],
     )
 

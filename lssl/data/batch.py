@@ -31,6 +31,7 @@ class Visit:
         affine: ``(4, 4)`` float64, index → frame in mm.
         foreground: ``(D, H, W)`` bool, the head (or brain, where a mask says so).
         age: years, NaN where unknown.
+        time: years since the subject's first visit, NaN where unknown.
         label: ``(D, H, W)`` int16, -1 everywhere where the visit has none (``None`` means the same).
         subject: row of the subject in the datamodule's list of subjects.
         session: row of the visit in the datamodule's visit table.
@@ -40,6 +41,7 @@ class Visit:
     affine: Tensor
     foreground: Tensor
     age: float = float("nan")
+    time: float = float("nan")
     label: Tensor | None = None
     subject: int = 0
     session: int = 0
@@ -47,7 +49,7 @@ class Visit:
 
 @dataclass
 class PairBatch:
-    """B pairs of visits, in time order, as tensors.
+    """B pairs of visits as tensors, in time order where their times are known.
 
     Attributes:
         images: ``(B, 2, C, D, H, W)`` float32 sources; voxels beyond ``extent`` are padding. A loader may give int16
@@ -56,6 +58,8 @@ class PairBatch:
         extent: ``(B, 2, 3)`` int64, how many voxels of each axis are data; padding follows them.
         foreground: ``(B, 2, D, H, W)`` bool.
         ages: ``(B, 2)`` float32 years, NaN where unknown.
+        times: ``(B, 2)`` float32 years since the subject's first visit, NaN where unknown. Intervals come from these:
+            a time may be known without an age.
         labels: ``(B, 2, D, H, W)`` int16, -1 where a visit has none; ``None`` if no visit of the batch has any.
         subject: ``(B,)`` int64 subject ids, equal for pairs of one subject.
         session: ``(B, 2)`` int64 visit ids, equal within a same-visit pair.
@@ -66,6 +70,7 @@ class PairBatch:
     extent: Tensor
     foreground: Tensor
     ages: Tensor
+    times: Tensor
     labels: Tensor | None
     subject: Tensor
     session: Tensor
@@ -100,6 +105,11 @@ class PairBatch:
             rows = torch.arange(len(self), device=index.device)[:, None]
         return self._map(lambda tensor: tensor if tensor.ndim == 1 else tensor[rows, index])
 
+    def times_within_pair(self) -> Tensor:
+        """:attr:`times`, but 0 where both visits are one of unknown time: their interval is known to be 0."""
+        same = (self.session[:, :1] == self.session[:, 1:]) & self.times.isnan()
+        return self.times.masked_fill(same, 0.0)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> PairBatch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         moved: dict[str, Any] = {name: None if value is None else function(value) for name, value in values.items()}
@@ -130,6 +140,7 @@ def collate(pairs: Sequence[tuple[Visit, Visit]]) -> PairBatch:
         extent=torch.tensor([visit.image.shape[1:] for visit in visits]).unflatten(0, (len(pairs), 2)),
         foreground=stack([visit.foreground for visit in visits]),
         ages=torch.tensor([[visit.age for visit in pair] for pair in pairs], dtype=torch.float32),
+        times=torch.tensor([[visit.time for visit in pair] for pair in pairs], dtype=torch.float32),
         labels=stack(labels, -1) if labelled else None,
         subject=torch.tensor([first.subject for first, _ in pairs]),
         session=torch.tensor([[visit.session for visit in pair] for pair in pairs]),

@@ -114,7 +114,7 @@ class PairDataModule(L.LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must say which visits there are, in visit_table().")
 
     def read(self, row: int) -> Visit:
-        """The whole visit in a row of ``self.table``; its subject, session and age are filled in from the table."""
+        """The whole visit in a row of ``self.table``; subject, session, age and time come from the table."""
         raise NotImplementedError(f"{type(self).__name__} must say how a visit is read, in read(row).")
 
     def read_pair(
@@ -181,7 +181,7 @@ class PairDataModule(L.LightningDataModule):
         self.subjects = table["subject"].iloc[np.flatnonzero(np.diff(index.subject, prepend=-1))].tolist()
         part = self._parts(table, index.subject, index.pairs)
         self.table = table.assign(split=pd.Categorical(np.array(SPLITS)[part[index.subject]], categories=SPLITS))
-        self._age = table["age"].to_numpy(np.float32)
+        self._age, self._time = (table[name].to_numpy(np.float32) for name in ("age", "time"))
         singles = index.singles[:0] if self.single_visits == "drop" else index.singles
         used = np.concatenate([index.pairs, np.stack([singles, singles], 1)])
         used = used[np.lexsort(used.T[::-1])]
@@ -331,7 +331,9 @@ class PairDataModule(L.LightningDataModule):
     def _dataset(
         self, pairs: np.ndarray, size: tuple[int, int, int] | None, visible: np.ndarray | None = None
     ) -> PairDataset:
-        return PairDataset(self.reader().read_pair, pairs, self._subject, self._age, size, self.transform, visible)
+        return PairDataset(
+            self.reader().read_pair, pairs, self._subject, self._age, self._time, size, self.transform, visible
+        )
 
     def _loader(self, dataset: PairDataset, batch_size: int, **options: Any) -> DataLoader:
         return DataLoader(

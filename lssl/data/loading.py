@@ -29,6 +29,7 @@ class PairDataset(Dataset[tuple[Visit, Visit]]):
         pairs: ``(pairs, 2)`` rows of the visit table.
         subject: ``(visits,)`` number of each row's subject.
         age: ``(visits,)`` years, NaN where unknown.
+        time: ``(visits,)`` years since the subject's first visit, NaN where unknown.
         size: voxels of the source box; ``None`` takes the whole visit.
         transform: applied to each visit's source.
         visible: ``(visits,)`` bool, the rows whose labels may be seen; ``None`` shows all there are.
@@ -40,11 +41,12 @@ class PairDataset(Dataset[tuple[Visit, Visit]]):
         pairs: np.ndarray,
         subject: np.ndarray,
         age: np.ndarray,
+        time: np.ndarray,
         size: tuple[int, int, int] | None = None,
         transform: Callable[[Visit], Visit] | None = None,
         visible: np.ndarray | None = None,
     ) -> None:
-        self.read, self.pairs, self.subject, self.age = read, pairs, subject, age
+        self.read, self.pairs, self.subject, self.age, self.time = read, pairs, subject, age, time
         self.size, self.transform, self.visible = size, transform, visible
 
     def __len__(self) -> int:
@@ -72,8 +74,9 @@ class PairDataset(Dataset[tuple[Visit, Visit]]):
 
     def _named(self, visit: Visit, row: int) -> Visit:
         age = float(self.age[row]) if math.isnan(visit.age) else visit.age
+        time = float(self.time[row]) if math.isnan(visit.time) else visit.time
         label = visit.label if self.visible is None or self.visible[row] else None
-        return dataclasses.replace(visit, subject=int(self.subject[row]), session=row, age=age, label=label)
+        return dataclasses.replace(visit, subject=int(self.subject[row]), session=row, age=age, time=time, label=label)
 
 
 class PairSampler(DistributedSampler):

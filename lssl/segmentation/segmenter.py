@@ -35,6 +35,7 @@ from lssl.segmentation.scores import dice_scores
 from lssl.segmentation.volumes import segment
 from lssl.strategy import Strategy
 from lssl.utils.errors import InputError, nearest, positive
+from lssl.utils.intervals import interval_weight
 from lssl.views import geometry as geo
 from lssl.views.sampler import View
 
@@ -57,7 +58,8 @@ class Segmenter(Strategy):
         targets: of the consistency, ``hard`` as published, or ``soft``.
         threshold: consistency counts voxels whose target is at least this probable.
         absent: consistency also counts classes that the other visit does not show, as published.
-        interval: years τ; the consistency of a pair counts ``exp(-Δt/τ)``. ``None``: all alike.
+        interval: years τ; the consistency of a pair counts ``exp(-Δt/τ)``, and 0 if its interval is unknown.
+            ``None``: all alike.
         ramp: share of the steps over which the consistency's weight rises, as ``exp(-5 (1 - t)²)`` (Laine and Aila,
             ICLR 2017).
         overlap: of neighbouring windows in whole visits, as a share of their side.
@@ -112,7 +114,7 @@ class Segmenter(Strategy):
         buffers = {
             "lookup": classes.lookup(),
             "label_values": classes.label_values(),
-            "other_side": mirrored_class,
+            "mirrored_class": mirrored_class,
             "spacing": spacing,
         }
         for name, value in buffers.items():
@@ -195,7 +197,7 @@ class Segmenter(Strategy):
         one, other = first_logits.float().softmax(1), second_logits.float().softmax(1)
         weight = None
         if self.interval is not None:
-            weight = torch.exp(-(second.age - first.age).abs().nan_to_num(0.0) / self.interval)
+            weight = interval_weight(first.time, second.time, self.interval)
         losses = []
         for own, view, its, source in ((one, first, other, second), (other, second, one, first)):
             brought, valid = geo.align(its.detach(), source.affine, view.affine, view.size)
@@ -309,7 +311,7 @@ class Segmenter(Strategy):
         classes = Classes(**checkpoint["classes"])
         if self.classes is None:
             state = checkpoint["state_dict"]
-            self.build(classes, state["spacing"], state["other_side"], state["supervised.weight"])
+            self.build(classes, state["spacing"], state["mirrored_class"], state["supervised.weight"])
         elif self.classes != classes:
             raise InputError("ckpt_path: it was trained on other classes than the labelled visits hold now.")
 

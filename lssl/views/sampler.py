@@ -35,6 +35,7 @@ class View:
         source_extent: ``(B, 3)``, voxels of the source that are data.
         source_foreground: ``(B, …)`` bool, on the source's own grid.
         age: ``(B,)`` years at the visit, NaN where unknown.
+        time: ``(B,)`` years since the subject's first visit, NaN where unknown (0 if both views show one visit).
         source_label: ``(B, …)`` int16, on the source's own grid; ``None`` if no visit has any.
     """
 
@@ -45,6 +46,7 @@ class View:
     source_extent: Tensor
     source_foreground: Tensor
     age: Tensor
+    time: Tensor
     source_label: Tensor | None = None
 
     @cached_property
@@ -270,6 +272,7 @@ class ViewSampler:
         clean = self._resample(batch.images, maps, one_map)
         affines = batch.affines @ maps
         image = clean if generator is None else self._augment(clean, geo.spacing(affines), generator)
+        times = batch.times_within_pair()
         views = [
             View(
                 image=image[:, visit],
@@ -279,6 +282,7 @@ class ViewSampler:
                 source_extent=batch.extent[:, visit],
                 source_foreground=batch.foreground[:, visit],
                 age=batch.ages[:, visit],
+                time=times[:, visit],
                 source_label=None if batch.labels is None else batch.labels[:, visit],
             )
             for visit in range(2)

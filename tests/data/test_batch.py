@@ -24,7 +24,7 @@ def visit(size: tuple[int, int, int], session: int, labelled: bool = False, **va
 
 @pytest.fixture
 def batch() -> PairBatch:
-    one = visit((5, 6, 7), 0, age=40.5, subject=3), visit((4, 8, 6), 1, labelled=True, age=42.0, subject=3)
+    one = visit((5, 6, 7), 0, age=40.5, time=0, subject=3), visit((4, 8, 6), 1, True, age=42.0, time=1.5, subject=3)
     two = visit((6, 3, 2), 2, subject=9), visit((6, 3, 2), 2, subject=9)
     return collate([one, two])
 
@@ -56,6 +56,9 @@ def test_labels_are_minus_one_where_there_are_none(batch: PairBatch):
 def test_ages_and_ids_keep_their_place(batch: PairBatch):
     assert batch.ages[0].tolist() == [40.5, 42.0]
     assert all(math.isnan(age) for age in batch.ages[1].tolist())
+    assert batch.times[0].tolist() == [0, 1.5]
+    assert batch.times[1].isnan().all()
+    assert batch.times_within_pair().tolist() == [[0, 1.5], [0, 0]]  # one visit twice: its interval is known
     assert batch.subject.tolist() == [3, 9]
     assert batch.session.tolist() == [[0, 1], [2, 2]]
     assert batch.affines[0, 1, 0, 0] == 2

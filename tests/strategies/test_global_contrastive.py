@@ -49,7 +49,8 @@ def batch(make_batch) -> PairBatch:
     batch = make_batch(PAIRS, (16, 15, 12))
     batch.images *= torch.linspace(0.5, 2, PAIRS).view(-1, 1, 1, 1, 1, 1)
     batch.subject = torch.tensor(SUBJECTS)
-    batch.ages = 50 + torch.tensor([[0.0, 1.0], [0, 2.5], [4, 0], [0, 0], [1, float("nan")]])
+    batch.times = torch.tensor([[0.0, 1.0], [0, 2.5], [4, 0], [0, 0], [1, float("nan")]])
+    batch.ages = torch.full((PAIRS, 2), float("nan"))  # intervals come from times: ages may be unknown
     return batch
 
 
@@ -150,7 +151,7 @@ def by_hand(strategy: GlobalContrastive, name: str, batch: PairBatch, shares: np
     return {"similarity": byol_by_hand(p, t, shares)}
 
 
-AGE_GAPS = np.array([1.0, 2.5, 4.0, 0.0, 0.0])  # the last is unknown
+INTERVALS = np.array([1.0, 2.5, 4.0, 0.0, np.inf])  # the last is unknown and weighs 0
 
 
 @pytest.mark.parametrize("interval", [None, 3.0])
@@ -161,7 +162,7 @@ def test_terms_by_hand(batch, name: str, interval: float | None):
     if name == "moco":
         fill(strategy)
     found = terms(strategy, batch)
-    expected = by_hand(strategy, name, batch, np.ones(PAIRS) if interval is None else np.exp(-AGE_GAPS / interval))
+    expected = by_hand(strategy, name, batch, np.ones(PAIRS) if interval is None else np.exp(-INTERVALS / interval))
     assert set(found) == set(expected)
     for term, value in expected.items():
         assert found[term].item() == pytest.approx(value, rel=1e-4, abs=1e-6), term
@@ -324,7 +325,7 @@ def test_evaluation_leaves_the_queue_alone(batch):
 def test_pairs_of_two_visits_weigh_less_the_longer_their_interval(batch):
     strategy = make("simclr", interval=5.0)
     found = strategy._weight(*draw(strategy, batch))
-    torch.testing.assert_close(found, torch.tensor([math.exp(-1 / 5), math.exp(-0.5), math.exp(-4 / 5), 1.0, 1.0]))
+    torch.testing.assert_close(found, torch.tensor([math.exp(-1 / 5), math.exp(-0.5), math.exp(-4 / 5), 1.0, 0.0]))
     assert make("simclr")._weight(*draw(strategy, batch)) is None
 
 
@@ -333,8 +334,8 @@ def test_pairs_of_one_visit_weigh_one(batch):
     assert strategy._weight(*draw(strategy, batch)).tolist() == [1.0] * PAIRS
     strategy = make("simclr", interval=0.5, views={"same_visit": 0.5})
     first, second = draw(strategy, batch)
-    found, same = strategy._weight(first, second), first.age == second.age
-    known = ~(first.age.isnan() | second.age.isnan())
+    found, same = strategy._weight(first, second), first.time == second.time
+    known = ~(first.time.isnan() | second.time.isnan())
     assert 0 < same.sum() < PAIRS
     assert (found[same] == 1).all()
     assert (found[~same & known] < 1).any()

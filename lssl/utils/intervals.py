@@ -1,0 +1,25 @@
+"""How much a pair of visits counts by the time between them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["interval_weight"]
+
+
+def interval_weight(first_time: Tensor, second_time: Tensor, tau: float) -> Tensor:
+    """``exp(-|Δt| / τ)`` of each pair: 1 for one visit shown twice, about 0.37 after τ years.
+
+    A pair of unknown interval (NaN) has the weight 0: nothing says how close its visits are. The weights are as they
+    are, not normalised over the batch.
+
+    Args:
+        first_time: ``(B,)`` years since the subject's first visit, as ``View.time``; NaN where unknown.
+        second_time: ``(B,)`` the same of the other visit.
+        tau: years τ, above 0.
+
+    Returns:
+        ``(B,)`` float32 weights from 0 to 1.
+    """
+    return torch.exp(-(second_time - first_time).abs().float() / tau).nan_to_num(0.0)
