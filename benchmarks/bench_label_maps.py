@@ -51,9 +51,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stored = Path(folder) / "visit.b2nd"
         write_stored(
-            stored, visit.image.numpy(), visit.foreground.numpy(), visit.label.numpy(), visit.affine.numpy(), ["T1w"],
-            [(0.0, 1.0)], {},
-        )  # fmt: skip
+            stored,
+            visit.image.numpy(),
+            visit.foreground.numpy(),
+            visit.label.numpy(),
+            visit.affine.numpy(),
+            ["T1w"],
+            [(0.0, 1.0)],
+            {},
+        )
         generator = torchio_generator(data.maps[0])
         subject = tio.Subject(label=tio.LabelMap(data.maps[0]))
         subject.load()

@@ -64,8 +64,9 @@ def seconds_of_a_step(strategy: Strategy, data: PhantomDataModule) -> float:
 
 def main() -> None:
     """Prints a line for each method."""
-    data = PhantomDataModule(subjects=16, visits=3, size=SIDE + 8, spacing=190 / (SIDE + 8), split=(0.5, 0.5, 0.0),
-                             batch_size=PAIRS)  # fmt: skip
+    data = PhantomDataModule(
+        subjects=16, visits=3, size=SIDE + 8, spacing=190 / (SIDE + 8), split=(0.5, 0.5, 0.0), batch_size=PAIRS
+    )
     data.setup("fit")
     print(
         f"{PAIRS} pairs of {SIDE}³ views; {MONITOR.subjects} subjects of {MONITOR.visits} visits, "

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 import torchio as tio
 
-from lssl.cli.main import _keep_freed_memory
 from lssl.data import STEP
 from lssl.data.nifti import automatic_foreground, intensity_range, scale
 from lssl.data.store import quantise, read_stored, write_stored
 from lssl.synthetic.phantom_image import scan
+from lssl.utils.allocator import keep_freed_memory
 
 SIZE, CROP, ROUNDS = (160, 192, 160), 96, 30
 
@@ -75,14 +75,18 @@ def readers(paths: dict[str, Path]) -> dict[str, object]:
         return torch.from_numpy(read_stored(paths["b2nd"]).box(start.tolist(), [CROP] * 3)[0])
 
     return {
-        "nii.gz, nibabel": nibabel, "nii.gz, torchio": torchio, "nii, nibabel mapped": mapped, "npy int16, mapped": npy,
-        "prepared, with foreground, float32": prepared, "prepared, with foreground, int16 as sent": worker,
-    }  # fmt: skip
+        "nii.gz, nibabel": nibabel,
+        "nii.gz, torchio": torchio,
+        "nii, nibabel mapped": mapped,
+        "npy int16, mapped": npy,
+        "prepared, with foreground, float32": prepared,
+        "prepared, with foreground, int16 as sent": worker,
+    }
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    _keep_freed_memory()  # as `lssl fit` does
+    keep_freed_memory()  # as `lssl fit` does
     for kind in ("head", "skull-stripped"):
         image, foreground = visit(kind == "skull-stripped")
         with tempfile.TemporaryDirectory() as folder:

@@ -36,10 +36,11 @@ import yaml
 from monai.networks.nets import BasicUNet
 
 from lssl import Backbone, Segmenter, ViewSampler
-from lssl.cli.main import _hush, _keep_freed_memory, main
+from lssl.cli.main import _hush, main
 from lssl.data.few_shot import FewShot
 from lssl.datamodules.label_maps import LabelMapDataModule
 from lssl.datamodules.phantom import PhantomDataModule
+from lssl.utils.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 COHORT = os.environ.get("COHORT", "phantom")
@@ -59,7 +60,7 @@ KIND, DATA = {
         LabelMapDataModule,
         {"subjects": 30, "split": [7 / 15, 2 / 15, 6 / 15], "size": [56, 72, 64], "spacing": 3.0, "root": str(MAPS)},
     ),
-}[COHORT]  # fmt: skip
+}[COHORT]
 DATA |= {"visits": 2, "interval": 4.0}
 BATCH = 1 if COHORT == "phantom" else 2  # labelled visits in a step, two crops each
 CLASSES = RECIPE["model"]["init_args"]["classes"] if COHORT == "phantom" else None
@@ -91,10 +92,14 @@ def pretrained() -> str:
             "backbone": network,
             "model": {"class_path": "LongitudinalLocal", "init_args": {"optimizer": {"init_args": {"lr": 1e-3}}}},
             "trainer": {
-                "max_steps": PRETRAINING, "precision": "32-true", "accelerator": "cpu",
-                "default_root_dir": str(path.parents[1]), "enable_progress_bar": False, "check_val_every_n_epoch": 1000,
+                "max_steps": PRETRAINING,
+                "precision": "32-true",
+                "accelerator": "cpu",
+                "default_root_dir": str(path.parents[1]),
+                "enable_progress_bar": False,
+                "check_val_every_n_epoch": 1000,
             },
-        }  # fmt: skip
+        }
         changes = OUT / f"pretraining{AFTER}.yaml"
         changes.write_text(yaml.safe_dump(small))
         main(["fit", "--config", str(ROOT / "configs/longitudinal_local.yaml"), "--config", str(changes)])
@@ -126,9 +131,14 @@ def fine_tune(seed: int, lr: float = LR, steps: int = STEPS, held_out: str = "te
         "enable_model_summary": False,
     }
     trainer = L.Trainer(
-        max_steps=steps, accelerator="cpu", gradient_clip_val=5.0, limit_val_batches=0, num_sanity_val_steps=0,
-        default_root_dir=OUT / "last", **quiet,
-    )  # fmt: skip
+        max_steps=steps,
+        accelerator="cpu",
+        gradient_clip_val=5.0,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        default_root_dir=OUT / "last",
+        **quiet,
+    )
     trainer.fit(segmenter, datamodule=data)
     if held_out == "val":  # tested on the validation subjects instead
         data.table["split"] = data.table["split"].cat.rename_categories({"val": "test", "test": "val"})
@@ -256,7 +266,7 @@ def two_way(difference: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    _keep_freed_memory()
+    keep_freed_memory()
     _hush()
     warnings.filterwarnings("ignore")
     command = sys.argv[1] if len(sys.argv) > 1 else "table"

@@ -102,8 +102,11 @@ def _show(plan: Plan, fingerprints: dict[str, str], jobs: int) -> None:
     timings = {}
     for name, timing in time_cells(plan, jobs):
         timings[name] = timing
-        print(f"  {name or 'fine-tuning'}: {1000 * timing.step:.0f} ms/step, {timing.around:.0f} s around, "
-              f"{timing.memory:.1f} GB", flush=True)  # fmt: skip
+        print(
+            f"  {name or 'fine-tuning'}: {1000 * timing.step:.0f} ms/step, {timing.around:.0f} s around, "
+            f"{timing.memory:.1f} GB",
+            flush=True,
+        )
     hours, memory = estimate(pending, timings, jobs)
     print(
         f"\nAbout {_span(hours)} and {memory:.1f} GB of memory with --jobs {jobs}, if the machine stays as busy as now."

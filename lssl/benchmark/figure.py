@@ -75,9 +75,15 @@ def _dice(axis: Axes, found: list[Result], strategies: list[str], labels: list[s
         spread = [float(mean.std(ddof=1)) if len(mean) > 1 else 0.0 for mean in means]
         if mine:
             axis.errorbar(
-                places, [float(mean.mean()) for mean in means], spread, fmt="o-", capsize=2, markersize=4,
-                label=name, color=_colour(name, strategies),
-            )  # fmt: skip
+                places,
+                [float(mean.mean()) for mean in means],
+                spread,
+                fmt="o-",
+                capsize=2,
+                markersize=4,
+                label=name,
+                color=_colour(name, strategies),
+            )
     axis.set_xticks(range(len(labels)), labels)
     axis.set_xlim(-0.5, len(labels) - 0.5)
     axis.set_xlabel("labelled subjects")

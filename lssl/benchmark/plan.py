@@ -178,9 +178,16 @@ def _rows(text: Mapping[str, Any], name: str, own: Mapping[str, Any] | None, out
 
 
 def _tuning(
-    base: dict[str, Any], out: Path, strategy: str, seed: int, labelled: int | None, budget: str, rate: float,
-    start: str | None, part: str,
-) -> Cell:  # fmt: skip
+    base: dict[str, Any],
+    out: Path,
+    strategy: str,
+    seed: int,
+    labelled: int | None,
+    budget: str,
+    rate: float,
+    start: str | None,
+    part: str,
+) -> Cell:
     """One fine-tuning cell. Its epoch is as long as its budget, so it is validated once: where it ends."""
     many = "all" if labelled is None else labelled
     name = f"finetune/{strategy}/seed-{seed}/labelled-{many}/{budget}/rate-{rate:g}"

@@ -126,9 +126,14 @@ def _result(row: tuple[str, str, str], part: pd.DataFrame, pretraining_hours: fl
     subjects = dice.groupby(["structure", "seed", "subject"], sort=False)["value"].mean()
     structures = {str(name): float(value) for name, value in subjects.groupby("structure", sort=False).mean().items()}
     return Result(
-        *row, float(part["learning_rate"].iloc[0]), by_subject(scores, "dice"), means, structures,
-        means["hours"], pretraining_hours,
-    )  # fmt: skip
+        *row,
+        float(part["learning_rate"].iloc[0]),
+        by_subject(scores, "dice"),
+        means,
+        structures,
+        means["hours"],
+        pretraining_hours,
+    )
 
 
 def _compared(entry: Result, scratch: list[Result]) -> Result:

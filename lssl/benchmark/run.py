@@ -151,10 +151,15 @@ class _Pool:
         task.log.flush()
         task.began = time.perf_counter()
         task.process = subprocess.Popen(
-            [*self.program, *command], stdin=subprocess.DEVNULL, stdout=task.log, stderr=subprocess.STDOUT,
-            env=self.env, pass_fds=() if self.lock is None else (self.lock,), start_new_session=True,
+            [*self.program, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=task.log,
+            stderr=subprocess.STDOUT,
+            env=self.env,
+            pass_fds=() if self.lock is None else (self.lock,),
+            start_new_session=True,
             preexec_fn=_die_with_parent,
-        )  # fmt: skip
+        )
 
     def _settle(self, task: _Running, status: int) -> None:
         self.running.remove(task)

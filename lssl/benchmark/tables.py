@@ -16,11 +16,13 @@ __all__ = ["Table", "as_html", "as_markdown", "sheets"]
 
 #: Kinds of the pretraining's report that are shown: title and note.
 FROZEN = {
-    "dice": ("↑ Dice of a linear probe", "A classifier of single voxels, tested on other subjects; it need not agree "
-             "with what fine-tuning gains."),
+    "dice": (
+        "↑ Dice of a linear probe",
+        "A classifier of single voxels, tested on other subjects; it need not agree with what fine-tuning gains.",
+    ),
     "rank": ("↑ effective rank", "Of voxel features; a collapse has 1."),
     "retrieval": ("↑ cross-visit retrieval", "How often a subject's other visit is the nearest of all."),
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -47,18 +49,36 @@ def _scores(plan: Plan, found: list[Result]) -> Table:
         dice = f"{_mean(entry):.3f}" + (f" ± {sd:.3f}" if len(entry.dice) > 1 else "")
         equal = "–" if entry.equal is None else f"{entry.equal[1]} ({entry.equal[0]})"
         mean = entry.means
-        rows.append([
-            f"{entry.labelled}{' (ceiling)' if _ceiling(plan, entry) else ''}", entry.budget, entry.strategy,
-            plan.parts[entry.strategy], f"**{dice}**" if id(entry) in bold else dice,
-            "–" if entry.difference is None else str(entry.difference), equal, f"{entry.rate:g}",
-            _beside(mean, "stcs"), _beside(mean, "aspc"), _figure(mean, "trajectory_error", 2),
-            f"{entry.pretraining_hours:.3f} + {entry.hours:.3f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{entry.labelled}{' (ceiling)' if _ceiling(plan, entry) else ''}",
+                entry.budget,
+                entry.strategy,
+                plan.parts[entry.strategy],
+                f"**{dice}**" if id(entry) in bold else dice,
+                "–" if entry.difference is None else str(entry.difference),
+                equal,
+                f"{entry.rate:g}",
+                _beside(mean, "stcs"),
+                _beside(mean, "aspc"),
+                _figure(mean, "trajectory_error", 2),
+                f"{entry.pretraining_hours:.3f} + {entry.hours:.3f}",
+            ]
+        )
     head = [
-        "labelled", "budget", "strategy", "transferred", "↑ Dice, mean ± sd over seeds", "− scratch [95 %]",
-        "− scratch of equal total compute [95 %] (its budget)", "rate", "STCS (true)", "ASPC, % (true)",
-        "↓ trajectory error, %/y", "hours, pretraining + fine-tuning",
-    ]  # fmt: skip
+        "labelled",
+        "budget",
+        "strategy",
+        "transferred",
+        "↑ Dice, mean ± sd over seeds",
+        "− scratch [95 %]",
+        "− scratch of equal total compute [95 %] (its budget)",
+        "rate",
+        "STCS (true)",
+        "ASPC, % (true)",
+        "↓ trajectory error, %/y",
+        "hours, pretraining + fine-tuning",
+    ]
     seeds, subjects = max(len(entry.dice) for entry in found), max(entry.dice.shape[1] for entry in found)
     notes = [
         f"{seeds} seeds, {subjects} test subjects. Intervals are bootstraps over seeds and test subjects together, of "

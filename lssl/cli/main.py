@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from lssl import __version__
+from lssl.utils.allocator import keep_freed_memory
 from lssl.utils.errors import InputError, input_error, nearest
 
 __all__ = ["main", "shipped_config"]
@@ -153,31 +154,8 @@ def _train(args: list[str]) -> None:
     classes = [point.load() for group in GROUPS.values() for point in entry_points(group=group)]
     from lssl.cli.training import TrainingCLI
 
-    _keep_freed_memory()
+    keep_freed_memory()
     TrainingCLI.run(args, classes)
-
-
-def _keep_freed_memory() -> None:
-    """On CPUs under glibc, keeps freed blocks instead of mapping every large activation anew: 1.2 to 1.6 times faster.
-
-    Any ``MALLOC_…`` variable in the environment is taken as the user's own choice.
-    """
-    import torch
-
-    if (
-        torch.cuda.is_available()
-        or not sys.platform.startswith("linux")
-        or any(k.startswith("MALLOC_") for k in os.environ)
-    ):
-        return
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # another C library
-        return
-    mallopt(-4, 0)  # M_MMAP_MAX
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 class _Chatter(logging.Filter):

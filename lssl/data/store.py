@@ -112,15 +112,26 @@ def write_stored(
     blocks = (1, *(min(BLOCK, length) for length in foreground.shape))
     places, bounds = _outline(foreground)
     meta = {
-        "version": 1, "affine": affine.ravel().tolist(), "channels": list(channels),
-        "limits": [[float(low), float(high)] for low, high in limits], "step": STEP, "labelled": label is not None,
-        "places": places.tobytes(), "bounds": bounds.tolist(), "origin": origin,
-    }  # fmt: skip
+        "version": 1,
+        "affine": affine.ravel().tolist(),
+        "channels": list(channels),
+        "limits": [[float(low), float(high)] for low, high in limits],
+        "step": STEP,
+        "labelled": label is not None,
+        "places": places.tobytes(),
+        "bounds": bounds.tolist(),
+        "origin": origin,
+    }
     with atomic_write(path) as part:
         array = blosc2.asarray(
-            stack, chunks=chunks, blocks=blocks, urlpath=str(part), mode="w", contiguous=True,
+            stack,
+            chunks=chunks,
+            blocks=blocks,
+            urlpath=str(part),
+            mode="w",
+            contiguous=True,
             cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},
-        )  # fmt: skip
+        )
         array.schunk.vlmeta[KEY] = meta
         del array
         return part.stat().st_size

@@ -93,8 +93,10 @@ def find_subjects(root: Path, options: Options) -> tuple[list[CohortSubject], pd
         if pattern == AUTO:
             table[column], several = _derivatives(root, table, kind)
             if several:
-                notes.append(f"{count(several, 'visit')} with several {column}s, none of which is taken; "
-                               f"say which by --{column}s")  # fmt: skip
+                notes.append(
+                    f"{count(several, 'visit')} with several {column}s, none of which is taken; "
+                    f"say which by --{column}s"
+                )
         else:
             table[column] = "" if pattern == "none" else match_files(root, pattern, table, f"{column}s")
     table = order_visits(table)

@@ -86,9 +86,16 @@ def prepare_command(args: list[str]) -> None:
     from lssl.prepare.runner import TABLE, prepare
 
     options = Options(
-        suffixes=tuple(chosen.suffix), spacing=chosen.spacing, transform=chosen.transform, n4=chosen.n4,
-        masks=chosen.masks, labels=chosen.labels, template=chosen.template, margin=chosen.margin, floor=chosen.floor,
-    )  # fmt: skip
+        suffixes=tuple(chosen.suffix),
+        spacing=chosen.spacing,
+        transform=chosen.transform,
+        n4=chosen.n4,
+        masks=chosen.masks,
+        labels=chosen.labels,
+        template=chosen.template,
+        margin=chosen.margin,
+        floor=chosen.floor,
+    )
     outcome = prepare(chosen.bids, chosen.out, options, chosen.workers, chosen.shard)
     for visit, reasons in outcome.flagged.items():
         picture = chosen.out / "pictures" / f"{visit.split()[0]}.png"

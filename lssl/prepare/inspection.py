@@ -57,22 +57,32 @@ class Inspection:
         interval = self.intervals()
         bright = np.array(self.brightest)
         return {
-            "folder": self.folder, "kind": self.kind, "channels": self.channels,
-            "subjects": int(table["subject"].nunique()), "visits": len(table),
+            "folder": self.folder,
+            "kind": self.kind,
+            "channels": self.channels,
+            "subjects": int(table["subject"].nunique()),
+            "visits": len(table),
             "subjects_by_visits": {str(k): int(v) for k, v in visits.value_counts().sort_index().items()},
             "pairs": {policy: len(rows) for policy, rows in pairs.items()},
             "interval_years": {
-                "from": list(EDGES), "pairs": self.histogram().tolist(),
+                "from": list(EDGES),
+                "pairs": self.histogram().tolist(),
                 "median": None if not len(interval) else round(float(np.median(interval)), 3),
             },
-            "shapes": dict(self.shapes), "spacings_mm": dict(self.spacings), "orientations": dict(self.orientations),
-            "brightest_99.9": None if not len(bright) else
-            {"lowest": float(bright.min()), "median": float(np.median(bright)), "highest": float(bright.max())},
-            "without_age": int(table["age"].isna().sum()), "without_time": int(table["time"].isna().sum()),
-            "left_out": self.left_out, "subjects_looked_at": self.looked_at,
+            "shapes": dict(self.shapes),
+            "spacings_mm": dict(self.spacings),
+            "orientations": dict(self.orientations),
+            "brightest_99.9": None
+            if not len(bright)
+            else {"lowest": float(bright.min()), "median": float(np.median(bright)), "highest": float(bright.max())},
+            "without_age": int(table["age"].isna().sum()),
+            "without_time": int(table["time"].isna().sum()),
+            "left_out": self.left_out,
+            "subjects_looked_at": self.looked_at,
             "suspicious": [{"visit": visit, "reason": reason} for visit, reason in self.suspicious],
-            "gigabytes": round(self.gigabytes, 3), "hours_with_one_worker": self.hours,
-        }  # fmt: skip
+            "gigabytes": round(self.gigabytes, 3),
+            "hours_with_one_worker": self.hours,
+        }
 
     def intervals(self) -> np.ndarray:
         """Years between the visits of every pair of policy ``any``, where known."""

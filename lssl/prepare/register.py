@@ -257,9 +257,12 @@ def _refine(
     method = _method(fixed, SAMPLES)
     step = size / (2 if kind == "rigid" else 10)  # mm; longer first steps can throw an affine map out of its basin
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=step, minStep=size / 1000, numberOfIterations=150, relaxationFactor=0.6,
+        learningRate=step,
+        minStep=size / 1000,
+        numberOfIterations=150,
+        relaxationFactor=0.6,
         gradientMagnitudeTolerance=1e-7,
-    )  # fmt: skip
+    )
     method.SetOptimizerScalesFromPhysicalShift()
     transform = _euler(start, centre) if kind == "rigid" else _affine(start, centre)
     method.SetInitialTransform(transform, inPlace=True)

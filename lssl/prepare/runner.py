@@ -31,8 +31,18 @@ __all__ = ["COLUMNS", "DATASET", "QUALITY", "TABLE", "PrepareOutcome", "assemble
 DATASET, TABLE, QUALITY = "dataset.json", "visits.csv", "quality.csv"
 #: What training reads, in the table; all else is in the second one, as it would only slow reading down.
 COLUMNS = (
-    "subject", "session", "age", "days", "image", "site", "size_d", "size_h", "size_w", "channels", "flags",
-)  # fmt: skip
+    "subject",
+    "session",
+    "age",
+    "days",
+    "image",
+    "site",
+    "size_d",
+    "size_h",
+    "size_w",
+    "channels",
+    "flags",
+)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -111,8 +121,14 @@ def _claim(out: Path, root: Path, options: Options) -> None:
             f"{out} holds the visits of another cohort, {known.get('source')}; name a new folder, or correct 'source' "
             f"in {out / DATASET} if that cohort has moved to {source}."
         )
-    content = {"format": 1, "source": source, "lssl": lssl.__version__, "versions": _versions(),
-               "options": settings(options), "settings": digest(settings(options))}  # fmt: skip
+    content = {
+        "format": 1,
+        "source": source,
+        "lssl": lssl.__version__,
+        "versions": _versions(),
+        "options": settings(options),
+        "settings": digest(settings(options)),
+    }
     try:
         write_json(out / DATASET, content)
     except OSError as error:
@@ -187,9 +203,15 @@ def _progress(
 ) -> Iterator[tuple[CohortSubject, str | None]]:
     """A bar with the time left on a terminal; elsewhere a line at every twentieth of the way."""
     bar = Progress(
-        TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty() or not total,
-    )  # fmt: skip
+        TextColumn("preparing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not sys.stderr.isatty() or not total,
+    )
     start, step = time.monotonic(), max(1, -(-total // 20))
     with bar:
         task = bar.add_task("", total=total)
@@ -251,13 +273,20 @@ def _table_rows(
             continue
         interval, before = known["time"] - before, known["time"]
         rest = {key: value for key, value in visit.items() if key not in ("session", "image", "flags")}
-        rows.append({
-            "subject": name, "session": visit["session"] or name, "age": _round(known["age"], 4),
-            "days": _round(known["time"] * 365.25, 2), "image": visit["image"], "site": known.get("site") or "",
-            "years_since_last": _round(interval, 4),
-            **{key: _round(value, 6) if isinstance(value, float) else value for key, value in rest.items()},
-            "flags": "; ".join(visit["flags"]), "settings": record["settings"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "subject": name,
+                "session": visit["session"] or name,
+                "age": _round(known["age"], 4),
+                "days": _round(known["time"] * 365.25, 2),
+                "image": visit["image"],
+                "site": known.get("site") or "",
+                "years_since_last": _round(interval, 4),
+                **{key: _round(value, 6) if isinstance(value, float) else value for key, value in rest.items()},
+                "flags": "; ".join(visit["flags"]),
+                "settings": record["settings"],
+            }
+        )
     return rows
 
 

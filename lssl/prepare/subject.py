@@ -123,9 +123,14 @@ def prepare_subject(subject: CohortSubject, options: Options, out: Path) -> dict
         row["image_hash"] = inputs[session.images[options.suffixes[0]]]["hash"]
     _judge(subject, rows, firsts, maps, found, options, out)
     record = {
-        "subject": subject.name, "key": key, "registration_key": registration, "settings": digest(settings(options)),
-        "inputs": inputs, "registration": found, "visits": rows,
-    }  # fmt: skip
+        "subject": subject.name,
+        "key": key,
+        "registration_key": registration,
+        "settings": digest(settings(options)),
+        "inputs": inputs,
+        "registration": found,
+        "visits": rows,
+    }
     write_json(record_path(out, subject.name), record)
     return record
 
@@ -158,8 +163,12 @@ def _scans(session: Session, options: Options) -> list[Volume]:
                 raise InputError(
                     f"The mask {session.mask} does not lie on the grid of {path}; resample it to the image."
                 )
-        volume = Volume(voxels, affine, automatic_foreground(voxels) if foreground is None else foreground,
-                        brain=foreground is not None)  # fmt: skip
+        volume = Volume(
+            voxels,
+            affine,
+            automatic_foreground(voxels) if foreground is None else foreground,
+            brain=foreground is not None,
+        )
         if options.n4:
             volume.voxels = _without_bias(volume)
         found.append(volume)
@@ -289,18 +298,34 @@ def _visit(
     name = f"{subject}_{session.name}" if session.name else subject
     path = Path("visits") / subject / f"{name}.b2nd"
     written = write_stored(
-        out / path, np.stack(scaled), foreground, label, grid.affine, options.suffixes, limits,
+        out / path,
+        np.stack(scaled),
+        foreground,
+        label,
+        grid.affine,
+        options.suffixes,
+        limits,
         {"subject": subject, "session": session.name},
-    )  # fmt: skip
+    )
     native = np.abs(first.spacing())
     return {
-        "session": session.name, "image": path.as_posix(), "size_d": grid.size[0], "size_h": grid.size[1],
-        "size_w": grid.size[2], "spacing": grid.spacing, "channels": "+".join(options.suffixes),
-        "labelled": label is not None, "bytes": written, "native_size": "x".join(map(str, first.voxels.shape)),
+        "session": session.name,
+        "image": path.as_posix(),
+        "size_d": grid.size[0],
+        "size_h": grid.size[1],
+        "size_w": grid.size[2],
+        "spacing": grid.spacing,
+        "channels": "+".join(options.suffixes),
+        "labelled": label is not None,
+        "bytes": written,
+        "native_size": "x".join(map(str, first.voxels.shape)),
         "native_spacing": "x".join(f"{value:.3g}" for value in native),
-        "foreground": "mask" if first.brain else "found", "raw_low": limits[0][0], "raw_high": limits[0][1],
-        "foreground_ml": float(foreground.sum()) * grid.spacing**3 / 1000, "matrix": _text(matrix),
-    }  # fmt: skip
+        "foreground": "mask" if first.brain else "found",
+        "raw_low": limits[0][0],
+        "raw_high": limits[0][1],
+        "foreground_ml": float(foreground.sum()) * grid.spacing**3 / 1000,
+        "matrix": _text(matrix),
+    }
 
 
 def _text(matrix: np.ndarray) -> str:
@@ -334,13 +359,18 @@ def _judge(
     for number, row in enumerate(rows):
         matrix = np.array(found["maps"][number])
         row |= {
-            "ncc_before": then[number]["ncc"], "ncc_after": now[number]["ncc"],
-            "mi_before": then[number]["mi"], "mi_after": now[number]["mi"], "overlap": now[number]["overlap"],
+            "ncc_before": then[number]["ncc"],
+            "ncc_after": now[number]["ncc"],
+            "mi_before": then[number]["mi"],
+            "mi_after": now[number]["mi"],
+            "overlap": now[number]["overlap"],
             "coverage": float((views[number] & head).sum() / max(1, head.sum())),
-            "rotation_deg": rotation_degrees(matrix), "moved_mm": displacement(matrix, np.eye(4), centre),
-            "disagreement_mm": found["disagreement"][number], "closure_mm": found["closure"],
+            "rotation_deg": rotation_degrees(matrix),
+            "moved_mm": displacement(matrix, np.eye(4), centre),
+            "disagreement_mm": found["disagreement"][number],
+            "closure_mm": found["closure"],
             "mirror_gain": found["mirror"][number],
-        }  # fmt: skip
+        }
         row["flags"] = quality.flags(row, firsts[number].spacing(), options.floor)
     names = [session.name or subject.name for session in subject.sessions]
     notes = [

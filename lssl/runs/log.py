@@ -17,10 +17,24 @@ __all__ = ["RunLog", "better", "ordered_kinds", "ordered_taps", "read_run"]
 #: Kinds of the monitor, as :mod:`lssl.evaluation.representation` names them → 1 if more is better, -1 if less is,
 #: 0 if neither.
 KINDS = {
-    "spread": 1, "scale": 0, "rank": 1, "correlation": -1, "uniformity": -1, "alignment": -1, "matching": 1,
-    "consistency": 1, "shuffled": 0, "position": 0, "shortcut": -1, "dice": 1, "retrieval": 1, "identity": 1,
-    "interval": 1, "order": 1, "age": 1,
-}  # fmt: skip
+    "spread": 1,
+    "scale": 0,
+    "rank": 1,
+    "correlation": -1,
+    "uniformity": -1,
+    "alignment": -1,
+    "matching": 1,
+    "consistency": 1,
+    "shuffled": 0,
+    "position": 0,
+    "shortcut": -1,
+    "dice": 1,
+    "retrieval": 1,
+    "identity": 1,
+    "interval": 1,
+    "order": 1,
+    "age": 1,
+}
 
 #: Figures that strategies and the Segmenter note beside the terms of their loss, by one part of their name.
 NOTES = {"spread": 0, "skipped": 0, "prototypes": 0, "match": 0, "agreement": 1, "explained": 1, "dice": 1}

@@ -59,9 +59,11 @@ def test_fine_tuning_starts_from_its_own_strategy_and_seed(tmp_path):
 
 def test_network_and_data_of_all_replace_those_of_a_config_and_differences_are_named(tmp_path):
     own = {
-        "model": {"class_path": "LongitudinalLocal"}, "data": {"init_args": {"subjects": 99, "pairs": "baseline"}},
-        "backbone": {"padding": "reflect"}, "views": {"size": 96, "rotation": 10.0},
-    }  # fmt: skip
+        "model": {"class_path": "LongitudinalLocal"},
+        "data": {"init_args": {"subjects": 99, "pairs": "baseline"}},
+        "backbone": {"padding": "reflect"},
+        "views": {"size": 96, "rotation": 10.0},
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(own))
     strategies = {"mine": {"config": "mine.yaml", "trainer": {"max_steps": 7}}, "other": PLAN["strategies"]["bad"]}
     plan = read_plan(write_plan(tmp_path, strategies=strategies))

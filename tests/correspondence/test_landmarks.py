@@ -117,8 +117,19 @@ def test_the_callback_says_when_there_is_nothing_to_measure(make_batch):
 
 @pytest.mark.slow
 def test_the_shipped_config_finds_places_again_across_visits_and_subjects(tmp_path):
-    main(["fit", "--config", str(ROOT / "configs/anatomical_embedding.yaml"), "--trainer.accelerator", "cpu",
-          "--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(tmp_path / "run")])  # fmt: skip
+    main(
+        [
+            "fit",
+            "--config",
+            str(ROOT / "configs/anatomical_embedding.yaml"),
+            "--trainer.accelerator",
+            "cpu",
+            "--trainer.enable_progress_bar",
+            "false",
+            "--trainer.default_root_dir",
+            str(tmp_path / "run"),
+        ]
+    )
     errors = json.loads((tmp_path / "run" / "landmarks.json").read_text())
     assert errors["trained"]["visits/median"] < 2 * errors["trained"]["voxel"]
     assert errors["trained"]["subjects/median"] < 4 * errors["trained"]["voxel"]

@@ -175,8 +175,13 @@ def test_the_first_good_place_else_the_best_else_the_same_visit(batch, generator
     torch.testing.assert_close(centre(query), chosen)
     torch.testing.assert_close(centre(key), chosen)
     assert [one == two for one, two in zip(whose(query, batch), whose(key, batch), strict=True)] == [
-        False, False, True, False, True, False,
-    ]  # fmt: skip
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
     assert rates["accepted"] == pytest.approx(2 / 6)
     assert rates["best"] == pytest.approx(2 / 6)
     assert rates["same_visit"] == pytest.approx(2 / 6)

@@ -87,11 +87,25 @@ FLAT = [[1, 3, 3], 3, 3], [1, [1, 2, 2], [2, 2, 2]]
         (lambda: dynunet(*CUBE), "bottleneck", 16, 8, 0.0),
         (lambda: dynunet(*CUBE), "upsamples.0", 16, 4, -1.0),  # the skip at 0 beside the bottleneck, upsampled, at -2
         (lambda: dynunet(*FLAT), "bottleneck", 16, (2, 4, 4), 0.0),
-        (lambda: monai("UNETR", in_channels=1, out_channels=2, img_size=64, feature_size=4, hidden_size=24, mlp_dim=32,
-                       num_heads=4), "encoder4", 32, 8, 3.5),
+        (
+            lambda: monai(
+                "UNETR",
+                in_channels=1,
+                out_channels=2,
+                img_size=64,
+                feature_size=4,
+                hidden_size=24,
+                mlp_dim=32,
+                num_heads=4,
+            ),
+            "encoder4",
+            32,
+            8,
+            3.5,
+        ),
     ],
     ids=["SegResNet", "DynUNet", "DynUNet decoder", "DynUNet anisotropic", "UNETR"],
-)  # fmt: skip
+)
 def test_monai_networks_are_measured(network, path: str, channels: int, stride: int | tuple, offset: float):
     tap = Backbone(network(), {"tap": path}).taps["tap"]
     assert tap.channels == channels

@@ -99,8 +99,10 @@ def test_the_outline_is_where_the_view_was_cut(make_batch):
     point = index_of(shown.place, visit.affine)
     outline(axes, visit, shown.first, point, "red")
     drawn = np.concatenate([path.vertices for path in axes.collections[0].get_paths()])
-    low, high = (index_of(torch.tensor([corner]).double() @ torch.eye(3).double() + shown.first.affine[:, :3, 3],
-                          visit.affine) for corner in ([-0.5] * 3, [11.5] * 3))  # fmt: skip
+    low, high = (
+        index_of(torch.tensor([corner]).double() @ torch.eye(3).double() + shown.first.affine[:, :3, 3], visit.affine)
+        for corner in ([-0.5] * 3, [11.5] * 3)
+    )
     corners = np.array([spot(visit.size, low), spot(visit.size, high)])
     np.testing.assert_allclose([drawn.min(0), drawn.max(0)], [corners.min(0), corners.max(0)], atol=0.3)
 

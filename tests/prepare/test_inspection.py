@@ -55,8 +55,16 @@ def test_a_bids_folder_is_counted_and_doubted(bids, capsys, tmp_path):
     assert report["subjects_by_visits"] == {"1": 2, "2": 3}
     assert report["pairs"] == {"any": 3, "consecutive": 3, "baseline": 3}
     assert dict(zip(report["interval_years"]["from"], report["interval_years"]["pairs"], strict=True)) == {
-        0.0: 0, 0.25: 0, 0.5: 1, 1.0: 1, 1.5: 0, 2.0: 0, 3.0: 1, 5.0: 0, 10.0: 0,
-    }  # fmt: skip
+        0.0: 0,
+        0.25: 0,
+        0.5: 1,
+        1.0: 1,
+        1.5: 0,
+        2.0: 0,
+        3.0: 1,
+        5.0: 0,
+        10.0: 0,
+    }
     assert report["shapes"] == {"32×32×32": 7, "48×48×21": 1}
     assert report["spacings_mm"] == {"6×6×6": 7, "4×4×9": 1}
     assert report["orientations"]["none"] == 1

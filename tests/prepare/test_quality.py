@@ -44,9 +44,14 @@ def test_laplacian_energy_of_a_wave():
 
 
 GOOD = {
-    "ncc_after": 0.9, "overlap": 0.95, "coverage": 1.0, "disagreement_mm": 0.2, "closure_mm": 0.1, "rotation_deg": 5.0,
+    "ncc_after": 0.9,
+    "overlap": 0.95,
+    "coverage": 1.0,
+    "disagreement_mm": 0.2,
+    "closure_mm": 0.1,
+    "rotation_deg": 5.0,
     "mirror_gain": -0.2,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,10 @@ def test_every_sample_hides_other_blocks_and_every_block_its_turn(generator):
     assert len({tuple(row.tolist()) for row in hidden}) == 64
     rate = hidden.double().mean(0)
     assert (rate - 0.75).abs().max() < 0.25  # 4.6 standard deviations of 64 draws
-    assert torch.equal(block_masks(3, (8, 8, 8), 4, 0.5, generator.manual_seed(1)),
-                       block_masks(3, (8, 8, 8), 4, 0.5, generator.manual_seed(1)))  # fmt: skip
+    assert torch.equal(
+        block_masks(3, (8, 8, 8), 4, 0.5, generator.manual_seed(1)),
+        block_masks(3, (8, 8, 8), 4, 0.5, generator.manual_seed(1)),
+    )
 
 
 def test_blocks_that_do_not_fit_are_cut_off(generator):
