@@ -1,4 +1,4 @@
-"""Cost: what a run's steps took, in ``cost.json``."""
+"""Cost: what a run's steps took, in ``cost.json`` (see :class:`lssl.runs.outputs.RunCost`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lssl.utils.files import write_json
+from lssl.runs.outputs import RunCost, write_cost
 
 __all__ = ["Cost"]
 
@@ -20,16 +20,8 @@ __all__ = ["Cost"]
 class Cost(L.Callback):
     """Counts parameters and times the training steps, waiting for data included and validation excluded.
 
-    The device is waited for at both ends of the timed steps alone, never in between. Written at the end of ``fit``:
-
-    ============== ===================================================================================================
-    parameters     trained ones, heads included
-    ms_per_step    mean of the steps after the warm-up (of all steps, where there are no more)
-    pairs_per_step pairs in the last batch; in fine-tuning, labelled visits and unlabelled pairs
-    steps          number of steps
-    memory         GB of the process at most, without its workers
-    device_memory  GB of the accelerator at most, 0 on CPUs
-    ============== ===================================================================================================
+    The device is waited for at both ends of the timed steps alone, never in between. :class:`lssl.runs.outputs.RunCost`
+    lists what is written at the end of ``fit``.
 
     Args:
         warm_up: steps that are not timed: the first ones choose kernels and fill caches of visits.
@@ -70,15 +62,15 @@ class Cost(L.Callback):
         if not trainer.is_global_zero:
             return
         on_gpu = pl_module.device.type == "cuda"
-        figures = {
-            "parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
-            "ms_per_step": 1000 * self.seconds / max(1, self.timed),
-            "pairs_per_step": self.pairs,
-            "steps": self.steps,
-            "memory": _most_memory(),
-            "device_memory": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
-        }
-        write_json(Path(trainer.default_root_dir) / "cost.json", figures)
+        cost = RunCost(
+            parameters=sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+            ms_per_step=1000 * self.seconds / max(1, self.timed),
+            pairs_per_step=self.pairs,
+            steps=self.steps,
+            memory=_most_memory(),
+            device_memory=torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
+        )
+        write_cost(Path(trainer.default_root_dir), cost)
 
 
 def _most_memory() -> float:

@@ -13,8 +13,8 @@ from typing import Any
 from lssl.benchmark.output_folder import reset
 from lssl.benchmark.plan import Cell, Plan, merged
 from lssl.benchmark.run import PROGRAM, environment, last_line
+from lssl.runs.outputs import read_cost
 from lssl.utils.errors import InputError
-from lssl.utils.files import read_json
 
 __all__ = ["Timing", "estimate", "time_cells"]
 
@@ -81,6 +81,9 @@ def _time(plan: Plan, cell: Cell, jobs: int, program: Sequence[str]) -> Timing:
                 )
             if done.returncode:
                 raise InputError(f"The first steps of {cell.name} failed: {last_line(log)}")
-        cost = read_json(trial.run / "cost.json") or {"ms_per_step": 0.0, "steps": 0, "memory": 0.0}
-        step = cost["ms_per_step"] / 1000
-        return Timing(max(0.0, time.perf_counter() - began - step * cost["steps"]), step, cost["memory"])
+        seconds = time.perf_counter() - began
+        cost = read_cost(trial.run)
+        if cost is None:  # a program that measures nothing
+            return Timing(seconds, 0.0, 0.0)
+        step = cost.ms_per_step / 1000
+        return Timing(max(0.0, seconds - step * cost.steps), step, cost.memory)

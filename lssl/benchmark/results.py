@@ -20,8 +20,8 @@ import pandas as pd
 from lssl.benchmark.output_folder import read_done
 from lssl.benchmark.plan import SCRATCH, Cell, Plan
 from lssl.benchmark.statistics import Difference, paired
+from lssl.runs.outputs import read_cost, read_report, read_scores
 from lssl.utils.errors import InputError
-from lssl.utils.files import read_json
 
 __all__ = ["Result", "by_subject", "choose", "collect", "entries"]
 
@@ -155,7 +155,7 @@ def _cell_table(cell: Cell, note: dict) -> pd.DataFrame:
     figures = pd.DataFrame(_figures(cell, note), columns=["metric", "value"])
     parts = [figures]
     if cell.stage == "finetune":
-        parts.append(pd.read_csv(cell.run / "test" / "segmentation.csv", dtype={"subject": str, "session": str}))
+        parts.append(read_scores(cell.run))
     table = pd.concat(parts, ignore_index=True)
     labelled = "" if cell.stage == "pretrain" else "all" if cell.labelled is None else str(cell.labelled)
     rate = np.nan if cell.rate is None else cell.rate
@@ -167,18 +167,16 @@ def _cell_table(cell: Cell, note: dict) -> pd.DataFrame:
 
 def _figures(cell: Cell, note: dict) -> Iterator[tuple[str, float]]:
     """Of the whole cell."""
-    cost = read_json(cell.run / "cost.json") or {}
     yield "hours", note["seconds"][0] / 3600
-    for name in ("parameters", "ms_per_step", "steps", "memory", "device_memory"):
-        if name in cost:
-            yield name, cost[name]
-    if cost.get("ms_per_step"):
-        yield "pairs_per_second", 1000 * cost["pairs_per_step"] / cost["ms_per_step"]
+    if cost := read_cost(cell.run):
+        yield from ((name, value) for name, value in dataclasses.asdict(cost).items() if name != "pairs_per_step")
+        if cost.ms_per_step:
+            yield "pairs_per_second", 1000 * cost.pairs_per_step / cost.ms_per_step
     if cell.stage == "finetune":
         yield "val_dice", validation_dice(cell)
-    report = read_json(cell.run / "report.json") or {}
-    yield from report.get("trained", {}).items()
-    yield from ((f"untrained/{name}", value) for name, value in report.get("untrained", {}).items())
+    if report := read_report(cell.run):
+        yield from report.trained.items()
+        yield from ((f"untrained/{name}", value) for name, value in report.untrained.items())
 
 
 def validation_dice(cell: Cell) -> float:

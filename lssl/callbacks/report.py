@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from lssl.callbacks.held_out import held_out_batch, held_out_batches
 from lssl.callbacks.pictures import send
 from lssl.evaluation.evaluate import evaluate
+from lssl.runs.outputs import RunReport, write_report
 from lssl.strategy import Strategy
 
 __all__ = ["Report"]
@@ -50,7 +50,7 @@ class Report(L.Callback):
         folder = Path(trainer.default_root_dir)
         console = Console(width=None if sys.stdout.isatty() else 140)
         console.print(_table(self.before, after))
-        (folder / "report.json").write_text(json.dumps({"untrained": self.before, "trained": after}, indent=1))
+        write_report(folder, RunReport(untrained=self.before, trained=after))
         self._draw(trainer, pl_module, folder / "report.png")
         send(trainer, "report", folder / "report.png")
         for text, name in (

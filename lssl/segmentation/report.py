@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
+from lssl.runs.outputs import Score, write_scores
 from lssl.segmentation.scores import METRICS, SegmentedVisit, score_subject
 
 __all__ = ["SegmentationReport", "averages"]
@@ -25,7 +26,7 @@ class SegmentationReport(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.rows: list[Any] = []
+        self.rows: list[Score] = []
         self._subject = ""
         self._visits: list[SegmentedVisit] = []
 
@@ -62,17 +63,12 @@ class SegmentationReport(L.Callback):
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The last subject, then files, log and table."""
         self._finish(trainer, pl_module)
-        table = pd.DataFrame(self.rows)
-        path = _folder(trainer) / "segmentation.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.csv")
-        table.to_csv(part, index=False)
-        part.replace(path)
+        table = write_scores(Path(trainer.default_root_dir), self.rows)
         means = averages(table)
         whole = means.loc["mean"].dropna().to_dict()
         pl_module.log_dict({f"test/{metric}": value for metric, value in whole.items()}, batch_size=1)
         Console(width=None if sys.stdout.isatty() else 160).print(_table(means))
-        rank_zero_info(f"Scores of {table['subject'].nunique()} subjects: {path}; pictures beside it.")
+        rank_zero_info(f"Scores of {table['subject'].nunique()} subjects: {_folder(trainer)}, pictures included.")
 
     def _finish(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not self._visits:

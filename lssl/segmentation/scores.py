@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lssl.metrics import PercentChange, ReversalRate, TemporalConsistency, TrajectoryError
+from lssl.runs.outputs import Score
 from lssl.views import geometry as geo
 
-__all__ = ["METRICS", "Row", "SegmentedVisit", "dice_scores", "score_subject"]
+__all__ = ["METRICS", "SegmentedVisit", "dice_scores", "score_subject"]
 
 METRICS = {
     "dice": "↑ Dice",
@@ -58,17 +59,6 @@ class SegmentedVisit:
     truth: Tensor | None
 
 
-@dataclass
-class Row:
-    """One value of the table: of a visit, of two consecutive ones (``session`` names both), or of a subject."""
-
-    subject: str
-    session: str
-    structure: str
-    metric: str
-    value: float
-
-
 def dice_scores(predicted: Tensor, truth: Tensor, number: int) -> Tensor:
     """``(K,)`` ``2 |P ∩ T| / (|P| + |T|)`` over voxels whose truth is known; NaN for a class that the truth has not."""
     known = truth >= 0
@@ -79,7 +69,7 @@ def dice_scores(predicted: Tensor, truth: Tensor, number: int) -> Tensor:
     return torch.where(sizes > 0, 2 * both / (sizes + own), torch.nan)
 
 
-def score_subject(subject: str, visits: Sequence[SegmentedVisit], names: Sequence[str]) -> list[Row]:
+def score_subject(subject: str, visits: Sequence[SegmentedVisit], names: Sequence[str]) -> list[Score]:
     """All rows of one subject.
 
     Args:
@@ -87,11 +77,11 @@ def score_subject(subject: str, visits: Sequence[SegmentedVisit], names: Sequenc
         visits: in time order, on the CPU.
         names: of the classes but the background.
     """
-    rows: list[Row] = []
+    rows: list[Score] = []
 
     def add(session: str, metric: str, values: Tensor) -> None:
         pairs = zip(names, values.reshape(-1).tolist(), strict=True)
-        rows.extend(Row(subject, session, name, metric, value) for name, value in pairs if value == value)
+        rows.extend(Score(subject, session, name, metric, value) for name, value in pairs if value == value)
 
     volumes = [_volumes(visit.predicted, visit, len(names)) for visit in visits]
     truths = [

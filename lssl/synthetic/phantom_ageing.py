@@ -23,7 +23,8 @@ import functools
 import torch
 from torch import Tensor
 
-from lssl.synthetic.phantom_anatomy import TUBES, cerebrum, paint
+from lssl.synthetic.phantom_anatomy import paint
+from lssl.synthetic.phantom_shapes import TUBES, cerebrum
 from lssl.synthetic.phantom_subject import PhantomSubject
 
 __all__ = ["LONGEST", "RATED", "amplitudes", "canonical", "displacement", "jacobian", "labels_at", "locate", "volumes"]

@@ -59,7 +59,8 @@ if command == "fit":
         figures = {"rank/a": 7.5, "retrieval/a": 0.8, "dice/a": 0.4}
         (run / "report.json").write_text(json.dumps({"trained": figures, "untrained": {"rank/a": 2.5}}))
     (run / "metrics.csv").write_text(loss)
-    cost = {"parameters": 1234, "ms_per_step": 20.0, "pairs_per_step": 4, "steps": 3, "memory": 0.5}
+    cost = {"parameters": 1234, "ms_per_step": 20.0, "pairs_per_step": 4, "steps": 3}
+    cost |= {"memory": 0.5, "device_memory": 0.0}
     (run / "cost.json").write_text(json.dumps(cost))
 else:
     seed, name = config["seed_everything"], str(run)

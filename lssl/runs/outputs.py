@@ -1,0 +1,143 @@
+"""What a run folder holds for the stage after it, typed once for who writes and who reads; without torch.
+
+============================ ========================== ================================================
+file                         written by                 read by
+============================ ========================== ================================================
+``cost.json``                the callback ``Cost``      the benchmark: time and memory of each cell
+``report.json``              the callback ``Report``    the benchmark: features before and after
+``test/segmentation.csv``    ``lssl test``              the benchmark: scores of test subjects
+============================ ========================== ================================================
+
+A missing file is ``None`` for the JSON files, which a stage may not write; a file that lacks a value, or holds one of
+another type, is an :class:`~lssl.utils.errors.InputError`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from lssl.utils.errors import InputError
+from lssl.utils.files import atomic_write, read_json, write_json
+
+__all__ = [
+    "RunCost",
+    "RunReport",
+    "Score",
+    "read_cost",
+    "read_report",
+    "read_scores",
+    "write_cost",
+    "write_report",
+    "write_scores",
+]
+
+COST, REPORT, SCORES = Path("cost.json"), Path("report.json"), Path("test", "segmentation.csv")
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What the training steps of a run took.
+
+    Attributes:
+        parameters: trained ones, heads included.
+        ms_per_step: mean of the steps after the warm-up; of all steps, where there are no more.
+        pairs_per_step: pairs in the last batch; in fine-tuning, labelled visits and unlabelled pairs.
+        steps: number of steps.
+        memory: peak of the process in GB, without its workers.
+        device_memory: peak of the accelerator in GB, 0 on CPUs.
+    """
+
+    parameters: int
+    ms_per_step: float
+    pairs_per_step: int
+    steps: int
+    memory: float
+    device_memory: float
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Figures of held-out subjects, ``kind/tap`` → value, before and after training."""
+
+    untrained: dict[str, float]
+    trained: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One value of a test subject.
+
+    Attributes:
+        subject: its name.
+        session: of one visit, of two consecutive ones (``first/second``), or empty for the whole subject.
+        structure: name of the class.
+        metric: one of :data:`lssl.segmentation.scores.METRICS`, ``volume`` or ``true_volume``.
+        value: in the metric's unit.
+    """
+
+    subject: str
+    session: str
+    structure: str
+    metric: str
+    value: float
+
+
+def write_cost(run: Path, cost: RunCost) -> None:
+    """Writes ``cost.json`` into a run folder."""
+    write_json(run / COST, dataclasses.asdict(cost))
+
+
+def read_cost(run: Path) -> RunCost | None:
+    """The cost of a run; ``None`` where it was not measured."""
+    content = read_json(run / COST)
+    return None if content is None else RunCost(**_checked(run / COST, content, RunCost))
+
+
+def write_report(run: Path, report: RunReport) -> None:
+    """Writes ``report.json`` into a run folder."""
+    write_json(run / REPORT, dataclasses.asdict(report))
+
+
+def read_report(run: Path) -> RunReport | None:
+    """The report of a run; ``None`` where it has none."""
+    content = read_json(run / REPORT)
+    return None if content is None else RunReport(**_checked(run / REPORT, content, RunReport))
+
+
+def write_scores(run: Path, scores: Iterable[Score]) -> pd.DataFrame:
+    """Writes ``test/segmentation.csv`` into a run folder and returns its table: a row per score, a column per field."""
+    table = pd.DataFrame(list(scores), columns=_fields(Score))
+    with atomic_write(run / SCORES) as part:
+        table.to_csv(part, index=False)
+    return table
+
+
+def read_scores(run: Path) -> pd.DataFrame:
+    """The table that :func:`write_scores` wrote; an empty session stays an empty text."""
+    path = run / SCORES
+    try:
+        table = pd.read_csv(
+            path, dtype={"subject": str, "session": str}, keep_default_na=False, na_values={"value": ""}
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); `lssl test` writes it.") from None
+    _checked(path, dict.fromkeys(table.columns), Score)
+    return table[_fields(Score)]
+
+
+def _fields(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _checked(path: Path, content: object, kind: type) -> dict:
+    """The content, if it has exactly the fields of ``kind``."""
+    names = _fields(kind)
+    if not isinstance(content, dict) or set(content) != set(names):
+        has = ", ".join(sorted(map(str, content))) if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path} must hold {', '.join(names)}, and holds {has}: another version of lssl wrote it.")
+    return content
