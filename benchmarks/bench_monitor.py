@@ -20,7 +20,7 @@ from lssl.datamodules.phantom import PhantomDataModule
 from lssl.evaluation.representation import held_out_pairs, measure, trained_taps
 from lssl.networks.backbone import unet
 from lssl.strategies.global_contrastive import GlobalContrastive, MoCo
-from lssl.strategies.longitudinal_local import LongitudinalLocal
+from lssl.strategies.longitudinal_local import InfoNCE, LongitudinalLocal
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 
 SIDE, PAIRS, STEPS = (int(argument) for argument in (*sys.argv[1:], *("48", "2", "5")[len(sys.argv) - 1 :]))
@@ -39,9 +39,9 @@ def strategies() -> dict[str, Strategy]:
     off = {"variance": 0.0, "covariance": 0.0, "orthogonality": 0.0}
     return {
         "LongitudinalLocal, info_nce": LongitudinalLocal(
-            backbone(), objective="info_nce", weights=off, **dense, **small
+            backbone(), objective=InfoNCE, loss_weights=off, **dense, **small
         ),
-        "PriorGuidedLocal": PriorGuidedLocal(backbone(), fewest=4, **small),
+        "PriorGuidedLocal": PriorGuidedLocal(backbone(), min_points=4, **small),
         "GlobalContrastive, MoCo": GlobalContrastive(backbone(), objective=partial(MoCo, hidden=512), views=views),
     }
 
@@ -54,7 +54,7 @@ def seconds_of_a_step(strategy: Strategy, data: PhantomDataModule) -> float:
         start = time.perf_counter()
         batch = batches[step % len(batches)]
         strategy.generator.manual_seed(step)
-        terms = strategy.terms(*strategy.views(batch, strategy.generator), batch)
+        terms = strategy.losses(batch)
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()

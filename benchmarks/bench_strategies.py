@@ -15,7 +15,8 @@ from lssl import Backbone, PairBatch, Strategy, ViewSampler
 from lssl.strategies.anatomical_invariance import AnatomicalInvariance
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
 from lssl.strategies.longitudinal_local import LongitudinalLocal
-from lssl.strategies.prior_guided_local import PriorGuidedLocal
+from lssl.strategies.prior_guided_local import InfoNCE, PriorGuidedLocal
+from lssl.strategies.prior_guided_local import VICReg as LocalVICReg
 
 SIDE, PAIRS = (int(argument) for argument in (*sys.argv[1:], "64", "2")[:2])
 REPEATS = 3
@@ -45,8 +46,8 @@ def strategies() -> dict[str, Callable[[], torch.Tensor]]:
     built: dict[str, Strategy] = {
         "LongitudinalLocal, published heads": LongitudinalLocal(Backbone(), views=views),
         "PriorGuidedLocal, cosine": PriorGuidedLocal(Backbone(), views=views, **small),
-        "PriorGuidedLocal, info_nce": PriorGuidedLocal(Backbone(), objective="info_nce", views=views, **small),
-        "PriorGuidedLocal, vicreg": PriorGuidedLocal(Backbone(), objective="vicreg", views=views, **small),
+        "PriorGuidedLocal, info_nce": PriorGuidedLocal(Backbone(), objective=InfoNCE, views=views, **small),
+        "PriorGuidedLocal, vicreg": PriorGuidedLocal(Backbone(), objective=LocalVICReg, views=views, **small),
         "AnatomicalInvariance": AnatomicalInvariance(Backbone(), views=views),
     }
     for objective in (SimCLR, MoCo, BYOL, VICReg):

@@ -50,6 +50,7 @@ class LabelMapDataModule(SyntheticDataModule):
     """
 
     KIND, LONGEST = "subject", LONGEST
+    knows_correspondence = True
 
     def __init__(
         self,

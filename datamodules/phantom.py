@@ -41,6 +41,7 @@ class PhantomDataModule(SyntheticDataModule):
     """
 
     KIND, LONGEST = "phantom", LONGEST
+    knows_correspondence = True
     common_frame = True  # the middle of every head is the origin
 
     def __init__(

@@ -67,8 +67,13 @@ CLASSES = RECIPE["model"]["init_args"]["classes"] if COHORT == "phantom" else No
 ARMS = {
     "scratch": {},
     "pretrained": {"pretrained": True},
-    "pretrained + consistency": {"pretrained": True, "weights": {"consistency": 1.0}, "absent": False, "ramp": 0.5},
-    "scratch + consistency": {"weights": {"consistency": 1.0}, "absent": False, "ramp": 0.5},
+    "pretrained + consistency": {
+        "pretrained": True,
+        "loss_weights": {"consistency": 1.0},
+        "absent": False,
+        "ramp": 0.5,
+    },
+    "scratch + consistency": {"loss_weights": {"consistency": 1.0}, "absent": False, "ramp": 0.5},
 }
 PAIRS = (
     ("pretrained", "scratch"),
@@ -120,7 +125,7 @@ def fine_tune(seed: int, lr: float = LR, steps: int = STEPS, held_out: str = "te
         backbone,
         views=ViewSampler(**RECIPE["views"]),
         classes=CLASSES,
-        overlap=0.25,
+        window_overlap=0.25,
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=lr, weight_decay=0.01),
         **options,
     )

@@ -6,15 +6,30 @@ Names are imported on first use, so that ``import lssl`` costs nothing.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lssl.data.batch import PairBatch, Visit
+    from lssl.data.datamodule import PairDataModule
+    from lssl.networks.backbone import Backbone
+    from lssl.networks.heads import Projector
+    from lssl.segmentation.segmenter import Segmenter
+    from lssl.strategy import Strategy
+    from lssl.task import Task
+    from lssl.utils.errors import InputError
+    from lssl.views.intensity import IntensityTransform
+    from lssl.views.sampler import View, ViewSampler
 
 __all__ = [
     "Backbone",
     "InputError",
+    "IntensityTransform",
     "PairBatch",
+    "PairDataModule",
     "Projector",
     "Segmenter",
     "Strategy",
+    "Task",
     "View",
     "ViewSampler",
     "Visit",
@@ -26,17 +41,21 @@ __version__ = "0.1.0"
 _HOMES = {
     "Backbone": "lssl.networks.backbone",
     "InputError": "lssl.utils.errors",
+    "IntensityTransform": "lssl.views.intensity",
     "PairBatch": "lssl.data.batch",
+    "PairDataModule": "lssl.data.datamodule",
     "Projector": "lssl.networks.heads",
     "Segmenter": "lssl.segmentation.segmenter",
     "Strategy": "lssl.strategy",
+    "Task": "lssl.task",
     "View": "lssl.views.sampler",
     "ViewSampler": "lssl.views.sampler",
     "Visit": "lssl.data.batch",
 }
 
+if not TYPE_CHECKING:  # for a type checker it would make every unknown name Any
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lssl' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'lssl' has no attribute '{name}'")
+        return getattr(importlib.import_module(_HOMES[name]), name)

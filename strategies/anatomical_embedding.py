@@ -29,7 +29,7 @@ A checkpoint of it is what :class:`lssl.correspondence.matchers.EmbeddingMatcher
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,16 +39,66 @@ from lssl.correspondence.matchers import descriptors
 from lssl.data.batch import PairBatch
 from lssl.losses import MinedInfoNCE
 from lssl.networks.backbone import Backbone, Tap
-from lssl.networks.heads import Projector, spread, voxelwise
+from lssl.networks.heads import Projector, TapHeads, feature_std, to_rows
 from lssl.strategy import Strategy
 from lssl.utils.errors import InputError, positive
 from lssl.views import geometry as geo
 from lssl.views.points import at_points, corresponding_points
 from lssl.views.sampler import View
 
-__all__ = ["AnatomicalEmbedding"]
+__all__ = ["AnatomicalEmbedding", "CoarseMap", "FineMap"]
 
 Maps = list[tuple[Tensor, Tap]]
+
+
+@dataclass
+class FineMap:
+    """Where the fine map is read and what its anchors are told from.
+
+    Attributes:
+        tap: SAM's has stride 2.
+        anchors: per sample and direction.
+        hard: candidates kept per anchor (SAM: 2000).
+        diverse: of them used (SAM: 500).
+        exclusion: mm around an anchor within which nothing is a negative.
+    """
+
+    tap: str = "decoder.1"
+    anchors: int = 100
+    hard: int = 2000
+    diverse: int = 500
+    exclusion: float = 8.0
+
+    def __post_init__(self) -> None:
+        positive(anchors=self.anchors)
+        if self.exclusion < 0:
+            raise InputError(f"exclusion: give 0 mm or more, not {self.exclusion:g}.")
+
+
+@dataclass
+class CoarseMap(FineMap):
+    """The same for the coarse map.
+
+    Attributes:
+        tap: SAM's has stride 16.
+        anchors: fewer where the map is small.
+        hard: candidates kept per anchor (SAM: 250).
+        diverse: of them used (SAM: 200).
+        exclusion: at least the diagonal of the map's voxel, in mm.
+        cross_subject_negatives: voxels drawn from all views of the batch, as negatives of the subjects they are not of
+            (SAM: 1000). They are drawn whatever their place, so a few show the anchor's own anatomy.
+    """
+
+    tap: str = "bottleneck"
+    hard: int = 250
+    diverse: int = 200
+    exclusion: float = 32.0
+    cross_subject_negatives: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cross_subject_negatives < 0:
+            raise InputError(f"cross_subject_negatives: give 0 or more, not {self.cross_subject_negatives}.")
 
 
 class AnatomicalEmbedding(Strategy):
@@ -56,86 +106,67 @@ class AnatomicalEmbedding(Strategy):
 
     Args:
         backbone: network and taps.
-        fine: tap of the fine map; SAM's has stride 2.
-        coarse: tap of the coarse map; SAM's has stride 16.
+        fine: the fine map; ``None``: :class:`FineMap` as it is.
+        coarse: the coarse map; ``None``: :class:`CoarseMap` as it is.
         hidden: width of the heads' hidden layer.
         embedding: channels of each map (SAM: 128).
         norm: of the heads: ``batch``, or ``layer``.
-        anchors: of the fine map, per sample and direction.
-        coarse_anchors: of the coarse map; fewer where the map is small.
         temperature: of both terms; SAM's is 0.5. The shipped config takes 0.1 and says what it changed.
-        hard: candidates kept per fine anchor (SAM: 2000).
-        diverse: of them used (SAM: 500).
-        coarse_hard: likewise in the coarse map (SAM: 250).
-        coarse_diverse: likewise (SAM: 200).
-        others: coarse voxels drawn from all views of the batch, as negatives of the subjects they are not of (SAM:
-            1000). They are drawn whatever their place, so a few show the anchor's own anatomy.
-        exclusion: mm around a fine anchor within which nothing is a negative.
-        coarse_exclusion: likewise in the coarse map; at least its voxel's diagonal.
         foreground: anchors on the foreground of both views only.
-        weights: term → weight.
-        **common: see :class:`lssl.strategy.Strategy`.
+        **common: see :class:`lssl.task.Task`.
     """
 
-    TERMS = ("fine", "coarse")
+    LOSS_WEIGHTS: ClassVar = {"fine": 1.0, "coarse": 1.0}
 
     def __init__(
         self,
         backbone: Backbone,
-        fine: str = "decoder.1",
-        coarse: str = "bottleneck",
+        fine: FineMap | None = None,
+        coarse: CoarseMap | None = None,
         hidden: int = 128,
         embedding: int = 64,
         norm: Literal["batch", "layer"] = "batch",
-        anchors: int = 100,
-        coarse_anchors: int = 100,
         temperature: float = 0.5,
-        hard: int = 2000,
-        diverse: int = 500,
-        coarse_hard: int = 250,
-        coarse_diverse: int = 200,
-        others: int = 1000,
-        exclusion: float = 8.0,
-        coarse_exclusion: float = 32.0,
         foreground: bool = True,
-        weights: dict[str, float] | None = None,
         **common: Any,
     ) -> None:
-        super().__init__(backbone, weights=weights, **common)
-        positive(anchors=anchors, coarse_anchors=coarse_anchors, embedding=embedding, hidden=hidden)
-        if min(exclusion, coarse_exclusion, others) < 0:
-            raise InputError("exclusion, coarse_exclusion, others: give 0 or more.")
-        backbone.check_taps([fine, coarse])
+        super().__init__(backbone, **common)
+        positive(embedding=embedding, hidden=hidden)
+        maps: dict[str, FineMap] = {"fine": fine or FineMap(), "coarse": coarse or CoarseMap()}
+        backbone.check_taps([level.tap for level in maps.values()])
         self._check_views()
-        self.levels = {name: tap for name, tap in (("fine", fine), ("coarse", coarse)) if self.uses(name)}
+        self.levels = {name: level for name, level in maps.items() if self.uses(name)}
         if not self.levels:
-            raise InputError("weights: give fine or coarse a weight other than 0.")
+            raise InputError("loss_weights: give fine or coarse a weight other than 0.")
         self._check_strides()
-        backbone.freeze_unused(list(self.levels.values()))
-        self.heads = nn.ModuleDict(
+        self.taps = [level.tap for level in self.levels.values()]
+        backbone.freeze_unused(self.taps)
+        self.heads = TapHeads(
             {
-                name: Projector(backbone.taps[tap].channels, hidden, embedding, norm=norm)
-                for name, tap in self.levels.items()
+                name: Projector(backbone.taps[level.tap].channels, hidden, embedding, norm=norm)
+                for name, level in self.levels.items()
             }
         )
-        self.anchors = {"fine": anchors, "coarse": coarse_anchors}
-        self.exclusion = {"fine": exclusion, "coarse": coarse_exclusion}
-        self.others, self.foreground = others, foreground
-        self.fine_loss = MinedInfoNCE(temperature, hard, diverse)
-        self.coarse_loss = MinedInfoNCE(temperature, coarse_hard, coarse_diverse)
+        self.foreground = foreground
+        self.mined = nn.ModuleDict(
+            {name: MinedInfoNCE(temperature, level.hard, level.diverse) for name, level in maps.items()}
+        )
 
     def anatomical_maps(self, image: Tensor) -> Maps:
-        """L2-normalised float32 maps ``(B, D, ...)`` of images ``(B, C, ...)`` and their taps, the finest first."""
-        features = self.backbone(image, list(self.levels.values()))
+        """L2-normalised float32 maps ``(B, D, ...)`` of images ``(B, C, ...)`` and their taps, the finest first.
+
+        Images whose sides the network's strides do not divide are padded behind their last voxels, and so are the maps.
+        """
+        features = self.backbone(self.backbone.pad(image), self.taps)
         return [
-            (F.normalize(voxelwise(self.heads[name], features[tap]).float(), dim=1), self.backbone.taps[tap])
-            for name, tap in self.levels.items()
+            (F.normalize(self.heads.maps(name, features[level.tap]).float(), dim=1), self.backbone.taps[level.tap])
+            for name, level in self.levels.items()
         ]
 
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """See the module's table."""
         maps = self.anatomical_maps(torch.cat([first.image, second.image]))
-        terms, spreads = {}, []
+        terms, stds = {}, []
         for number, (name, (values, tap)) in enumerate(zip(self.levels, maps, strict=True)):
             with torch.no_grad():
                 ranked = descriptors(maps[number:])  # the fine map is ranked by both, the coarse one by itself
@@ -148,35 +179,37 @@ class AnatomicalEmbedding(Strategy):
                 self.generator.set_state(state)  # both directions draw alike: neither view is the first
                 losses.append(self._direction(name, one, other, batch.subject))
             terms[name] = torch.stack(losses).mean()
-            spreads.append(spread(sides[0].rows(values).flatten(0, 1)))
-        self.note("spread", torch.stack(spreads).amin())  # of the map that fills less of its sphere
+            stds.append(feature_std(to_rows(values).flatten(0, 1)))
+        self.log_metric("feature_std", torch.stack(stds).amin())  # of the map that fills less of its sphere
         return terms
 
     def _direction(self, name: str, one: _Side, other: _Side, subject: Tensor) -> Tensor:
         """Anchors of one view against both views, and against other subjects in the coarse map."""
-        count, generator = self.anchors[name], self.generator
-        places, weight = corresponding_points(one.view, other.view, one.tap, count, generator, self.foreground)
+        level, generator = self.levels[name], self.generator
+        places, weight = corresponding_points(one.view, other.view, one.tap, level.anchors, generator, self.foreground)
         candidates = torch.cat([one.places, other.places], 1).float()
         apart = torch.cdist(places.float(), candidates, compute_mode="donot_use_mm_for_euclid_dist")
-        rows = torch.cat([one.rows(one.maps), other.rows(other.maps)], 1)
+        rows = torch.cat([to_rows(one.maps), to_rows(other.maps)], 1)
         with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
-            ranking = one.at(one.rank, places) @ torch.cat([one.rows(one.rank), other.rows(other.rank)], 1).mT
-        loss = self.fine_loss if name == "fine" else self.coarse_loss
-        return loss(
+            ranking = one.at(one.rank, places) @ torch.cat([to_rows(one.rank), to_rows(other.rank)], 1).mT
+        return self.mined[name](
             one.at(one.maps, places),
             other.at(other.maps, places),
             rows,
-            apart > self.exclusion[name],
+            apart > level.exclusion,
             generator,
             ranking,
-            self._other_subjects(rows, subject) if name == "coarse" and self.others else None,
+            self._other_subjects(level, rows, subject),
             weight,
         )
 
-    def _other_subjects(self, rows: Tensor, subject: Tensor) -> tuple[Tensor, Tensor]:
+    def _other_subjects(self, level: FineMap, rows: Tensor, subject: Tensor) -> tuple[Tensor, Tensor] | None:
         """Drawn rows ``(L, D)`` of all samples, and which samples ``(B, L)`` are of another subject."""
+        wanted = level.cross_subject_negatives if isinstance(level, CoarseMap) else 0
+        if not wanted:
+            return None
         samples, each = rows.shape[:2]
-        drawn = torch.rand(samples * each, generator=self.generator).topk(min(self.others, samples * each)).indices
+        drawn = torch.rand(samples * each, generator=self.generator).topk(min(wanted, samples * each)).indices
         drawn = drawn.to(rows.device, non_blocking=True)
         return rows.flatten(0, 1)[drawn], subject[:, None] != subject[drawn // each]
 
@@ -188,11 +221,10 @@ class AnatomicalEmbedding(Strategy):
             )
 
     def _check_strides(self) -> None:
-        strides = [self.backbone.taps[tap].stride for tap in self.levels.values()]
+        taps = [level.tap for level in self.levels.values()]
+        strides = [self.backbone.taps[tap].stride for tap in taps]
         if any(low > high for low, high in zip(strides[0], strides[-1], strict=True)):
-            raise InputError(
-                f"fine, coarse: tap '{self.levels['fine']}' is coarser than tap '{self.levels['coarse']}'; swap them."
-            )
+            raise InputError(f"fine, coarse: tap '{taps[0]}' is coarser than tap '{taps[1]}'; swap them.")
 
 
 @dataclass
@@ -220,8 +252,3 @@ class _Side:
     def at(self, maps: Tensor, points: Tensor) -> Tensor:
         """``(B, K, D)`` of unit length at points of the frame."""
         return F.normalize(at_points(maps, self.view, self.tap, points), dim=-1)
-
-    @staticmethod
-    def rows(maps: Tensor) -> Tensor:
-        """``(B, D, ...)`` as ``(B, N, D)``."""
-        return maps.flatten(2).transpose(1, 2)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from lssl.data.batch import PairBatch
 from lssl.losses import Covariance, NegativeCosine, NTXent, QueueInfoNCE, Variance
 from lssl.networks.backbone import Backbone
-from lssl.networks.heads import Projector, mean_and_max, spread
+from lssl.networks.heads import Projector, feature_std, mean_and_max
 from lssl.networks.queue import KeyQueue
 from lssl.networks.teacher import Teacher
 from lssl.strategy import Strategy
@@ -63,9 +63,9 @@ class Objective(nn.Module, ABC):
     """
 
     #: Term → weight.
-    WEIGHTS: ClassVar[dict[str, float]] = {"similarity": 1.0}
+    LOSS_WEIGHTS: ClassVar[dict[str, float]] = {"similarity": 1.0}
     #: Pairs in all, below which there is nothing to compare with.
-    FEWEST = 1
+    MIN_PAIRS = 1
     projector: nn.Module
     predictor: nn.Module
     momentum: tuple[float, float] | None = None
@@ -97,7 +97,7 @@ class SimCLR(Objective):
         temperature: of the soft-max.
     """
 
-    FEWEST = 2
+    MIN_PAIRS = 2
 
     def __init__(
         self,
@@ -203,8 +203,8 @@ class VICReg(Objective):
         norm: of the projector.
     """
 
-    WEIGHTS: ClassVar[dict[str, float]] = {"similarity": 25.0, "variance": 25.0, "covariance": 1.0}
-    FEWEST = 2
+    LOSS_WEIGHTS: ClassVar[dict[str, float]] = {"similarity": 25.0, "variance": 25.0, "covariance": 1.0}
+    MIN_PAIRS = 2
 
     def __init__(
         self,
@@ -239,8 +239,7 @@ class GlobalContrastive(Strategy):
         objective: SimCLR, MoCo, BYOL, VICReg, or another :class:`Objective`; which for which batch says the module.
         interval: years τ; pairs of two visits count ``exp(-Δt/τ)`` of a pair of one visit, and 0 if their interval is
             unknown, see :func:`lssl.utils.intervals.interval_weight`. ``None``: all alike.
-        weights: term → weight; the objective's own by default.
-        **common: see :class:`lssl.strategy.Strategy`.
+        **common: see :class:`lssl.task.Task`; the loss weights are the objective's own by default.
     """
 
     def __init__(
@@ -249,30 +248,29 @@ class GlobalContrastive(Strategy):
         taps: Sequence[str] = ("bottleneck",),
         objective: Callable[[int], Objective] = MoCo,
         interval: float | None = None,
-        weights: dict[str, float] | None = None,
         **common: Any,
     ) -> None:
         taps = list(dict.fromkeys(taps))
         backbone.check_taps(taps)
         if not taps:
             raise InputError("taps: name at least one feature map to pool.")
-        built = objective(2 * sum(backbone.taps[tap].channels for tap in taps))
-        self.TERMS = tuple(built.WEIGHTS)
-        super().__init__(backbone, weights={**built.WEIGHTS, **(weights or {})}, **common)
         if interval is not None:
             positive(interval=interval)
+        super().__init__(backbone, **common)
         self.taps, self.interval = taps, interval
-        self.objective = built
+        self.objective = objective(2 * sum(backbone.taps[tap].channels for tap in taps))
+        self.declare_terms(self.objective.LOSS_WEIGHTS)
         backbone.freeze_unused(self.taps)
-        if built.momentum is not None:
-            self.teacher = Teacher({"backbone": backbone, "projector": built.projector}, *built.momentum)
+        if self.objective.momentum is not None:
+            followed = {"backbone": backbone, "projector": self.objective.projector}
+            self.teacher = Teacher(followed, *self.objective.momentum)
 
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """The objective's terms of the two embeddings."""
         self._check_batch(len(batch))
         images = torch.cat([first.image, second.image])
         z = self.objective.projector(self._pool(self.backbone(images, self.taps)))
-        self.note("spread", spread(z))
+        self.log_metric("feature_std", feature_std(z))
         online = self.objective.predictor(z).chunk(2)
         target = self._target(images)
         target = z if target is None else target
@@ -295,7 +293,7 @@ class GlobalContrastive(Strategy):
         return interval_weight(first.time, second.time, self.interval)
 
     def _check_batch(self, pairs: int) -> None:
-        everywhere, fewest = pairs * world_size(), self.objective.FEWEST
+        everywhere, fewest = pairs * world_size(), self.objective.MIN_PAIRS
         if self.training and everywhere < fewest:
             raise InputError(
                 f"{type(self.objective).__name__} compares pairs with one another and needs {fewest} or more, but a "

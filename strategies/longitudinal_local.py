@@ -29,7 +29,8 @@ come near 0; and views cut at one window with zero padding let the network match
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -39,13 +40,77 @@ from torch import Tensor, nn
 from lssl.data.batch import PairBatch
 from lssl.losses import Covariance, DenseInfoNCE, NegativeCosine, Orthogonality, Variance
 from lssl.networks.backbone import Backbone
-from lssl.networks.heads import Projector
+from lssl.networks.heads import Projector, TapHeads
 from lssl.strategy import Strategy
 from lssl.utils.errors import InputError
 from lssl.views.points import at_points, corresponding_points
 from lssl.views.sampler import View
 
-__all__ = ["LongitudinalLocal"]
+__all__ = ["Cosine", "InfoNCE", "LongitudinalLocal", "Objective"]
+
+Views = tuple[Tensor, ...]
+"""The same of both views."""
+
+
+class Objective(nn.Module, ABC):
+    """How corresponding voxels of two views are made alike."""
+
+    #: Whether the projectors normalise their output.
+    normalises: ClassVar[bool] = False
+
+    def predictor(self, width: int) -> nn.Module | None:
+        """A new head from ``z`` to the other view's ``z``, both of a width; ``None`` if the objective has none."""
+        return None
+
+    @abstractmethod
+    def forward(self, z: Views, p: Views, places: Tensor, weight: Tensor) -> Tensor:
+        """Loss of one tap.
+
+        Args:
+            z: projections ``(B, K, D)`` of both views at K corresponding voxels.
+            p: predictions from them; the same where there is no predictor.
+            places: ``(B, K, 3)`` mm.
+            weight: ``(B,)`` share of each pair in the mean.
+        """
+
+
+class Cosine(Objective):
+    """Prediction of the other view's projection, which gets no gradient: SimSiam's, as published.
+
+    Args:
+        predictor_hidden: hidden width of the predictors.
+    """
+
+    normalises = True
+
+    def __init__(self, predictor_hidden: int = 512) -> None:
+        super().__init__()
+        self.predictor_hidden, self.loss = predictor_hidden, NegativeCosine()
+
+    def predictor(self, width: int) -> nn.Module:
+        """Two layers."""
+        return Projector(width, self.predictor_hidden, width)
+
+    def forward(self, z: Views, p: Views, places: Tensor, weight: Tensor) -> Tensor:
+        """See :class:`lssl.losses.NegativeCosine`."""
+        return self.loss(p[0], z[0], p[1], z[1], weight)
+
+
+class InfoNCE(Objective):
+    """Each voxel against those farther away in the other view, without predictor.
+
+    Args:
+        temperature: of the soft-max.
+        exclusion: mm around a voxel within which nothing is a negative.
+    """
+
+    def __init__(self, temperature: float = 0.1, exclusion: float = 8.0) -> None:
+        super().__init__()
+        self.loss = DenseInfoNCE(temperature, exclusion)
+
+    def forward(self, z: Views, p: Views, places: Tensor, weight: Tensor) -> Tensor:
+        """See :class:`lssl.losses.DenseInfoNCE`."""
+        return self.loss(*z, places, weight)
 
 
 class LongitudinalLocal(Strategy):
@@ -58,22 +123,16 @@ class LongitudinalLocal(Strategy):
         tap_weights: similarity weight of each tap, normalised to sum 1; ``None`` weighs all alike.
         orthogonal_taps: encoder tap of the skip connection, and the decoder tap after it; same stride.
         orthogonality: compare them ``projected``, as published, or ``raw`` (needs equally many channels).
-        objective: ``cosine`` with predictor and stop-gradient, as published, or ``info_nce``: each voxel against
-            those farther than ``exclusion`` mm in the other view, without predictor.
+        objective: of the similarity: Cosine, as published, InfoNCE, or another :class:`Objective`.
         samples: corresponding voxels per tap and pair (K).
         foreground: draw them from the foreground only (published: anywhere, air included).
         hidden: width of the projectors' hidden layers.
         projection: width of z (D).
         projector_layers: Linear layers of a projector.
-        bottleneck: hidden width of the predictors.
-        temperature: of ``info_nce``.
-        exclusion: mm around a voxel within which ``info_nce`` takes no negatives.
-        weights: term → weight; 0 switches a term off and builds no head for it.
-        **common: see :class:`lssl.strategy.Strategy`.
+        **common: see :class:`lssl.task.Task`. A term of weight 0 has no head.
     """
 
-    TERMS = ("similarity", "variance", "covariance", "orthogonality", "reconstruction")
-    WEIGHTS: ClassVar = {
+    LOSS_WEIGHTS: ClassVar = {
         "similarity": 1.0,
         "variance": 1e-3,
         "covariance": 1e-3,
@@ -89,85 +148,78 @@ class LongitudinalLocal(Strategy):
         tap_weights: dict[str, float] | None = None,
         orthogonal_taps: tuple[str, str] = ("skip.3", "decoder.3"),
         orthogonality: Literal["projected", "raw"] = "projected",
-        objective: Literal["cosine", "info_nce"] = "cosine",
+        objective: Callable[[], Objective] = Cosine,
         samples: int = 128,
         foreground: bool = False,
         hidden: int = 2048,
         projection: int = 2048,
         projector_layers: int = 3,
-        bottleneck: int = 512,
-        temperature: float = 0.1,
-        exclusion: float = 8.0,
-        weights: dict[str, float] | None = None,
         **common: Any,
     ) -> None:
-        super().__init__(backbone, weights={**self.WEIGHTS, **(weights or {})}, **common)
-        self.decoder_taps, self.orthogonal_taps = tuple(decoder_taps), tuple(orthogonal_taps)
-        self.tap_weights = backbone.shares([*encoder_taps, *decoder_taps], tap_weights)
-        self.raw_orthogonality = orthogonality == "raw"
-        self.objective, self.samples, self.foreground = objective, samples, foreground
+        super().__init__(backbone, **common)
+        self.objective = objective()
+        self.tap_weights = backbone.normalised_weights([*encoder_taps, *decoder_taps], tap_weights)
+        self.regularised = [tap for tap in self.tap_weights if tap in decoder_taps]
+        self.orthogonal_taps, self.raw_orthogonality = tuple(orthogonal_taps), orthogonality == "raw"
+        self.samples, self.foreground = samples, foreground
         if self.uses("orthogonality"):
             self._check_orthogonal()
-        backbone.freeze_unused(self._all_taps(), output=self.uses("reconstruction"))
-        self.projectors, self.predictors = nn.ModuleDict(), nn.ModuleDict()
-        for tap in self._projected_taps():
-            channels = backbone.taps[tap].channels
-            self.projectors[_key(tap)] = Projector(
-                channels, hidden, projection, projector_layers, last_norm=objective == "cosine"
-            )
-        if self.uses("similarity") and objective == "cosine":
-            for tap in self.tap_weights:
-                self.predictors[_key(tap)] = Projector(projection, bottleneck, projection)
+        needs = {"similarity": self.tap_weights, "variance": self.regularised, "covariance": self.regularised}
+        self.compared = self.taps_of(needs)
+        self.taps = self.taps_of({**needs, "orthogonality": self.orthogonal_taps})
+        backbone.freeze_unused(self.taps, output=self.uses("reconstruction"))
+        norm, layers = self.objective.normalises, projector_layers
+        self.projectors = TapHeads(
+            {
+                tap: Projector(backbone.taps[tap].channels, hidden, projection, layers, last_norm=norm)
+                for tap in (self.compared if self.raw_orthogonality else self.taps)
+            }
+        )
+        predictors = {tap: self.objective.predictor(projection) for tap in self.taps_of({"similarity": self.compared})}
+        self.predictors = TapHeads({tap: head for tap, head in predictors.items() if head is not None})
         if self.uses("reconstruction"):
-            self.reconstruct = nn.Conv3d(
+            self.to_image = nn.Conv3d(
                 backbone.out_channels, backbone.in_channels, 3, padding=1, bias=False, padding_mode=backbone.padding
             )
-        self.cosine, self.info_nce = NegativeCosine(), DenseInfoNCE(temperature, exclusion)
         self.variance, self.covariance, self.orthogonality = Variance(), Covariance(), Orthogonality()
 
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """See the module's table."""
         images = torch.cat([first.image, second.image])
-        features = self.backbone(images, self._all_taps(), output=self.uses("reconstruction"))
+        features = self.backbone(images, self.taps, output=self.uses("reconstruction"))
+        zero = images.new_zeros(())
         terms: dict[str, Tensor] = {}
         drawn, projected = {}, {}
-        zero = images.new_zeros(())
-        for tap in self._compared_taps():
-            drawn[tap], weight = self._points(first, second, tap)
-            z1, z2 = projected[tap] = self._project(tap, features[tap], first, second, drawn[tap])
+        for tap in self.compared:
+            drawn[tap], weight = self._draw(first, second, tap)
+            z = projected[tap] = self._project(tap, features[tap], first, second, drawn[tap])
             share = self.tap_weights[tap]
             if self.uses("similarity"):
-                similarity = self._similarity(tap, z1, z2, drawn[tap], weight)
+                p = self.predictors.rows(tap, torch.cat(z)).chunk(2) if tap in self.predictors else z
+                similarity = self.objective(z, p, drawn[tap], weight)
                 terms["similarity"] = terms.get("similarity", zero) + share * similarity
-            if tap in self.decoder_taps:
-                for name, loss in (("variance", self.variance), ("covariance", self.covariance)):
-                    if self.uses(name):
-                        terms[name] = terms.get(name, zero) + share * loss(z1.flatten(0, 1), z2.flatten(0, 1))
+            for name, loss in (("variance", self.variance), ("covariance", self.covariance)):
+                if tap in self.regularised and self.uses(name):
+                    terms[name] = terms.get(name, zero) + share * loss(z[0].flatten(0, 1), z[1].flatten(0, 1))
         if self.uses("orthogonality"):
             terms["orthogonality"] = self._orthogonality(features, first, second, drawn, projected)
         if self.uses("reconstruction"):
             clean = torch.cat([first.clean, second.clean])
-            terms["reconstruction"] = F.mse_loss(self.reconstruct(features["output"]).float(), clean)
+            terms["reconstruction"] = F.mse_loss(self.to_image(features["output"]).float(), clean)
         return terms
 
-    def reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
+    def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
         """The network's output, as the reconstruction term compares it with the clean view."""
         if not self.uses("reconstruction"):
             return None
-        return view.image, self.reconstruct(self.backbone(view.image, output=True)["output"])
-
-    def _similarity(self, tap: str, z1: Tensor, z2: Tensor, places: Tensor, weight: Tensor) -> Tensor:
-        if self.objective == "info_nce":
-            return self.info_nce(z1, z2, places, weight)
-        p1, p2 = _rows(self.predictors[_key(tap)], torch.cat([z1, z2])).chunk(2)
-        return self.cosine(p1, z1, p2, z2, weight)
+        return view.image, self.to_image(self.backbone(view.image, output=True)["output"])
 
     def _orthogonality(
         self, features: dict[str, Tensor], first: View, second: View, drawn: dict, projected: dict
     ) -> Tensor:
         """Encoder against decoder at the same voxels of the same visit."""
         skip, decoder = self.orthogonal_taps
-        places = drawn[decoder] if decoder in drawn else self._points(first, second, decoder)[0]
+        places = drawn[decoder] if decoder in drawn else self._draw(first, second, decoder)[0]
         if self.raw_orthogonality:
             pair = [self._gather(tap, features[tap], first, second, places) for tap in (skip, decoder)]
         else:
@@ -175,39 +227,21 @@ class LongitudinalLocal(Strategy):
             pair.append(projected.get(decoder) or self._project(decoder, features[decoder], first, second, places))
         return self.orthogonality(*(torch.cat(both) for both in pair))
 
-    def _points(self, first: View, second: View, tap: str) -> tuple[Tensor, Tensor]:
-        return corresponding_points(
-            first, second, self.backbone.taps[tap], self.samples, self.generator, self.foreground
-        )
+    def _draw(self, first: View, second: View, tap: str) -> tuple[Tensor, Tensor]:
+        """Places and weights of corresponding voxels."""
+        where = self.backbone.taps[tap]
+        return corresponding_points(first, second, where, self.samples, self.generator, self.foreground)
 
-    def _gather(self, tap: str, features: Tensor, first: View, second: View, places: Tensor) -> tuple[Tensor, Tensor]:
+    def _gather(self, tap: str, features: Tensor, first: View, second: View, places: Tensor) -> Views:
         one, two = features.chunk(2)
         where = self.backbone.taps[tap]
         return at_points(one, first, where, places), at_points(two, second, where, places)
 
-    def _project(self, tap: str, features: Tensor, first: View, second: View, places: Tensor) -> tuple[Tensor, Tensor]:
+    def _project(self, tap: str, features: Tensor, first: View, second: View, places: Tensor) -> Views:
         """``z`` of both views ``(B, K, D)``; the heads' statistics pool over both, as published."""
         rows = torch.cat(self._gather(tap, features, first, second, places))
-        z1, z2 = _rows(self.projectors[_key(tap)], rows).chunk(2)
+        z1, z2 = self.projectors.rows(tap, rows).chunk(2)
         return z1, z2
-
-    # --- what is needed, and checks -----------------------------------------------------------------------------------
-
-    def _compared_taps(self) -> list[str]:
-        """Taps with a similarity, variance or covariance term."""
-        regularised = self.uses("variance") or self.uses("covariance")
-        return [
-            tap for tap in self.tap_weights if self.uses("similarity") or (regularised and tap in self.decoder_taps)
-        ]
-
-    def _projected_taps(self) -> list[str]:
-        projected = self.uses("orthogonality") and not self.raw_orthogonality
-        return list(dict.fromkeys([*self._compared_taps(), *(self.orthogonal_taps if projected else ())]))
-
-    def _all_taps(self) -> list[str]:
-        return list(
-            dict.fromkeys([*self._compared_taps(), *(self.orthogonal_taps if self.uses("orthogonality") else ())])
-        )
 
     def _check_orthogonal(self) -> None:
         self.backbone.check_taps(self.orthogonal_taps)
@@ -219,13 +253,3 @@ class LongitudinalLocal(Strategy):
                 f"orthogonal_taps: raw features need equally many channels, but {self.orthogonal_taps[0]} has "
                 f"{skip.channels} and {self.orthogonal_taps[1]} has {decoder.channels}."
             )
-
-
-def _key(tap: str) -> str:
-    """Names of submodules hold no dots."""
-    return tap.replace(".", "_")
-
-
-def _rows(head: nn.Module, vectors: Tensor) -> Tensor:
-    """Applies a head on rows to ``(B, K, C)``."""
-    return head(vectors.flatten(0, 1)).unflatten(0, vectors.shape[:2])

@@ -1,4 +1,4 @@
-"""Masked autoencoder: most of a view is hidden in blocks, and the whole network learns to fill them in.
+"""Masked autoencoder: most of a view is masked in blocks, and the whole network learns to fill them in.
 
 He, Chen, Xie, Li, Dollár, Girshick: "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022 (arXiv 2111.06377);
 for convolutional networks in 3D as in nnssl: Wald et al., "Revisiting MAE pre-training for 3D medical image
@@ -8,19 +8,19 @@ nothing of pairs: the row that a longitudinal method has to beat.
 ============== ======================================================================================== ======
 term           formula                                                                                  weight
 ============== ======================================================================================== ======
-reconstruction mean over views of the mean of (c - x)² over hidden voxels; c = a 1³ convolution of the  1
+reconstruction mean over views of the mean of (c - x)² over masked voxels; c = a 1³ convolution of the  1
                network's output for the view without them, x the view before intensities were changed
 ============== ======================================================================================== ======
 
-What differs from nnssl's: hidden voxels are 0, which is air here and the image's mean there (its images are z-scored);
+What differs from nnssl's: masked voxels are 0, which is air here and the image's mean there (its images are z-scored);
 the input's intensities are changed as for the other methods, and the target's are not; the variant with sparse
-convolutions is left out, so that convolutions see zeros beyond the border of hidden blocks. Both views of a pair hide
-the same blocks, so that neither is the first; every pair hides others.
+convolutions is left out, so that convolutions see zeros beyond the border of masked blocks. Both views of a pair mask
+the same blocks, so that neither is the first; every pair masks others.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,21 +36,20 @@ __all__ = ["MaskedAutoencoder"]
 
 
 class MaskedAutoencoder(Strategy):
-    """The network fills in hidden blocks of both visits (MAE, He et al., 2022; nnssl, Wald et al., 2025).
+    """The network fills in masked blocks of both visits (MAE, He et al., 2022; nnssl, Wald et al., 2025).
 
-    The log shows ``explained``, the share of the hidden voxels' variance that is met: 0 for a constant, 1 for all.
+    The log shows ``explained``, the share of the masked voxels' variance that is met: 0 for a constant, 1 for all.
 
     Args:
         backbone: network whose output has the image's size; taps are not used.
-        mask_ratio: share of hidden blocks (0.75 in both papers).
+        mask_ratio: share of masked blocks (0.75 in both papers).
         block: side(s) of a block in voxels.
         distance: ``l2``, mean squares, or ``l1``, mean magnitudes.
-        reconstruction: of the ``hidden`` voxels, or of the ``whole`` view.
-        weights: term → weight.
-        **common: see :class:`lssl.strategy.Strategy`.
+        reconstruct: the ``masked`` voxels, or the ``full`` view.
+        **common: see :class:`lssl.task.Task`.
     """
 
-    TERMS = ("reconstruction",)
+    LOSS_WEIGHTS: ClassVar = {"reconstruction": 1.0}
 
     def __init__(
         self,
@@ -58,21 +57,20 @@ class MaskedAutoencoder(Strategy):
         mask_ratio: float = 0.75,
         block: int | tuple[int, int, int] = 16,
         distance: Literal["l2", "l1"] = "l2",
-        reconstruction: Literal["hidden", "whole"] = "hidden",
-        weights: dict[str, float] | None = None,
+        reconstruct: Literal["masked", "full"] = "masked",
         **common: Any,
     ) -> None:
-        super().__init__(backbone, weights=weights, **common)
+        super().__init__(backbone, **common)
         self.masking = BlockMasking(backbone, self.views.size, block, mask_ratio)
-        self.distance, self.whole_image = distance, reconstruction == "whole"
+        self.distance, self.full = distance, reconstruct == "full"
         backbone.freeze_unused([], output=True)
         self.to_image = nn.Conv3d(backbone.out_channels, backbone.in_channels, 1)
 
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """See the module's table."""
         images, clean = torch.cat([first.image, second.image]), torch.cat([first.clean, second.clean])
-        hidden = self.masking.draw(len(first.image), self.generator, images.device).repeat(2, 1, 1, 1, 1)
-        output = self.masking(self.backbone, images, hidden, output=True)["output"]
+        masked = self.masking.draw(len(first.image), self.generator, images.device).repeat(2, 1, 1, 1, 1)
+        output = self.masking(self.backbone, images, masked, output=True)["output"]
         if output.shape[2:] != images.shape[2:]:
             raise InputError(
                 f"backbone: its output has {_sides(output)} voxels where the view has {_sides(images)}; a masked "
@@ -80,22 +78,22 @@ class MaskedAutoencoder(Strategy):
             )
         difference = self.to_image(output).float() - clean
         error = difference.square() if self.distance == "l2" else difference.abs()
-        chosen = torch.ones_like(hidden) if self.whole_image else hidden
-        self.note("explained", self._explained(difference, clean, hidden))
+        chosen = torch.ones_like(masked) if self.full else masked
+        self.log_metric("explained", self._explained(difference, clean, masked))
         return {"reconstruction": _mean(error, chosen).mean()}
 
-    def reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
+    def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
         """A masked view, and what is made of it."""
-        hidden = self.masking.draw(len(view.image), torch.Generator().manual_seed(0), view.image.device)
-        made = self.to_image(self.masking(self.backbone, view.image, hidden, output=True)["output"])
-        return view.image.masked_fill(hidden, 0), made
+        masked = self.masking.draw(len(view.image), torch.Generator().manual_seed(0), view.image.device)
+        made = self.to_image(self.masking(self.backbone, view.image, masked, output=True)["output"])
+        return view.image.masked_fill(masked, 0), made
 
     @staticmethod
     @torch.no_grad()
-    def _explained(difference: Tensor, clean: Tensor, hidden: Tensor) -> Tensor:
-        """Of the variance of hidden voxels about their mean in each view, which a constant could give."""
-        centre = _mean(clean, hidden)[:, None, None, None, None]
-        return 1 - _mean(difference.square(), hidden).sum() / _mean((clean - centre).square(), hidden).sum()
+    def _explained(difference: Tensor, clean: Tensor, masked: Tensor) -> Tensor:
+        """Of the variance of masked voxels about their mean in each view, which a constant could give."""
+        centre = _mean(clean, masked)[:, None, None, None, None]
+        return 1 - _mean(difference.square(), masked).sum() / _mean((clean - centre).square(), masked).sum()
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:

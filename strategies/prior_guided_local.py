@@ -14,21 +14,22 @@ For the direction 1 → 2, with Ω the voxels x of view 1's feature lattice that
 ========== ============ ==================================================================================== =======
 objective  term         formula                                                                              weight
 ========== ============ ==================================================================================== =======
-cosine     similarity   mean over Ω of 2 - 2 cos(q₁(x), sg t₂(C x)): predictor against the teacher           1
-info_nce   similarity   z₁(x) finds t₂(C x) among places farther than ``exclusion`` mm; without predictor    1
-vicreg     similarity   mean over Ω of (z₁(x) - z₂(C x))²; neither teacher nor predictor                     25
-vicreg     variance     as in VICReg, of z at drawn voxels of Ω                                              25
-vicreg     covariance   likewise                                                                             1
+Cosine     similarity   mean over Ω of 2 - 2 cos(q₁(x), sg t₂(C x)): predictor against the teacher           1
+InfoNCE    similarity   z₁(x) finds t₂(C x) among places farther than ``exclusion`` mm; without predictor    1
+VICReg     similarity   mean over Ω of (z₁(x) - z₂(C x))²; neither teacher nor predictor                     25
+VICReg     variance     as in VICReg, of z at drawn voxels of Ω                                              25
+VICReg     covariance   likewise                                                                             1
 ========== ============ ==================================================================================== =======
 
 and the same with the views swapped; the loss is the mean of both. ``C`` is the composition of the views' matrices with
 stride and centre offset of the tap, and is never rounded: the target's map is interpolated on the online lattice, then
-normalised voxel by voxel. ``weights`` can add the variance and covariance terms to the other objectives.
+normalised voxel by voxel. ``loss_weights`` can add the variance and covariance terms to the other objectives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -38,7 +39,7 @@ from torch import Tensor, nn
 from lssl.data.batch import PairBatch
 from lssl.losses import AlignedCosine, Covariance, DenseInfoNCE, Variance
 from lssl.networks.backbone import Backbone, Tap
-from lssl.networks.heads import Projector, spread, voxelwise
+from lssl.networks.heads import Projector, TapHeads, feature_std, to_rows
 from lssl.networks.teacher import Teacher
 from lssl.strategy import Strategy
 from lssl.utils.distributed import gather, weighted_mean
@@ -47,7 +48,73 @@ from lssl.views import geometry as geo
 from lssl.views.points import draw
 from lssl.views.sampler import View
 
-__all__ = ["PriorGuidedLocal"]
+__all__ = ["Cosine", "Direction", "InfoNCE", "Objective", "PriorGuidedLocal", "VICReg"]
+
+Norm = Literal["batch", "layer"]
+
+
+class Objective(nn.Module, ABC):
+    """How the aligned voxels of two views are made alike."""
+
+    #: Term → weight.
+    LOSS_WEIGHTS: ClassVar = {"similarity": 1.0, "variance": 0.0, "covariance": 0.0}
+    #: Whether the other view's map is a teacher's.
+    needs_teacher: ClassVar[bool] = True
+
+    def predictor(self, width: int, hidden: int, norm: Norm) -> nn.Module | None:
+        """A new head from ``z`` to the target, both of a width; ``None`` if the objective has none."""
+        return None
+
+    @abstractmethod
+    def forward(self, side: Direction) -> Tensor:
+        """Loss of one direction."""
+
+
+class Cosine(Objective):
+    """Prediction of the teacher's map: BYOL's, as PGL; see :class:`lssl.losses.AlignedCosine`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = AlignedCosine()
+
+    def predictor(self, width: int, hidden: int, norm: Norm) -> nn.Module:
+        """Two layers."""
+        return Projector(width, hidden, width, norm=norm)
+
+    def forward(self, side: Direction) -> Tensor:
+        """At every valid voxel."""
+        return self.loss(side.query, side.target, side.valid, side.weight)
+
+
+class InfoNCE(Objective):
+    """Each drawn voxel finds itself in the teacher's map; see :class:`lssl.losses.DenseInfoNCE`.
+
+    Args:
+        temperature: of the soft-max.
+        exclusion: mm around a voxel within which nothing is a negative.
+    """
+
+    def __init__(self, temperature: float = 0.1, exclusion: float = 8.0) -> None:
+        super().__init__()
+        self.loss = DenseInfoNCE(temperature, exclusion)
+
+    def forward(self, side: Direction) -> Tensor:
+        """At drawn voxels."""
+        return self.loss(*(side.pick(rows) for rows in (side.query, side.target, side.places)), side.weight)
+
+
+class VICReg(Objective):
+    """Mean squared difference, and variance and covariance against collapse; neither teacher nor predictor."""
+
+    LOSS_WEIGHTS: ClassVar = {"similarity": 25.0, "variance": 25.0, "covariance": 1.0}
+    needs_teacher = False
+
+    def forward(self, side: Direction) -> Tensor:
+        """At every valid voxel."""
+        with torch.autocast(side.query.device.type, enabled=False):
+            distance = (side.query.float() - side.target.float()).square().mean(-1)
+            per_sample = (distance * side.valid).sum(1) / side.valid.sum(1).clamp_min(1)
+            return weighted_mean(per_sample, side.weight)
 
 
 class PriorGuidedLocal(Strategy):
@@ -57,68 +124,54 @@ class PriorGuidedLocal(Strategy):
         backbone: network and taps.
         taps: compared feature maps.
         tap_weights: weight of each tap, normalised to sum 1; ``None`` weighs all alike.
-        objective: ``cosine`` (BYOL's, as PGL), ``info_nce`` or ``vicreg``; see the module's table.
+        objective: Cosine (BYOL's, as PGL), InfoNCE, VICReg, or another :class:`Objective`; see the module's table.
         hidden: width of the heads' hidden layers (BYOL's 4096).
         projection: width of z (BYOL's 256).
         norm: of the heads: ``batch``, or ``layer`` where a batch has very few voxels.
         momentum: of the teacher at first; it rises to 1 by a cosine.
         foreground: compare voxels of the foreground of both visits only.
         border: features of either map to keep away from its border, where padded convolutions see nothing real.
-        fewest: a sample with fewer voxels to compare counts as an exact zero and is left out of the mean; the log
+        min_points: a sample with fewer voxels to compare counts as an exact zero and is left out of the mean; the log
             says how many (``skipped``).
-        samples: voxels per sample and direction drawn for ``info_nce``, variance and covariance.
-        temperature: of ``info_nce``.
-        exclusion: mm around a voxel within which ``info_nce`` takes no negatives.
-        weights: term → weight.
-        **common: see :class:`lssl.strategy.Strategy`.
+        samples: voxels per sample and direction drawn for InfoNCE, variance and covariance.
+        **common: see :class:`lssl.task.Task`.
     """
-
-    TERMS = ("similarity", "variance", "covariance")
-    WEIGHTS: ClassVar = {
-        "cosine": {"similarity": 1.0, "variance": 0.0, "covariance": 0.0},
-        "info_nce": {"similarity": 1.0, "variance": 0.0, "covariance": 0.0},
-        "vicreg": {"similarity": 25.0, "variance": 25.0, "covariance": 1.0},
-    }
 
     def __init__(
         self,
         backbone: Backbone,
         taps: Sequence[str] = ("bottleneck",),
         tap_weights: dict[str, float] | None = None,
-        objective: Literal["cosine", "info_nce", "vicreg"] = "cosine",
+        objective: Callable[[], Objective] = Cosine,
         hidden: int = 4096,
         projection: int = 256,
-        norm: Literal["batch", "layer"] = "batch",
+        norm: Norm = "batch",
         momentum: float = 0.996,
         foreground: bool = True,
         border: float = 0.0,
-        fewest: int = 16,
+        min_points: int = 16,
         samples: int = 256,
-        temperature: float = 0.1,
-        exclusion: float = 8.0,
-        weights: dict[str, float] | None = None,
         **common: Any,
     ) -> None:
-        if objective not in self.WEIGHTS:
-            raise InputError(f"objective: there is no '{objective}'; choose {', '.join(self.WEIGHTS)}.")
-        positive(fewest=fewest, samples=samples)
+        positive(min_points=min_points, samples=samples)
         if border < 0:
             raise InputError(f"border: give a number of features, 0 or more, not {border}.")
-        super().__init__(backbone, weights={**self.WEIGHTS[objective], **(weights or {})}, **common)
-        self.tap_weights = backbone.shares(taps, tap_weights)
-        self.objective, self.samples = objective, samples
-        self.foreground, self.border, self.fewest = foreground, border, fewest
+        super().__init__(backbone, **common)
+        self.objective = objective()
+        self.declare_terms(self.objective.LOSS_WEIGHTS)
+        self.tap_weights = backbone.normalised_weights(taps, tap_weights)
+        self.samples, self.foreground, self.border, self.min_points = samples, foreground, border, min_points
         self._check_maps()
         backbone.freeze_unused(list(self.tap_weights))
-        self.projectors, self.predictors = nn.ModuleDict(), nn.ModuleDict()
+        projectors, predictors = {}, {}
         for tap in self.tap_weights:
-            key = _key(tap)
-            self.projectors[key] = Projector(backbone.taps[tap].channels, hidden, projection, norm=norm)
-            if objective == "cosine" and self.uses("similarity"):
-                self.predictors[key] = Projector(projection, hidden, projection, norm=norm)
-        if objective != "vicreg" and self.uses("similarity"):
-            self.teacher = Teacher({"backbone": backbone, **self.projectors}, momentum)
-        self.cosine, self.info_nce = AlignedCosine(), DenseInfoNCE(temperature, exclusion)
+            projectors[tap] = Projector(backbone.taps[tap].channels, hidden, projection, norm=norm)
+            predictor = self.objective.predictor(projection, hidden, norm) if self.uses("similarity") else None
+            if predictor is not None:
+                predictors[tap] = predictor
+        self.projectors, self.predictors = TapHeads(projectors), TapHeads(predictors)
+        if self.objective.needs_teacher and self.uses("similarity"):
+            self.teacher = Teacher({"backbone": backbone, "projectors": self.projectors}, momentum)
         self.variance, self.covariance = Variance(), Covariance()
 
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
@@ -127,17 +180,17 @@ class PriorGuidedLocal(Strategy):
         online = self.backbone(images, list(self.tap_weights))
         target = self._target(images)
         terms: dict[str, Tensor] = {}
-        kept, spreads = [], []
+        kept, stds = [], []
         for tap, share in self.tap_weights.items():
-            z = voxelwise(self.projectors[_key(tap)], online[tap])
-            query = voxelwise(self.predictors[_key(tap)], z) if self.predictors else z
+            z = self.projectors.maps(tap, online[tap])
+            query = self.predictors.maps(tap, z) if tap in self.predictors else z
             directions = self._directions(first, second, query, target.get(tap, z), self.backbone.taps[tap])
             kept += [direction.weight for direction in directions]
-            spreads.append(spread(_rows(z).flatten(0, 1)))
+            stds.append(feature_std(to_rows(z).flatten(0, 1)))
             for name, value in self._tap_terms(z, directions).items():
                 terms[name] = terms.get(name, images.new_zeros(())) + share * value
-        self.note("skipped", 1 - torch.cat(kept).mean())
-        self.note("spread", torch.stack(spreads).mean())
+        self.log_metric("skipped", 1 - torch.cat(kept).mean())
+        self.log_metric("feature_std", torch.stack(stds).mean())
         return terms
 
     @torch.no_grad()
@@ -145,17 +198,19 @@ class PriorGuidedLocal(Strategy):
         """The teacher's projected maps; none if the online network is its own target."""
         if self.teacher is None:
             return {}
+        heads = self.teacher["projectors"]
+        assert isinstance(heads, TapHeads)
         features = self.teacher["backbone"](images, list(self.tap_weights))
-        return {tap: voxelwise(self.teacher[_key(tap)], value) for tap, value in features.items()}
+        return {tap: heads.maps(tap, value) for tap, value in features.items()}
 
-    def _directions(self, first: View, second: View, query: Tensor, target: Tensor, tap: Tap) -> list[_Direction]:
+    def _directions(self, first: View, second: View, query: Tensor, target: Tensor, tap: Tap) -> list[Direction]:
         """1 → 2 and 2 → 1; which voxels are drawn does not depend on which view is called the first."""
         (q1, q2), (t1, t2) = query.chunk(2), target.chunk(2)
         scores = torch.rand(len(q1), q1[0, 0].numel(), generator=self.generator).to(q1.device, non_blocking=True)
         order = scores.argsort(1)
         return [self._direction(first, second, q1, t2, tap, order), self._direction(second, first, q2, t1, tap, order)]
 
-    def _direction(self, view: View, other: View, q: Tensor, t: Tensor, tap: Tap, order: Tensor) -> _Direction:
+    def _direction(self, view: View, other: View, q: Tensor, t: Tensor, tap: Tap, order: Tensor) -> Direction:
         """Brings the other view's map onto this view's lattice."""
         size = q.shape[2:]
         own, theirs = (geo.feature_affine(v.affine, tap.stride, tap.offset) for v in (view, other))
@@ -163,17 +218,17 @@ class PriorGuidedLocal(Strategy):
         places = geo.transform(own, geo.lattice(size, own.device))
         valid = valid.flatten(1) & view.contains(places, self.foreground) & other.contains(places, self.foreground)
         drawn = order.gather(1, draw(valid.gather(1, order), self.samples))
-        enough = (valid.sum(1) >= self.fewest).float()
-        return _Direction(_rows(q), _rows(aligned), places, valid, drawn, enough)
+        enough = (valid.sum(1) >= self.min_points).float()
+        return Direction(to_rows(q), to_rows(aligned), places, valid, drawn, enough)
 
-    def _tap_terms(self, z: Tensor, directions: list[_Direction]) -> dict[str, Tensor]:
+    def _tap_terms(self, z: Tensor, directions: list[Direction]) -> dict[str, Tensor]:
         terms = {}
         if self.uses("similarity"):
-            terms["similarity"] = torch.stack([self._similarity(direction) for direction in directions]).mean()
+            terms["similarity"] = torch.stack([self.objective(direction) for direction in directions]).mean()
         if self.uses("variance") or self.uses("covariance"):
             rows, used = [], []
             for maps, direction in zip(z.chunk(2), directions, strict=True):
-                chosen = direction.pick(_rows(maps))
+                chosen = direction.pick(to_rows(maps))
                 rows.append(gather(chosen.flatten(0, 1)))
                 used.append(gather(direction.weight[:, None].expand(chosen.shape[:2]).flatten()))
             for name, loss in (("variance", self.variance), ("covariance", self.covariance)):
@@ -181,30 +236,20 @@ class PriorGuidedLocal(Strategy):
                     terms[name] = loss(*rows, *used)
         return terms
 
-    def _similarity(self, side: _Direction) -> Tensor:
-        if self.objective == "cosine":
-            return self.cosine(side.query, side.target, side.valid, side.weight)
-        if self.objective == "info_nce":
-            drawn = [side.pick(rows) for rows in (side.query, side.target, side.places)]
-            return self.info_nce(*drawn, side.weight)
-        with torch.autocast(side.query.device.type, enabled=False):
-            distance = (side.query.float() - side.target.float()).square().mean(-1)
-            per_sample = (distance * side.valid).sum(1) / side.valid.sum(1).clamp_min(1)
-            return weighted_mean(per_sample, side.weight)
-
     def _check_maps(self) -> None:
         for name in self.tap_weights:
             sides = [n // s for n, s in zip(self.views.size, self.backbone.taps[name].stride, strict=True)]
             voxels = sides[0] * sides[1] * sides[2]
-            if voxels < 2 * self.fewest:
+            if voxels < 2 * self.min_points:
                 raise InputError(
-                    f"fewest: tap '{name}' has {voxels} voxels in views of {'×'.join(map(str, self.views.size))}, so "
-                    f"that {self.fewest} shared ones are rare; use larger views, a finer tap or a smaller fewest."
+                    f"min_points: tap '{name}' has {voxels} voxels in views of {'×'.join(map(str, self.views.size))}, "
+                    f"so that {self.min_points} shared ones are rare; use larger views, a finer tap or a smaller "
+                    "min_points."
                 )
 
 
 @dataclass
-class _Direction:
+class Direction:
     """One view's map beside the other's on the same lattice.
 
     Attributes:
@@ -226,13 +271,3 @@ class _Direction:
     def pick(self, rows: Tensor) -> Tensor:
         """Drawn rows ``(B, K, D)`` of ``(B, N, D)``."""
         return rows.gather(1, self.drawn[..., None].expand(-1, -1, rows.shape[2]))
-
-
-def _key(tap: str) -> str:
-    """Names of submodules hold no dots, and must not be those of attributes."""
-    return "tap_" + tap.replace(".", "_")
-
-
-def _rows(maps: Tensor) -> Tensor:
-    """``(B, D, ...)`` as ``(B, N, D)``."""
-    return maps.flatten(2).transpose(1, 2)

@@ -62,13 +62,13 @@ def test_draws_depend_on_seed_stage_and_step_alone(monkeypatch):
 
 def test_loss_is_the_weighted_sum(make_batch, monkeypatch):
     monkeypatch.setattr(Strategy, "global_rank", 0)
-    strategy = make(weights={"mean": 3.0})
+    strategy = make(loss_weights={"mean": 3.0})
     strategy.seed("fit", 0)
-    loss, terms = strategy._loss(make_batch(2, (10, 10, 10)))
+    loss, terms = strategy._step(make_batch(2, (10, 10, 10)))
     torch.testing.assert_close(loss, 3 * terms["mean"])
-    strategy.weights = {"meen": 1.0}
+    strategy.loss_weights = {"meen": 1.0}
     with pytest.raises(InputError, match="Mean has no term 'meen'; it has mean"):
-        strategy._loss(make_batch(2, (10, 10, 10)))
+        strategy._step(make_batch(2, (10, 10, 10)))
 
 
 def test_no_decay_on_biases_and_norms(monkeypatch):

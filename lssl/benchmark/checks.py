@@ -90,12 +90,14 @@ def _instantiate(data: dict[str, Any]) -> Any:
     import lightning as L
     from jsonargparse import ArgumentParser
 
+    from lssl.data.source import DataSource
+
     for point in entry_points(group="lssl.datamodules"):
         point.load()  # so that short names are known
     parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf")
     parser.add_subclass_arguments(L.LightningDataModule, "data")
     module = parser.instantiate(parser.parse_object({"data": data})).data
     module.setup("fit")
-    if not hasattr(module, "table"):
+    if not isinstance(module, DataSource):
         raise InputError(f"data: {type(module).__name__} has no table of visits, so that subjects cannot be compared.")
     return module

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lssl.correspondence.landmarks import landmark_errors, one_pair_per_subject
-from lssl.correspondence.matchers import EmbeddingMatcher
+from lssl.correspondence.matchers import AnatomicalMaps, EmbeddingMatcher
+from lssl.data.source import DataSource
 from lssl.utils.errors import InputError, positive
 
 __all__ = ["Landmarks"]
@@ -21,8 +22,8 @@ __all__ = ["Landmarks"]
 class Landmarks(L.Callback):
     """Matches points of held-out subjects before and after training and shows both at the end of ``fit``.
 
-    The truth is the datamodule's ``correspond(points, first row, second row)`` where it has one, as the phantom does;
-    else the frame that a subject's visits share. The table is also written to ``landmarks.json``; see
+    The truth is what the source of data says (:meth:`lssl.data.source.DataSource.correspond`) where it knows, as the
+    phantom does; else the frame that a subject's visits share. The table is also written to ``landmarks.json``; see
     :func:`lssl.correspondence.landmarks.landmark_errors` for what is measured.
 
     Args:
@@ -39,7 +40,7 @@ class Landmarks(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses a strategy that has no embedding to match by."""
-        if not hasattr(pl_module, "anatomical_maps"):
+        if not isinstance(pl_module, AnatomicalMaps):
             raise InputError(
                 f"trainer.callbacks: Landmarks needs anatomical maps, which {type(pl_module).__name__} has not; "
                 "take it out, or train AnatomicalEmbedding."
@@ -67,9 +68,8 @@ class Landmarks(L.Callback):
         if not pairs:
             return {}
         matcher = EmbeddingMatcher(module, self.round_trip, rounds=self.rounds)
-        return landmark_errors(
-            matcher, [pair.to(module.device) for pair in pairs], getattr(data, "correspond", None), self.points
-        )
+        truth = data.correspond if isinstance(data, DataSource) and data.knows_correspondence else None
+        return landmark_errors(matcher, [pair.to(module.device) for pair in pairs], truth, self.points)
 
 
 def _table(before: dict[str, float], after: dict[str, float]) -> Table:

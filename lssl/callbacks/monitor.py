@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lssl.callbacks.held_out import held_out_batches
 from lssl.evaluation.health import collapses, shortcuts
 from lssl.evaluation.representation import HeldOutPair, held_out_pairs, measure, trained_taps
-from lssl.strategy import Strategy
+from lssl.task import Task
 from lssl.utils.errors import InputError
 
 __all__ = ["RepresentationMonitor"]
@@ -57,7 +57,7 @@ class RepresentationMonitor(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reads the held-out subjects and measures the network as it starts."""
         self._cases = None
-        if not self.every or not isinstance(pl_module, Strategy):
+        if not self.every or not isinstance(pl_module, Task):
             return
         if trainer.estimated_stepping_batches < max(1, self.every // 4):
             return
@@ -81,7 +81,7 @@ class RepresentationMonitor(L.Callback):
         if self._cases is None or step == self._step or not self._due(step):
             return
         self._step = step
-        self._measure(trainer, cast(Strategy, pl_module))
+        self._measure(trainer, cast(Task, pl_module))
         self._warn(trainer, step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -101,7 +101,7 @@ class RepresentationMonitor(L.Callback):
     def _due(self, step: int) -> bool:
         return step % self.every == 0 or step in (self.every // 4, self.every // 2)
 
-    def _measure(self, trainer: L.Trainer, module: Strategy) -> None:
+    def _measure(self, trainer: L.Trainer, module: Task) -> None:
         start = time.perf_counter()
         with trainer.precision_plugin.forward_context():
             self.figures = measure(module, self._cases or [], self._taps, together=trainer.world_size > 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -13,11 +13,19 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lssl.callbacks.held_out import held_out_batch
 from lssl.evaluation.representation import trained_taps
-from lssl.strategy import Strategy
+from lssl.task import Task
 from lssl.utils.distributed import no_sync
 from lssl.utils.errors import InputError
 
 __all__ = ["Pictures", "send"]
+
+
+@runtime_checkable
+class _TakesImages(Protocol):
+    """A logger such as Weights & Biases'."""
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
+        """Shows images under a name."""
 
 
 class Pictures(L.Callback):
@@ -43,7 +51,7 @@ class Pictures(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses a tap that the backbone lacks, before any step."""
-        if self.tap and isinstance(pl_module, Strategy):
+        if self.tap and isinstance(pl_module, Task):
             pl_module.backbone.check_taps([self.tap])
 
     def on_train_batch_end(
@@ -65,7 +73,7 @@ class Pictures(L.Callback):
 
     @torch.no_grad()
     def _draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not trainer.is_global_zero or not isinstance(module, Strategy):
+        if not trainer.is_global_zero or not isinstance(module, Task):
             return
         from lssl.pictures.features import draw_features
         from lssl.pictures.reconstruction import draw_reconstruction
@@ -112,7 +120,7 @@ def send(trainer: L.Trainer, name: str, path: Path) -> None:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     for logger in trainer.loggers:
-        if hasattr(logger, "log_image"):
+        if isinstance(logger, _TakesImages):
             logger.log_image(f"pictures/{name}", [str(path)], step=trainer.global_step)
         elif isinstance(logger, TensorBoardLogger):
             from matplotlib.image import imread

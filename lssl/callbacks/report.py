@@ -15,7 +15,7 @@ from lssl.callbacks.held_out import held_out_batch, held_out_batches
 from lssl.callbacks.pictures import send
 from lssl.evaluation.evaluate import evaluate
 from lssl.runs.outputs import RunReport, write_report
-from lssl.strategy import Strategy
+from lssl.task import Task
 
 __all__ = ["Report"]
 
@@ -66,7 +66,7 @@ class Report(L.Callback):
     def _draw(self, trainer: L.Trainer, module: L.LightningModule, path: Path) -> None:
         from lssl.pictures.similarity import draw_similarity
 
-        if isinstance(module, Strategy):
+        if isinstance(module, Task):
             draw_similarity(self.maps, path, self._tap(module))
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule, title: str) -> dict[str, float]:
@@ -74,12 +74,12 @@ class Report(L.Callback):
         from lssl.pictures.similarity import similarity_map
 
         batch = held_out_batch(trainer, self.pair)
-        if not isinstance(module, Strategy) or batch is None:
+        if not isinstance(module, Task) or batch is None:
             return {}
         self.maps[title] = similarity_map(module, scene(module, batch), self._tap(module))
         return evaluate(module, held_out_batches(trainer), self.batches)
 
-    def _tap(self, module: Strategy) -> str:
+    def _tap(self, module: Task) -> str:
         return self.tap or list(module.backbone.taps)[-1]
 
 

@@ -19,7 +19,7 @@ from lssl.cli.messages import explain
 from lssl.networks.backbone import Backbone
 from lssl.runs.folder import RunFolder, back_up, checkpoint_path, new_run_folder, run_checkpoints
 from lssl.segmentation.segmenter import Segmenter
-from lssl.strategy import Strategy
+from lssl.task import Task
 from lssl.views.sampler import ViewSampler
 
 __all__ = ["TrainingCLI"]
@@ -59,7 +59,7 @@ class TrainingCLI(LightningCLI):
     @classmethod
     def _run(cls, args: list[str]) -> TrainingCLI:
         return cls(
-            Strategy,
+            Task,
             L.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -127,8 +127,8 @@ class TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """A resumed run has its own weights, and need not find those that it once started from."""
-        if self.config.fit.get("ckpt_path") and isinstance(self.model, Segmenter):
-            self.model.pretrained = None
+        if self.config.fit.get("ckpt_path"):
+            self.model.on_resume()
 
 
 def _forget_labels(config: Any) -> None:

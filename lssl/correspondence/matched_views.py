@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from lssl.correspondence.matchers import Matcher, full_view, select_match
+from lssl.correspondence.matchers import FrameMatcher, Matcher, full_view, select_match
 from lssl.data.batch import PairBatch
 from lssl.utils.errors import InputError, positive
 from lssl.views import geometry as geo
 from lssl.views.points import draw
 from lssl.views.sampler import View, ViewSampler
 
-__all__ = ["MatchedViews"]
+__all__ = ["MatchedViews", "Matching"]
+
+
+@dataclass
+class Matching:
+    """How the anatomy of a query is found in a key.
+
+    Attributes:
+        matcher: finds a place of the query in the key: by the frame that they share (``None``), or in a learned
+            embedding.
+        other_subject: probability of a key from another subject of the batch. By the frame, all subjects must lie in
+            one template's frame, and the source of data must say so (``common_frame``).
+        tries: places drawn per pair, of which the first that scores ``accept`` is taken, else the best that scores
+            ``min_score``, else both crops are of one visit. Alice's code draws 101 and takes the last one, whatever its
+            score.
+        accept: score that ends the search (Alice: 0.7).
+        min_score: least score of a match.
+    """
+
+    matcher: Matcher | None = None
+    other_subject: float = 0.0
+    tries: int = 20
+    accept: float = 0.7
+    min_score: float = 0.5
+
+    def __post_init__(self) -> None:
+        positive(tries=self.tries)
+        if not 0 <= self.other_subject <= 1:
+            raise InputError(f"other_subject: give a probability, not {self.other_subject:g}.")
+        if not 0 < self.min_score <= self.accept <= 1:
+            raise InputError(
+                f"accept, min_score: give 0 < min_score <= accept <= 1, not {self.min_score:g} and {self.accept:g}."
+            )
 
 
 class MatchedViews:
@@ -29,30 +63,21 @@ class MatchedViews:
 
     Args:
         views: size, geometry and intensity of the views.
-        matcher: finds a place of the query in the key.
-        other_subject: probability of a key from another subject.
-        tries: places that are drawn.
-        accept: score that ends the search.
-        min_score: least score of a match.
+        matching: how matches are found; ``None``: :class:`Matching` as it is.
     """
 
     DRAWS = 8  # points drawn for each place, of which those on the foreground are taken
 
-    def __init__(
-        self, views: ViewSampler, matcher: Matcher, other_subject: float, tries: int, accept: float, min_score: float
-    ) -> None:
-        positive(tries=tries)
-        if not 0 <= other_subject <= 1:
-            raise InputError(f"other_subject: give a probability, not {other_subject:g}.")
-        if not 0 < min_score <= accept <= 1:
-            raise InputError(f"accept, min_score: give 0 < min_score <= accept <= 1, not {min_score:g} and {accept:g}.")
+    def __init__(self, views: ViewSampler, matching: Matching | None = None) -> None:
         if views.geometry == "shared":
             raise InputError("views: every view is cut at its own match, so that geometry must be independent.")
-        self.views, self.matcher, self.other_subject = views, matcher, other_subject
-        self.tries, self.accept, self.min_score = tries, accept, min_score
+        matching = matching or Matching()
+        self.views, self.matcher = views, matching.matcher or FrameMatcher()
+        self.other_subject, self.tries = matching.other_subject, matching.tries
+        self.accept, self.min_score = matching.accept, matching.min_score
 
     def __call__(self, batch: PairBatch, generator: torch.Generator) -> tuple[View, View, dict[str, Tensor]]:
-        """Query views, key views, and the rates of :func:`.matchers.select_match` with that of ``other_subject``."""
+        """Query views, key views, and the shares of :func:`.matchers.select_match` with that of ``other_subject``."""
         views, n, device = self.views, len(batch), batch.affines.device
         views.check(batch)
         pairs, crossed = self._partners(batch, generator)
@@ -63,15 +88,15 @@ class MatchedViews:
         points = geo.transform(pairs.affines[:, 0], centres)
         matches, score = self.matcher.match(points, full_view(pairs, 0), full_view(pairs, 1))
         _, fits = self._key(pairs, turns[:, 1], matches, shift)
-        index, same, rates = select_match(score * fits, self.accept, self.min_score)
+        index, same, shares = select_match(score * fits, self.accept, self.min_score)
 
         chosen = torch.arange(n, device=device), index
         match = torch.where(same[:, None], points[chosen], matches[chosen])
         pairs = pairs.visits(torch.where(same[:, None], 0, torch.arange(2, device=device)))
         first = views.view_to_source(views.in_voxels(turn, pairs.affines[:, 0]), centres[chosen])
         second, _ = self._key(pairs, turns[:, 1], match[:, None], shift)
-        rates["other_subject"] = (crossed & ~same).float().mean()
-        return *views.resample_views(pairs, torch.stack([first, second[:, 0]], 1), generator), rates
+        shares["other_subject"] = (crossed & ~same).float().mean()
+        return *views.resample_views(pairs, torch.stack([first, second[:, 0]], 1), generator), shares
 
     def _partners(self, batch: PairBatch, generator: torch.Generator) -> tuple[PairBatch, Tensor]:
         """Query and key visits as the two visits of a batch, and ``(B,)`` bool, which keys are of another subject."""

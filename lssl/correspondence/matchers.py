@@ -14,15 +14,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl.checkpoint import load_strategy
+from lssl.checkpoint import load_task
 from lssl.data.batch import PairBatch
-from lssl.networks.backbone import Backbone
 from lssl.networks.feature_geometry import Tap
 from lssl.utils.errors import InputError, positive
 from lssl.views import geometry as geo
@@ -40,13 +39,15 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class AnatomicalMaps(Protocol):
     """What :class:`EmbeddingMatcher` asks of a network (``AnatomicalEmbedding`` has it)."""
 
-    backbone: Backbone  # whose strides divide the padded images
-
     def anatomical_maps(self, image: Tensor) -> list[tuple[Tensor, Tap]]:
-        """L2-normalised maps ``(B, D, ...)`` of images ``(B, C, ...)``, the finest first, and where they lie."""
+        """L2-normalised maps ``(B, D, ...)`` of images ``(B, C, ...)``, the finest first, and where they lie.
+
+        Images may have any size: what is padded is padded behind the last voxels, so that indices stay as they are.
+        """
 
 
 class Matcher(nn.Module, ABC):
@@ -129,12 +130,12 @@ class EmbeddingMatcher(Matcher):
             positive(round_trip=round_trip)
         if rounds < 0:
             raise InputError(f"rounds: give 0 or more, not {rounds}.")
-        network: Any = load_strategy(embedding) if isinstance(embedding, str) else embedding
-        if not hasattr(network, "anatomical_maps"):
+        network = load_task(embedding) if isinstance(embedding, str) else embedding
+        if not isinstance(network, AnatomicalMaps):
             raise InputError(
                 f"embedding: {type(network).__name__} has no anatomical_maps; give a checkpoint of AnatomicalEmbedding."
             )
-        self.network = network
+        self.network, self.maps = network, network.anatomical_maps
         if isinstance(embedding, str):
             self.network.requires_grad_(False).eval()
         self.round_trip, self.foreground, self.rounds = round_trip, foreground, rounds
@@ -144,7 +145,7 @@ class EmbeddingMatcher(Matcher):
         """See :meth:`Matcher.match`."""
         training = self.network.training
         self.network.eval()
-        here, there = _Embedded(self.network, first), _Embedded(self.network, second)
+        here, there = _Embedded(self.maps(first.image), first), _Embedded(self.maps(second.image), second)
         self.network.train(training)
         points = points.double()
         with torch.autocast(points.device.type, enabled=False):  # similarities of neighbours differ by little
@@ -159,8 +160,7 @@ class EmbeddingMatcher(Matcher):
 class _Embedded:
     """One view's maps, and the search among them."""
 
-    def __init__(self, network: AnatomicalMaps, view: View) -> None:
-        maps = network.anatomical_maps(_padded(view.image, network.backbone.taps.values()))
+    def __init__(self, maps: Sequence[tuple[Tensor, Tap]], view: View) -> None:
         self.view, self.tap, self.size = view, maps[0][1], maps[0][0].shape[2:]
         self.map = descriptors(maps)
         self.affine = geo.feature_affine(view.affine, self.tap.stride, self.tap.offset)
@@ -234,7 +234,7 @@ def select_match(score: Tensor, accept: float, min_score: float) -> tuple[Tensor
 
     Returns:
         The index ``(B,)`` of each sample's candidate; ``(B,)`` bool, true where none will do and the sample is to take
-        the same visit at its first candidate; and for the log, without waiting for the device, the rates of
+        the same visit at its first candidate; and for the log, without waiting for the device, the shares of
         ``accepted``, ``best`` and ``same_visit`` (they sum to 1) and the mean ``score`` of those matched.
     """
     if not 0 < min_score <= accept:
@@ -247,23 +247,14 @@ def select_match(score: Tensor, accept: float, min_score: float) -> tuple[Tensor
     index = index.masked_fill(same, 0)
     matched = (~same).float()
     taken = score.gather(1, index[:, None])[:, 0]
-    rates = {
+    shares = {
         "accepted": accepted.float().mean(),
         "best": (~accepted & ~same).float().mean(),
         "same_visit": same.float().mean(),
         "score": (taken * matched).sum() / matched.sum().clamp_min(1),
     }
-    return index, same, rates
+    return index, same, shares
 
 
 def _tap_affine(tap: Tap, device: torch.device) -> Tensor:
     return geo.feature_affine(torch.eye(4, dtype=torch.float64, device=device), tap.stride, tap.offset)
-
-
-def _padded(image: Tensor, taps: Any) -> Tensor:
-    """Zeros behind the last voxels, up to sides that all strides divide; indices stay as they are."""
-    padding: list[int] = []
-    for axis in (2, 1, 0):
-        side, stride = image.shape[2 + axis], max(tap.stride[axis] for tap in taps)
-        padding += [0, max(2 * stride, math.ceil(side / stride) * stride) - side]
-    return F.pad(image, padding) if any(padding) else image

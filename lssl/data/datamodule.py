@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lssl.data.balance import pair_weights
@@ -64,7 +65,12 @@ class PairDataModule(L.LightningDataModule):
         excluded: phrases with counts that :meth:`visit_table` may add to: which visits it left out, and why.
         notes: phrases that :meth:`visit_table` and :meth:`inspect` may add to the summary.
         label_names: what label values are called, where that is known.
+        common_frame: all subjects lie in one template's frame.
+        knows_correspondence: :meth:`correspond` tells the truth; where not, the frame is all that is known.
     """
+
+    common_frame: bool = False
+    knows_correspondence: bool = False
 
     def __init__(
         self,
@@ -263,6 +269,20 @@ class PairDataModule(L.LightningDataModule):
         if self.source_size is not None and (np.array(self.source_size) < needed).any():
             box = "×".join(map(str, self.source_size))
             raise InputError(f"Views of {wanted} voxels do not fit into source_size {box}; raise source_size.")
+
+    def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
+        """True places in the visit of one row of points of another; here the frame that a subject's visits share.
+
+        Args:
+            points: ``(N, 3)`` mm in the recorded frame of the first visit.
+            first: row of its visit in the table, as ``PairBatch.session`` gives it.
+            second: row of the other visit.
+
+        Returns:
+            ``(N, 3)`` mm in the recorded frame of the second visit; NaN for another subject's visit.
+        """
+        same = self._subject[first] == self._subject[second]
+        return points.double() if same else torch.full(points.shape, float("nan"), dtype=torch.float64)
 
     def train_dataloader(self) -> DataLoader | dict[str, DataLoader]:
         """Pairs with random boxes, in the order of :class:`PairSampler`; see :meth:`use_labels` for the dict."""

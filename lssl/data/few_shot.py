@@ -9,7 +9,7 @@ from torch import distributed
 
 from lssl.utils.errors import InputError, positive
 
-__all__ = ["FewShot", "choose_labelled", "repeated"]
+__all__ = ["FewShot", "choose_labelled", "repeated", "require_labels"]
 
 
 @dataclass
@@ -17,8 +17,8 @@ class FewShot:
     """Which labels of the training subjects may be seen, and how labelled visits are drawn.
 
     Labelled subjects are chosen by the seed: they stand in one fixed random order, and seed s takes the s-th group of
-    ``subjects`` of it. So seeds 0, 1, 2 … rotate the labelled subject, and repeat it only when all had their turn. Of
-    one-shot speak ``subjects: 1, visits: 1``.
+    ``subjects`` of it. So seeds 0, 1, 2 … rotate the labelled subject, and repeat it only when all had their turn. For
+    one-shot: ``subjects: 1, visits: 1``.
 
     Attributes:
         subjects: how many training subjects are labelled; ``None`` takes all that have labels.
@@ -67,12 +67,17 @@ def choose_labelled(rows: np.ndarray, subject: np.ndarray, few_shot: FewShot) ->
     return np.sort(np.concatenate(chosen)) if chosen else rows
 
 
-def repeated(rows: np.ndarray, few_shot: FewShot) -> np.ndarray:
-    """The rows in turn, until they fill an epoch on all devices."""
+def require_labels(rows: np.ndarray) -> None:
+    """Refuses to train without a labelled visit."""
     if not len(rows):
         raise InputError(
             "There is no labelled visit to train on: give labels (data.init_args.labels, or a column label of the "
             "table) to subjects of the training split."
         )
+
+
+def repeated(rows: np.ndarray, few_shot: FewShot) -> np.ndarray:
+    """The rows in turn, until they fill an epoch on all devices."""
+    require_labels(rows)
     world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     return rows[np.arange(few_shot.steps * few_shot.batch_size * world) % len(rows)]

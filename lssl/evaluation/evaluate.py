@@ -1,4 +1,4 @@
-"""What a strategy is worth on held-out pairs, without training anything: its terms, and what its taps represent."""
+"""What a task is worth on held-out pairs, without training anything: its terms, and what its taps represent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lssl.data.batch import PairBatch
 from lssl.evaluation.representation import held_out_pairs, measure
-from lssl.strategy import Strategy
+from lssl.task import Task
 from lssl.utils.distributed import no_sync
 
 __all__ = ["evaluate"]
@@ -18,11 +18,11 @@ __all__ = ["evaluate"]
 
 @torch.no_grad()
 @no_sync()
-def evaluate(strategy: Strategy, batches: Iterable[PairBatch], most: int | None = None) -> dict[str, float]:
+def evaluate(task: Task, batches: Iterable[PairBatch], most: int | None = None) -> dict[str, float]:
     """Terms, and the figures of :mod:`lssl.evaluation.representation` for every tap.
 
     Args:
-        strategy: evaluated in eval mode, its mode restored.
+        task: evaluated in eval mode, its mode restored.
         batches: held-out pairs; their views and noise are drawn as in validation, the same every time.
         most: number of batches to use.
 
@@ -34,12 +34,11 @@ def evaluate(strategy: Strategy, batches: Iterable[PairBatch], most: int | None 
     def watched() -> Iterator[PairBatch]:
         """The batches, once: their terms are taken as they pass by."""
         for number, batch in enumerate(islice(batches, most)):
-            moved = batch.to(strategy.device)
-            strategy.seed("val", number)
-            first, second = strategy.views(moved, strategy.generator)
-            for name, value in strategy.terms(first, second, moved).items():
+            moved = batch.to(task.device)
+            task.seed("val", number)
+            for name, value in task.losses(moved).items():
                 terms.setdefault(name, []).append(value)
             yield batch
 
-    figures = measure(strategy, held_out_pairs(strategy, watched()))
+    figures = measure(task, held_out_pairs(task, watched()))
     return {f"term/{name}": torch.stack(values).mean().item() for name, values in terms.items()} | figures

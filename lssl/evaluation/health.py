@@ -2,15 +2,16 @@
 
 Thresholds, and where they come from:
 
-- *one direction*, ``spread < 0.05``. A feature is ``m + e``, m what all voxels share. Spread is ``|e| / |f|``, so that
+- *one direction*, ``feature_std < 0.05``. A feature is ``m + e``, m what all voxels share. It is ``|e| / |f|``, so that
   below 0.05 the voxels' own part is 1/400 of the energy, and bfloat16, which rounds values to 1/256, leaves 13 steps of
   it. In 500 steps of every shipped method no trained tap fell below 0.4 from step 50 on; the config that is made to
   collapse passes 0.05 within 25 steps (tests/test_monitor.py).
 - *few directions*, ``rank < 1.5``: features on a line, whose rank is 1. Noise of a
   twentieth of its length across it is the most that remains below 1.5 (8 channels). The lowest of the same runs: 6.
-- *shrunk*, ``scale < 0.001`` of the untrained network's. Spread does not see a network that scales its features down
-  to nothing, as a loss without negatives or variance rewards. A weight may well shrink by ten: batch norm undoes it.
-- Spread, and rank above 1, must also have halved since the first measurement: a network that starts so has not
+- *shrunk*, ``scale < 0.001`` of the untrained network's. feature_std does not see a network that scales its features
+  down to nothing, as a loss without negatives or variance rewards. A weight may well shrink by ten: batch norm
+  undoes it.
+- feature_std, and rank above 1, must also have halved since the first measurement: a network that starts so has not
   collapsed. And the monitor warns when two measurements in a row say so: in the first steps running statistics of
   batch norm lag behind (the published longitudinal recipe shows 0.05 at step 25, and 0.42 at step 50).
 - *not finite*: NaN where there were numbers.
@@ -27,7 +28,7 @@ from collections.abc import Mapping
 
 __all__ = ["collapses", "shortcuts"]
 
-SPREAD, SCALE, RANK = 0.05, 1e-3, 1.5
+STD, SCALE, RANK = 0.05, 1e-3, 1.5
 MATCHING, PLACE, EARLY = 0.98, 0.5, 1000
 
 
@@ -38,22 +39,22 @@ def collapses(now: Mapping[str, float], first: Mapping[str, float]) -> dict[str,
         now: ``<kind>/<tap>`` → figure.
         first: the same of the untrained network; kinds it lacks are not compared.
     """
-    taps = [name.removeprefix("spread/") for name in now if name.startswith("spread/")]
+    taps = [name.removeprefix("feature_std/") for name in now if name.startswith("feature_std/")]
     found = {tap: _collapse(tap, now, first) for tap in taps}
     return {tap: text for tap, text in found.items() if text}
 
 
 def _collapse(tap: str, now: Mapping[str, float], first: Mapping[str, float]) -> str:
-    kinds = ("spread", "scale", "rank")
-    spread, scale, rank = (now.get(f"{kind}/{tap}", math.nan) for kind in kinds)
-    spread_0, scale_0, rank_0 = (first.get(f"{kind}/{tap}", math.nan) for kind in kinds)
-    if math.isnan(spread):
-        if math.isnan(spread_0):
+    kinds = ("feature_std", "scale", "rank")
+    std, scale, rank = (now.get(f"{kind}/{tap}", math.nan) for kind in kinds)
+    std_0, scale_0, rank_0 = (first.get(f"{kind}/{tap}", math.nan) for kind in kinds)
+    if math.isnan(std):
+        if math.isnan(std_0):
             return ""  # there never was anything to measure
         return "features are no longer finite; lower the learning rate, or take trainer.precision 32"
-    if spread < SPREAD and not spread >= spread_0 / 2:  # so that an unknown beginning counts as higher
+    if std < STD and not std >= std_0 / 2:  # so that an unknown beginning counts as higher
         return (
-            f"all features point one way (spread {spread:.3f}, was {spread_0:.3f}); nothing in the loss keeps them "
+            f"all features point one way (feature_std {std:.3f}, was {std_0:.3f}); nothing in the loss keeps them "
             "apart: give variance, covariance or negatives more weight, or lower the learning rate"
         )
     if scale < SCALE * scale_0:

@@ -6,7 +6,7 @@ show the same figures, of this module. Names are ``<kind>/<tap>``; the kinds:
 ============ ===================================================== ==================================================
 kind         of                                                    metric
 ============ ===================================================== ==================================================
-spread       L2-normalised voxel features of view 1                :class:`lssl.metrics.FeatureStd`
+feature_std  L2-normalised voxel features of view 1                :class:`lssl.metrics.FeatureStd`
 scale        the features as they are                              :class:`lssl.metrics.FeatureStd`
 rank         the features                                          :class:`lssl.metrics.EffectiveRank`
 correlation  their channels                                        :class:`lssl.metrics.ChannelCorrelation`
@@ -59,7 +59,7 @@ from lssl.metrics import (
 )
 from lssl.networks.feature_geometry import Tap
 from lssl.networks.heads import mean_and_max
-from lssl.strategy import Strategy
+from lssl.task import Task
 from lssl.utils.distributed import sync_metrics
 from lssl.views import geometry as geo
 from lssl.views.points import corresponding_points
@@ -105,12 +105,12 @@ class HeldOutPair:
 
 
 def held_out_pairs(
-    strategy: Strategy, batches: Iterable[PairBatch], subjects: int | None = None, visits: int | None = None
+    task: Task, batches: Iterable[PairBatch], subjects: int | None = None, visits: int | None = None
 ) -> Iterator[HeldOutPair]:
     """Reads held-out pairs one by one, as many as show a visit that no earlier one has shown.
 
     Args:
-        strategy: whose views, taps and device are used.
+        task: whose views, taps and device are used.
         batches: pairs, those of one subject after one another.
         subjects: most subjects.
         visits: most visits of each.
@@ -128,14 +128,14 @@ def held_out_pairs(
             new = new[: None if visits is None else max(0, visits - len(shown))]
             if not new:
                 continue
-            pair = batch.rows(slice(row, row + 1)).to(strategy.device)
-            yield _held_out_pair(strategy, pair, new, len(seen) - 1, whole=not shown)
+            pair = batch.rows(slice(row, row + 1)).to(task.device)
+            yield _held_out_pair(task, pair, new, len(seen) - 1, first=not shown)
             shown += [sessions[visit] for visit in new]
 
 
-def _held_out_pair(strategy: Strategy, pair: PairBatch, new: list[int], number: int, whole: bool) -> HeldOutPair:
+def _held_out_pair(task: Task, pair: PairBatch, new: list[int], number: int, first: bool) -> HeldOutPair:
     generator = torch.Generator().manual_seed(number)
-    centred = strategy.views.centred(pair)
+    centred = task.views.centred(pair)
     shown = [centred[visit] for visit in new]
     case = HeldOutPair(
         number=number,
@@ -148,23 +148,23 @@ def _held_out_pair(strategy: Strategy, pair: PairBatch, new: list[int], number: 
         two_visits=bool(pair.session[0, 0] != pair.session[0, 1]),
         places={},
         indices={},
-        labelled=_labelled(shown[0], generator) if whole else None,
+        labelled=_labelled(shown[0], generator) if first else None,
     )
-    if whole:
-        _add_views(case, strategy, pair, generator)
+    if first:
+        _add_views(case, task, pair, generator)
     return case
 
 
-def _add_views(case: HeldOutPair, strategy: Strategy, pair: PairBatch, generator: torch.Generator) -> None:
+def _add_views(case: HeldOutPair, task: Task, pair: PairBatch, generator: torch.Generator) -> None:
     """Two views as in training, noise, and the points at which they are compared."""
-    sampler = copy.copy(strategy.views)
+    sampler = copy.copy(task.views)
     sampler.same_visit = 0.0
     first, second = sampler(pair, generator)
     noise = torch.randn(first.image.shape, generator=generator).to(first.image.device)
     noise = first.image.mean() + first.image.std() * noise
     case.images = torch.cat([case.images, first.image, second.image, noise])
     case.affines = torch.cat([case.affines, first.affine, second.affine])
-    for name, tap in strategy.backbone.taps.items():
+    for name, tap in task.backbone.taps.items():
         places, weight = corresponding_points(first, second, tap, POINTS, generator, foreground=True)
         different = places[0].unique(dim=0)
         case.places[name] = different if weight[0] and len(different) >= FEWEST else different[:0]
@@ -188,10 +188,10 @@ def _labelled(view: View, generator: torch.Generator) -> tuple[Tensor, Tensor] |
     return geo.transform(view.affine[0], geo.lattice(view.size, flat.device)[index]), flat[index]
 
 
-def trained_taps(strategy: Strategy) -> list[str]:
+def trained_taps(task: Task) -> list[str]:
     """Taps whose own weights are trained; those of a part that no term reaches stay as they were, and say nothing."""
-    network, found = strategy.backbone.network, []
-    for name, tap in strategy.backbone.taps.items():
+    network, found = task.backbone.network, []
+    for name, tap in task.backbone.taps.items():
         trained = [parameter.requires_grad for parameter in network.get_submodule(tap.module).parameters()]
         if any(trained) or not trained:
             found.append(name)
@@ -200,25 +200,25 @@ def trained_taps(strategy: Strategy) -> list[str]:
 
 @torch.no_grad()
 def measure(
-    strategy: Strategy, held_out: Iterable[HeldOutPair], taps: Sequence[str] | None = None, together: bool = False
+    task: Task, held_out: Iterable[HeldOutPair], taps: Sequence[str] | None = None, together: bool = False
 ) -> dict[str, float]:
     """All metrics of all taps; see the module's table. NaN where there is too little to measure.
 
     Args:
-        strategy: measured in eval mode, its mode restored.
+        task: measured in eval mode, its mode restored.
         held_out: from :func:`held_out_pairs`.
         taps: which; ``None`` takes all.
         together: every process has cases of its own, and all measure as one.
     """
-    training = strategy.training
-    strategy.eval()
-    names = list(strategy.backbone.taps) if taps is None else list(taps)
-    meters = {name: _Meters(strategy.backbone.taps[name], strategy.device) for name in names}
+    training = task.training
+    task.eval()
+    names = list(task.backbone.taps) if taps is None else list(taps)
+    meters = {name: _Meters(task.backbone.taps[name], task.device) for name in names}
     for case in held_out:
-        features = strategy.backbone(case.images, names)
+        features = task.backbone(case.images, names)
         for name, meter in meters.items():
             meter.add(name, case, features[name].float())
-    strategy.train(training)
+    task.train(training)
     if together:
         sync_metrics(metric for meter in meters.values() for metric in meter.metrics.values())
     values = {f"{kind}/{name}": value for name, meter in meters.items() for kind, value in meter.compute().items()}
@@ -238,7 +238,7 @@ class _Meters:
     def __init__(self, tap: Tap, device: torch.device) -> None:
         c, sync = tap.channels, {"sync_on_compute": False}  # asking processes that do not measure would wait forever
         metrics: dict[str, Metric] = {
-            "spread": FeatureStd(c, **sync),
+            "feature_std": FeatureStd(c, **sync),
             "scale": FeatureStd(c, normalise=False, **sync),
             "rank": EffectiveRank(c, **sync),
             "correlation": ChannelCorrelation(c, **sync),
@@ -301,7 +301,7 @@ class _Meters:
             self.metrics[kind].update(one, other)
 
     def _voxels(self, image: Tensor, noise: Tensor, places: Tensor, inside: Tensor, crop: int) -> None:
-        for kind in ("spread", "scale", "rank", "correlation", "uniformity"):
+        for kind in ("feature_std", "scale", "rank", "correlation", "uniformity"):
             self.metrics[kind].update(image[inside])
         self.metrics["position"].update(image, places, crop)
         self.metrics["shortcut"].update(noise, places, crop)

@@ -48,7 +48,7 @@ class MinedInfoNCE(nn.Module):
         allowed: Tensor,
         generator: torch.Generator,
         ranking: Tensor | None = None,
-        others: tuple[Tensor, Tensor] | None = None,
+        cross_subject_negatives: tuple[Tensor, Tensor] | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
         """Mean loss of ``(B, K)`` anchors.
@@ -60,7 +60,7 @@ class MinedInfoNCE(nn.Module):
             allowed: ``(B, K, M)`` bool.
             generator: on the CPU; draws the diverse ones.
             ranking: ``(B, K, M)`` what the hard ones are picked by; ``None`` takes the similarity itself.
-            others: rows ``(L, D)`` and which samples may use them ``(B, L)`` bool.
+            cross_subject_negatives: rows ``(L, D)`` and which samples may use them ``(B, L)`` bool.
             weight: ``(B,)`` share of each sample in the mean; a sample without corresponding points has 0.
         """
         with torch.autocast(anchor.device.type, enabled=False):
@@ -71,9 +71,9 @@ class MinedInfoNCE(nn.Module):
             rows = candidates.gather(1, index.flatten(1)[..., None].expand(-1, -1, candidates.shape[2]))
             negative = torch.einsum("bkd,bkmd->bkm", anchor, rows.unflatten(1, index.shape[1:]))
             logits = [(anchor * own).sum(-1, keepdim=True), negative.masked_fill(~used, float("-inf"))]
-            if others is not None:
-                extra = anchor @ F.normalize(others[0].float(), dim=-1).T
-                logits.append(extra.masked_fill(~others[1][:, None], float("-inf")))
+            if cross_subject_negatives is not None:
+                extra = anchor @ F.normalize(cross_subject_negatives[0].float(), dim=-1).T
+                logits.append(extra.masked_fill(~cross_subject_negatives[1][:, None], float("-inf")))
             both = torch.cat(logits, 2) / self.temperature
             return weighted_mean((both.logsumexp(2) - both[..., 0]).mean(1), weight)
 

@@ -40,14 +40,14 @@ class SelfDistillation(nn.Module):
 
     Args:
         prototypes: K.
-        student: τ_s.
-        teacher: first and last τ_t.
+        student_temperature: τ_s.
+        teacher_temperature: first and last τ_t.
         warmup: share of the training in which τ_t moves (Alice: 30 epochs of 1000).
         momentum: m.
 
     Example:
         >>> import torch
-        >>> loss = SelfDistillation(2, student=1.0, teacher=(0.01, 0.01))
+        >>> loss = SelfDistillation(2, student_temperature=1.0, teacher_temperature=(0.01, 0.01))
         >>> sure = torch.tensor([[1.0, -1.0]])
         >>> round(loss(sure, sure).item(), 4)  # the teacher is certain: -log of the student's share, 1 / (1 + e^-2)
         0.1269
@@ -59,24 +59,29 @@ class SelfDistillation(nn.Module):
     def __init__(
         self,
         prototypes: int,
-        student: float = 0.1,
-        teacher: tuple[float, float] = (0.008, 0.01),
+        student_temperature: float = 0.1,
+        teacher_temperature: tuple[float, float] = (0.008, 0.01),
         warmup: float = 0.03,
         momentum: float = 0.9,
     ) -> None:
         super().__init__()
-        positive(student=student, **{"first teacher temperature": teacher[0], "last teacher temperature": teacher[1]})
+        first, last = teacher_temperature
+        positive(
+            student_temperature=student_temperature,
+            **{"first teacher_temperature": first, "last teacher_temperature": last},
+        )
         if not 0 <= warmup <= 1 or not 0 <= momentum < 1:
             raise InputError(f"warmup, momentum: give shares of 1, not {warmup:g} and {momentum:g}.")
-        self.student, self.range, self.warmup, self.momentum = student, teacher, warmup, momentum
+        self.student_temperature, self.range = student_temperature, (first, last)
+        self.warmup, self.momentum = warmup, momentum
         self.register_buffer("centre", torch.zeros(prototypes))
-        self.register_buffer("temperature", torch.tensor(float(teacher[0])))
+        self.register_buffer("temperature", torch.tensor(float(first)))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean over rows of ``(..., K)``; no gradient reaches the teacher's."""
         with torch.autocast(student.device.type, enabled=False):
             target = self.target(teacher)
-            return -(target * F.log_softmax(student.float() / self.student, dim=-1)).sum(-1).mean()
+            return -(target * F.log_softmax(student.float() / self.student_temperature, dim=-1)).sum(-1).mean()
 
     def target(self, teacher: Tensor) -> Tensor:
         """``P (..., K)``: what the teacher assigns each row to."""

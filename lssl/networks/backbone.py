@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssl.networks.feature_geometry import StopForward, Tap, measure, tapped, tokens_to_map
@@ -152,7 +154,7 @@ class Backbone(nn.Module):
         coarsest = max(self.taps, key=lambda name: max(self.taps[name].stride))
         return self.upstream_parameters([coarsest])
 
-    def shares(self, taps: Sequence[str], weights: Mapping[str, float] | None) -> dict[str, float]:
+    def normalised_weights(self, taps: Sequence[str], weights: Mapping[str, float] | None) -> dict[str, float]:
         """Weights of taps, normalised to sum 1; all alike if ``None``; taps of weight 0 are left out."""
         self.check_taps(taps)
         unknown = [tap for tap in weights or {} if tap not in taps]
@@ -169,6 +171,14 @@ class Backbone(nn.Module):
         unknown = [name for name in names if name not in self.taps]
         if unknown:
             raise InputError(f"There is no tap '{unknown[0]}'; the backbone has {', '.join(self.taps)}.")
+
+    def pad(self, image: Tensor) -> Tensor:
+        """Zeros behind the last voxels, up to sides that all strides divide; indices stay as they are."""
+        padding: list[int] = []
+        for axis in (2, 1, 0):
+            side, stride = image.shape[2 + axis], max(tap.stride[axis] for tap in self.taps.values())
+            padding += [0, max(2 * stride, math.ceil(side / stride) * stride) - side]
+        return F.pad(image, padding) if any(padding) else image
 
     def check_size(self, size: Sequence[int]) -> None:
         """Refuses views whose sides the network's strides do not divide."""
@@ -194,5 +204,9 @@ def _outer(paths: Iterable[str], depth: int = 2) -> list[str]:
 
 def _set_padding(network: nn.Module, padding: Literal["zeros", "reflect"]) -> None:
     for module in network.modules():
-        if isinstance(module, nn.Conv3d) and any(module._reversed_padding_repeated_twice):
+        if isinstance(module, nn.Conv3d) and _pads(module.padding):
             module.padding_mode = padding
+
+
+def _pads(padding: str | tuple[int, ...]) -> bool:
+    return padding == "same" if isinstance(padding, str) else any(padding)

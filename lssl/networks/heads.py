@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from lssl.utils.errors import InputError
 
-__all__ = ["Projector", "mean_and_max", "spread", "voxelwise"]
+__all__ = ["Projector", "TapHeads", "feature_std", "mean_and_max", "rowwise", "to_rows", "voxelwise"]
 
 
 class Projector(nn.Sequential):
@@ -58,10 +59,61 @@ class Projector(nn.Sequential):
         return super().forward(rows)
 
 
+class TapHeads(nn.Module):
+    """One head on rows for each of several taps (or other names).
+
+    Args:
+        heads: tap → head.
+
+    Example:
+        >>> heads = TapHeads({"decoder.1": Projector(16, 32, 8)})
+        >>> heads.maps("decoder.1", torch.rand(2, 16, 4, 4, 4)).shape
+        torch.Size([2, 8, 4, 4, 4])
+        >>> heads.rows("decoder.1", torch.rand(2, 5, 16)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.taps = tuple(heads)
+        self.heads = nn.ModuleDict({_key(tap): head for tap, head in heads.items()})
+
+    def __contains__(self, tap: str) -> bool:
+        return tap in self.taps
+
+    def __len__(self) -> int:
+        return len(self.taps)
+
+    def __getitem__(self, tap: str) -> nn.Module:
+        return self.heads[_key(tap)]
+
+    def rows(self, tap: str, vectors: Tensor) -> Tensor:
+        """The tap's head on ``(B, K, C)``, as ``(B, K, D)``; statistics pool over samples and rows."""
+        return rowwise(self[tap], vectors)
+
+    def maps(self, tap: str, features: Tensor) -> Tensor:
+        """The tap's head on every voxel of ``(B, C, ...)``, as ``(B, D, ...)``."""
+        return voxelwise(self[tap], features)
+
+
+def _key(tap: str) -> str:
+    """Names of submodules hold no dots, and must not be those of methods."""
+    return "tap_" + tap.replace(".", "/")
+
+
+def to_rows(maps: Tensor) -> Tensor:
+    """``(B, C, ...)`` as ``(B, N, C)``."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+def rowwise(head: nn.Module, rows: Tensor) -> Tensor:
+    """A head on rows ``(B, K, C)``, as ``(B, K, D)``."""
+    return head(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+
+
 def voxelwise(head: nn.Module, features: Tensor) -> Tensor:
     """Applies a head on rows to every voxel of ``(B, C, D, H, W)``: what 1×1×1 convolutions would compute."""
-    rows = features.flatten(2).transpose(1, 2)
-    return head(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]).transpose(1, 2).unflatten(2, features.shape[2:])
+    return rowwise(head, to_rows(features)).transpose(1, 2).unflatten(2, features.shape[2:])
 
 
 def mean_and_max(features: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -82,7 +134,7 @@ def mean_and_max(features: Tensor, weight: Tensor | None = None) -> Tensor:
     return torch.cat([(rows * weight).sum(2) / weight.sum(2), rows.masked_fill(outside, float("-inf")).amax(2)], 1)
 
 
-def spread(rows: Tensor) -> Tensor:
+def feature_std(rows: Tensor) -> Tensor:
     """Standard deviation of L2-normalised rows ``(N, D)``, times √D: 1 if they fill the sphere, 0 if all agree."""
     rows = F.normalize(rows.detach().float(), dim=1)
     return rows.std(0, unbiased=False).mean() * rows.shape[1] ** 0.5

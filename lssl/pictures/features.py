@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lssl.pictures.canvas import caption, figure, show
 from lssl.pictures.scene import Scene, index_of
-from lssl.strategy import Strategy
+from lssl.task import Task
 from lssl.views import geometry as geo
 
 __all__ = ["draw_features", "principal_colours"]
@@ -43,31 +43,31 @@ def principal_colours(features: Tensor, inside: Tensor) -> tuple[Tensor, float]:
 
 
 @torch.no_grad()
-def draw_features(strategy: Strategy, shown: Scene, path: Path, taps: list[str] | None = None) -> None:
+def draw_features(task: Task, shown: Scene, path: Path, taps: list[str] | None = None) -> None:
     """Both visits (rows) and what each tap makes of them (columns), cut through the marked place.
 
     Args:
-        strategy: whose backbone is shown.
+        task: whose backbone is shown.
         shown: the pair.
         path: PNG.
         taps: which; ``None`` takes all.
     """
-    names = list(strategy.backbone.taps) if taps is None else taps
-    training = strategy.training
-    strategy.eval()
-    features = strategy.backbone(torch.cat([visit.image for visit in shown.visits]), names)
-    strategy.train(training)
+    names = list(task.backbone.taps) if taps is None else taps
+    training = task.training
+    task.eval()
+    features = task.backbone(torch.cat([visit.image for visit in shown.visits]), names)
+    task.train(training)
     title = "Features as colours: three principal components of both visits' foreground"
     with figure(path, 2, 1 + len(names), title, panel=2.6) as axes:
         for row, visit in enumerate(shown.visits):
             point, affine = index_of(shown.place, visit.affine), visit.affine[0].cpu().numpy()
             show(axes[row, 0], visit.image[0, 0].cpu().numpy(), affine, point, f"visit {row + 1}")
         for column, name in enumerate(names, 1):
-            _draw_tap(axes[:, column], strategy, shown, name, features[name].float())
+            _draw_tap(axes[:, column], task, shown, name, features[name].float())
 
 
-def _draw_tap(axes: np.ndarray, strategy: Strategy, shown: Scene, name: str, features: Tensor) -> None:
-    tap = strategy.backbone.taps[name]
+def _draw_tap(axes: np.ndarray, task: Task, shown: Scene, name: str, features: Tensor) -> None:
+    tap = task.backbone.taps[name]
     foreground = torch.cat([visit.foreground for visit in shown.visits])
     inside = F.adaptive_avg_pool3d(foreground, features.shape[2:]) > 0.5  # type: ignore[arg-type]
     if not inside.any() or not features.isfinite().all():

@@ -8,27 +8,27 @@ import torch
 
 from lssl.pictures.canvas import figure, show
 from lssl.pictures.scene import Scene, index_of
-from lssl.strategy import Strategy
+from lssl.task import Task
 
 __all__ = ["draw_reconstruction"]
 
 
 @torch.no_grad()
-def draw_reconstruction(strategy: Strategy, shown: Scene, path: Path) -> bool:
+def draw_reconstruction(task: Task, shown: Scene, path: Path) -> bool:
     """Rows: both views; columns: what the network sees, what it makes of it, what it should, and the difference.
 
     Args:
-        strategy: whose :meth:`lssl.strategy.Strategy.reconstruction` is shown.
+        task: whose :meth:`lssl.task.Task.show_reconstruction` is shown.
         shown: the pair.
         path: PNG.
 
     Returns:
         Whether there was anything to draw: not every method reconstructs.
     """
-    training = strategy.training
-    strategy.eval()
-    made = [strategy.reconstruction(view) for view in (shown.first, shown.second)]
-    strategy.train(training)
+    training = task.training
+    task.eval()
+    made = [task.show_reconstruction(view) for view in (shown.first, shown.second)]
+    task.train(training)
     if any(pair is None for pair in made):
         return False
     with figure(path, 2, 4, "Reconstruction") as axes:

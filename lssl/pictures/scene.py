@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lssl.data.batch import PairBatch
 from lssl.pictures.canvas import cut, show
-from lssl.strategy import Strategy
+from lssl.task import Task
 from lssl.views import geometry as geo
 from lssl.views.sampler import View
 
@@ -37,15 +37,15 @@ class Scene:
     place: Tensor
 
 
-def scene(strategy: Strategy, batch: PairBatch, number: int = 0) -> Scene:
+def scene(task: Task, batch: PairBatch, number: int = 0) -> Scene:
     """The first pair of a batch; depends on the batch and ``number`` alone, not on the network."""
-    pair = batch.rows(slice(0, 1)).to(strategy.device)
-    strategy.seed("val", number)
-    views = copy.copy(strategy.views)
+    pair = batch.rows(slice(0, 1)).to(task.device)
+    task.seed("val", number)
+    views = copy.copy(task.views)
     views.flip = (0.0, 0.0, 0.0)  # a mirrored voxel's match is the mirrored place: right, but confusing to look at
     views.same_visit = 0.0
-    first, second = views(pair, strategy.generator)
-    visits = _visits(strategy, pair)
+    first, second = views(pair, task.generator)
+    visits = _visits(task, pair)
     return Scene(visits, first, second, _landmark(first, second, visits[1]))
 
 
@@ -80,21 +80,21 @@ def outline(axes: Axes, visit: View, view: View, point: list[float], colour: str
         axes.contour(inside, [0.0], colors=[colour], linewidths=1.5)
 
 
-def _visits(strategy: Strategy, pair: PairBatch) -> tuple[View, View]:
+def _visits(task: Task, pair: PairBatch) -> tuple[View, View]:
     """As much of the visits as the strides allow; views if the network takes no other size."""
-    strides = torch.tensor([tap.stride for tap in strategy.backbone.taps.values()]).amax(0)
-    views = copy.copy(strategy.views)
+    strides = torch.tensor([tap.stride for tap in task.backbone.taps.values()]).amax(0)
+    views = copy.copy(task.views)
     most = torch.tensor(pair.images.shape[-3:]) // strides * strides
     views.size = (int(most[0]), int(most[1]), int(most[2]))
     whole = views.centred(pair)
-    training = strategy.training
-    strategy.eval()
+    training = task.training
+    task.eval()
     try:
-        strategy.backbone(whole[0].image, list(strategy.backbone.taps)[-1:])
+        task.backbone(whole[0].image, list(task.backbone.taps)[-1:])
     except (RuntimeError, ValueError, AssertionError):
-        whole = strategy.views.centred(pair)
+        whole = task.views.centred(pair)
     finally:
-        strategy.train(training)
+        task.train(training)
     return whole
 
 

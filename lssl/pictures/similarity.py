@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lssl.pictures.canvas import figure, show
 from lssl.pictures.scene import Scene, draw_pair, index_of
-from lssl.strategy import Strategy
+from lssl.task import Task
 from lssl.views import geometry as geo
 from lssl.views.points import at_points
 
@@ -18,7 +18,7 @@ __all__ = ["draw_similarity", "similarity_map"]
 
 
 @torch.no_grad()
-def similarity_map(strategy: Strategy, shown: Scene, tap: str) -> tuple[Scene, Tensor]:
+def similarity_map(task: Task, shown: Scene, tap: str) -> tuple[Scene, Tensor]:
     """One marked voxel of an augmented view of the first visit, compared with all of the second visit.
 
     The features are the tap's, centred on their mean over the second visit's foreground, so that what all voxels share
@@ -27,12 +27,12 @@ def similarity_map(strategy: Strategy, shown: Scene, tap: str) -> tuple[Scene, T
     Returns:
         What was shown, and the cosine at every voxel of the second visit, ``(D, H, W)``.
     """
-    training = strategy.training
-    strategy.eval()
-    where = strategy.backbone.taps[tap]
-    features = strategy.backbone(shown.first.image, [tap])[tap]
-    others = strategy.backbone(shown.visits[1].image, [tap])[tap].float()
-    strategy.train(training)
+    training = task.training
+    task.eval()
+    where = task.backbone.taps[tap]
+    features = task.backbone(shown.first.image, [tap])[tap]
+    others = task.backbone(shown.visits[1].image, [tap])[tap].float()
+    task.train(training)
     whole = shown.visits[1]
     inside = F.interpolate(whole.foreground, others.shape[2:], mode="area") + 1e-6
     mean = (others * inside).sum((2, 3, 4), keepdim=True) / inside.sum((2, 3, 4), keepdim=True)

@@ -17,7 +17,7 @@ __all__ = ["draw_monitors", "draw_terms"]
 
 #: Kind → title, and the level where there is nothing to be seen.
 KINDS = {
-    "spread": ("spread of features (0: collapsed)", 0.0),
+    "feature_std": ("deviation of features (0: collapsed)", 0.0),
     "rank": ("effective rank", 1.0),
     "correlation": ("correlation of channels", None),
     "alignment": ("alignment", None),

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import lssl
 from lssl.runs.loggers import store_config
+from lssl.task import CHECKPOINT_FORMAT
 from lssl.utils.errors import InputError
 
 __all__ = ["CONFIG", "RunFolder", "back_up", "checkpoint_path", "new_run_folder", "run_checkpoints"]
@@ -81,7 +82,7 @@ class RunFolder(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint explains itself: the config it was trained with and the version that did it."""
-        checkpoint["lssl"] = {"version": lssl.__version__, "config": self._text()}
+        checkpoint["lssl"] = {"format": CHECKPOINT_FORMAT, "version": lssl.__version__, "config": self._text()}
 
     def _text(self) -> str:
         return self.parser.dump(self.config, skip_none=False)

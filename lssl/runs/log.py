@@ -17,7 +17,7 @@ __all__ = ["RunLog", "better", "ordered_kinds", "ordered_taps", "read_run"]
 #: Kinds of the monitor, as :mod:`lssl.evaluation.representation` names them → 1 if more is better, -1 if less is,
 #: 0 if neither.
 KINDS = {
-    "spread": 1,
+    "feature_std": 1,
     "scale": 0,
     "rank": 1,
     "correlation": -1,
@@ -36,8 +36,8 @@ KINDS = {
     "age": 1,
 }
 
-#: Figures that strategies and the Segmenter note beside the terms of their loss, by one part of their name.
-NOTES = {"spread": 0, "skipped": 0, "prototypes": 0, "match": 0, "agreement": 1, "explained": 1, "dice": 1}
+#: Figures that strategies and the Segmenter log beside the terms of their loss, by one part of their name.
+LOGGED = {"feature_std": 0, "skipped": 0, "prototypes": 0, "match": 0, "agreement": 1, "explained": 1, "dice": 1}
 
 
 @dataclass
@@ -72,7 +72,7 @@ def better(name: str) -> int:
         return KINDS.get(rest.split("/")[0], 0)
     if group == "learning_rate":
         return 0
-    return next((NOTES[part] for part in rest.split("/") if part in NOTES), -1)  # of a loss, less is better
+    return next((LOGGED[part] for part in rest.split("/") if part in LOGGED), -1)  # of a loss, less is better
 
 
 def ordered_kinds(runs: Sequence[RunLog]) -> list[str]:

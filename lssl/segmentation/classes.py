@@ -5,36 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lssl.data.source import DataSource
 from lssl.utils.errors import InputError
 
-__all__ = ["Classes", "LabelCounts", "LabelledData", "count_labels", "refuse_unknown"]
+__all__ = ["Classes", "LabelCounts", "count_labels", "refuse_unknown"]
 
 ONE_SIDED = 0.95  # share of its voxels in one half of the volumes, above which a class lies on one side
-
-
-class LabelledData(Protocol):
-    """What is asked of a datamodule, beside loaders: see :class:`lssl.data.datamodule.PairDataModule`."""
-
-    table: Any
-    label_names: dict[int, str]
-
-    def labelled_rows(self, split: str) -> np.ndarray:
-        """Rows of the table whose labels may be seen."""
-
-    def read_label(self, row: int) -> np.ndarray | None:
-        """``(D, H, W)`` int16."""
-
-    def voxel_size(self) -> np.ndarray:
-        """``(3,)`` mm between voxels."""
-
-    def use_labels(self, unlabelled_pairs: bool) -> None:
-        """Asks for loaders of labelled visits."""
 
 
 @dataclass
@@ -63,7 +44,7 @@ class LabelCounts:
         return -1 if share >= ONE_SIDED else 1 if share <= 1 - ONE_SIDED else 0
 
 
-def count_labels(data: LabelledData, rows: np.ndarray) -> LabelCounts:
+def count_labels(data: DataSource, rows: np.ndarray) -> LabelCounts:
     """Reads label maps and counts their values; the first damaged one ends it with its sentence."""
     counts = LabelCounts({}, {}, {})
     for row in rows:
@@ -93,21 +74,21 @@ class Classes:
     open: bool
 
     @classmethod
-    def listed(cls, listed: Mapping[str, Sequence[int]], counts: LabelCounts) -> Classes:
+    def from_map(cls, class_map: Mapping[str, Sequence[int]], counts: LabelCounts) -> Classes:
         """As configured; each class must be in the training data, and each value in one class."""
-        values = [value for group in listed.values() for value in group]
+        values = [value for group in class_map.values() for value in group]
         twice = [value for value in values if values.count(value) > 1]
         if twice or min(values, default=1) < 1 or not values:
             what = f"label {twice[0]} stands twice" if twice else "labels of classes are whole numbers from 1 on"
             raise InputError(f"classes: {what}; write name: [label, …] with every label once.")
-        for name, group in listed.items():
+        for name, group in class_map.items():
             if not counts.total(group):
                 raise InputError(
                     f"classes: '{name}' ({', '.join(map(str, group))}) is never seen in the labelled training visits, "
                     f"which hold {', '.join(map(str, sorted({*counts.left, *counts.right})))}; take it out, or label "
                     f"more visits."
                 )
-        return cls(tuple(listed), tuple(tuple(group) for group in listed.values()), True)
+        return cls(tuple(class_map), tuple(tuple(group) for group in class_map.values()), True)
 
     @classmethod
     def found(cls, counts: LabelCounts, names: Mapping[int, str]) -> Classes:
@@ -133,7 +114,7 @@ class Classes:
         weights = (voxels / every) ** -exponent
         return (weights / weights.mean()).float()
 
-    def lookup(self) -> Tensor:
+    def class_of_value(self) -> Tensor:
         """``(max + 2,)`` int64: class of label value v at ``v + 1``; -1 (no label) stays -1."""
         table = torch.zeros(max(max(group) for group in self.values) + 2, dtype=torch.long)
         table[0] = -1
@@ -173,7 +154,7 @@ class Classes:
 
 
 def refuse_unknown(classes: Classes, counts: LabelCounts, visits: Mapping[int, str]) -> None:
-    """Stops at a label value of a held-out visit that no class has, where classes were found and not listed."""
+    """Stops at a label value of a held-out visit that no class has, where classes were found and not class_map."""
     if classes.open:
         return
     known = {0, *(value for group in classes.values for value in group)}

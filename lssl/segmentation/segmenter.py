@@ -27,13 +27,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
+from lssl.data.few_shot import require_labels
+from lssl.data.source import DataSource
 from lssl.losses import Consistency, DiceCE
 from lssl.networks.backbone import Backbone
-from lssl.segmentation.classes import Classes, LabelledData, count_labels, refuse_unknown
+from lssl.segmentation.classes import Classes, count_labels, refuse_unknown
 from lssl.segmentation.pretrained import load_pretrained
 from lssl.segmentation.scores import dice_scores
 from lssl.segmentation.volumes import segment
-from lssl.strategy import Strategy
+from lssl.task import Task
 from lssl.utils.errors import InputError, nearest, positive
 from lssl.utils.intervals import interval_weight
 from lssl.views import geometry as geo
@@ -42,7 +44,7 @@ from lssl.views.sampler import View
 __all__ = ["Segmenter"]
 
 
-class Segmenter(Strategy):
+class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     """Segmentation of visits, from a pretrained network or from scratch (second part of Ren et al., NeurIPS 2022).
 
     Args:
@@ -52,7 +54,7 @@ class Segmenter(Strategy):
         partial: takes what fits from a network that differs, instead of refusing it.
         classes: name → label values; other values are background. ``None`` makes every value found a class. Names that
             differ by *left* and *right* (or L and R) are exchanged where a view is mirrored.
-        rates: factor of the learning rate for ``encoder``, ``decoder``, ``head`` or a submodule of the network, the
+        lr_multipliers: of the learning rate, for ``encoder``, ``decoder``, ``head`` or a submodule of the network, the
             most special name first; 0 freezes it (norms included), what is not named has 1.
         balance: cross-entropy weights are class frequencies to the power minus this; 0 weighs all alike.
         targets: of the consistency, ``hard`` as published, or ``soft``.
@@ -62,18 +64,16 @@ class Segmenter(Strategy):
             ``None``: all alike.
         ramp: share of the steps over which the consistency's weight rises, as ``exp(-5 (1 - t)²)`` (Laine and Aila,
             ICLR 2017).
-        overlap: of neighbouring windows in whole visits, as a share of their side.
-        weights: term → weight.
-        **common: see :class:`lssl.strategy.Strategy`.
+        window_overlap: of neighbouring windows in whole visits, as a share of their side.
+        **common: see :class:`lssl.task.Task`.
     """
 
-    lookup: Tensor
+    class_of_value: Tensor
     label_values: Tensor
     mirrored_class: Tensor
     spacing: Tensor
 
-    TERMS = ("supervised", "consistency")
-    WEIGHTS: ClassVar = {"supervised": 1.0, "consistency": 0.0}
+    LOSS_WEIGHTS: ClassVar = {"supervised": 1.0, "consistency": 0.0}
 
     def __init__(
         self,
@@ -82,29 +82,30 @@ class Segmenter(Strategy):
         part: Literal["network", "encoder"] = "network",
         partial: bool = False,
         classes: dict[str, list[int]] | None = None,
-        rates: dict[str, float] | None = None,
+        lr_multipliers: dict[str, float] | None = None,
         balance: float = 0.5,
         targets: Literal["hard", "soft"] = "hard",
         threshold: float = 0.0,
         absent: bool = True,
         interval: float | None = None,
         ramp: float = 0.0,
-        overlap: float = 0.5,
-        weights: dict[str, float] | None = None,
+        window_overlap: float = 0.5,
         **common: Any,
     ) -> None:
-        super().__init__(backbone, weights={**self.WEIGHTS, **(weights or {})}, **common)
+        super().__init__(backbone, **common)
         if interval is not None:
             positive(interval=interval)
-        if not 0 <= ramp <= 1 or not 0 <= overlap < 1:
-            raise InputError(f"ramp is a share of the steps and overlap one below 1, not {ramp} and {overlap}.")
+        if not 0 <= ramp <= 1 or not 0 <= window_overlap < 1:
+            raise InputError(
+                f"ramp is a share of the steps and window_overlap one below 1, not {ramp} and {window_overlap}."
+            )
         self.pretrained, self.part, self.partial = pretrained, part, partial
-        self.listed, self.balance, self.factors = classes, balance, dict(rates or {})
+        self.class_map, self.balance, self.lr_multipliers = classes, balance, dict(lr_multipliers or {})
         self.consistency = Consistency(targets, threshold, absent)
-        self.interval, self.ramp, self.overlap = interval, ramp, overlap
+        self.interval, self.ramp, self.window_overlap = interval, ramp, window_overlap
         self.classes: Classes | None = None
-        self._check_rates()
-        self._encoder = backbone.encoder() if {"encoder", "decoder"} & self.factors.keys() else set()
+        self._check_multipliers()
+        self._encoder = backbone.encoder() if {"encoder", "decoder"} & self.lr_multipliers.keys() else set()
 
     def build(self, classes: Classes, spacing: Tensor, mirrored_class: Tensor, class_weight: Tensor) -> None:
         """Makes the head, once the classes are known: from the data in ``fit``, from the checkpoint afterwards."""
@@ -112,7 +113,7 @@ class Segmenter(Strategy):
         self.head = nn.Conv3d(self.backbone.out_channels, classes.number, 1).to(self.device)
         self.supervised = DiceCE(class_weight).to(self.device)
         buffers = {
-            "lookup": classes.lookup(),
+            "class_of_value": classes.class_of_value(),
             "label_values": classes.label_values(),
             "mirrored_class": mirrored_class,
             "spacing": spacing,
@@ -124,11 +125,7 @@ class Segmenter(Strategy):
 
     def setup(self, stage: str) -> None:
         """Asks for loaders of labelled visits; before training, learns the classes and takes the pretrained weights."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "use_labels"):
-            raise InputError(
-                f"data: {type(data).__name__} cannot choose labelled visits; derive it from PairDataModule."
-            )
+        data = self.data_source
         data.use_labels(unlabelled_pairs=self.uses("consistency"))
         if stage == "fit":
             super().setup(stage)
@@ -137,16 +134,14 @@ class Segmenter(Strategy):
                 rank_zero_info(load_pretrained(self.backbone, self.pretrained, self.part, self.partial))
             self._freeze()
 
-    def _learn_classes(self, data: LabelledData) -> None:
+    def _learn_classes(self, data: DataSource) -> None:
         train, val = data.labelled_rows("train"), data.labelled_rows("val")
-        if not len(train):
-            raise InputError(
-                "There is no labelled visit to train on: give labels (data.init_args.labels, or a column label of the "
-                "table) to subjects of the training split."
-            )
+        require_labels(train)
         counts = count_labels(data, train)
         classes = (
-            Classes.found(counts, data.label_names) if self.listed is None else Classes.listed(self.listed, counts)
+            Classes.found(counts, data.label_names)
+            if self.class_map is None
+            else Classes.from_map(self.class_map, counts)
         )
         refuse_unknown(classes, count_labels(data, val), _names(data, val))
         mirrored_class = classes.mirrored_class(counts, flips=self.views.flip[0] > 0)
@@ -157,17 +152,30 @@ class Segmenter(Strategy):
             f"{len(classes.names)} classes; labelled visits: {len(names)} to train ({shown}), {len(val)} to validate."
         )
 
-    def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
-        """Both terms on one batch of pairs; views without label have no part in the supervised one."""
-        return self._terms(first, second, self.TERMS)
+    def losses(self, batch: PairBatch | Mapping[str, PairBatch]) -> dict[str, Tensor]:
+        """Terms of ``labelled`` and ``unlabelled`` pairs, or both terms of the same pairs.
+
+        Labelled visits are drawn first: with or without unlabelled pairs, a run sees the same crops of them. Views
+        without label have no part in the supervised term.
+        """
+        if isinstance(batch, PairBatch):
+            return self.terms(*self.views(batch, self.generator))
+        terms: dict[str, Tensor] = {}
+        for name, term in (("labelled", "supervised"), ("unlabelled", "consistency")):
+            if name in batch:
+                terms |= self.terms(*self.views(batch[name], self.generator), [term])
+        return terms
 
     def logits(self, image: Tensor) -> Tensor:
         """``(B, C, ...) → (B, K, ...)``."""
         return self.head(self.backbone(image, output=True)["output"])
 
-    def _terms(self, first: View, second: View, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def terms(
+        self, first: View, second: View, wanted: Sequence[str] = ("supervised", "consistency")
+    ) -> dict[str, Tensor]:
+        """Terms of views that are wanted and in use."""
         one, other = self.logits(torch.cat([first.image, second.image])).chunk(2)
-        one, other = self._own_sides(one, first), self._own_sides(other, second)
+        one, other = self._unmirrored(one, first), self._unmirrored(other, second)
         terms = {}
         if "supervised" in wanted and self.uses("supervised") and first.label is not None and second.label is not None:
             target = self.to_class_index(torch.cat([first.label, second.label])[:, 0])
@@ -176,15 +184,9 @@ class Segmenter(Strategy):
             terms["consistency"] = self._consistency(one, other, first, second)
         return terms
 
-    def _loss(self, batch: Mapping[str, PairBatch]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
-        """Labelled visits are drawn first: with or without unlabelled pairs, a run sees the same crops of them."""
-        self.notes = {}
-        terms: dict[str, Tensor] = {}
-        for name, term in (("labelled", "supervised"), ("unlabelled", "consistency")):
-            if name in batch:
-                terms |= self._terms(*self.views(batch[name], self.generator), [term])
-        rise = self._rise()
-        return self._sum({name: value * (rise if name == "consistency" else 1) for name, value in terms.items()}), terms
+    def weight(self, term: str) -> float:
+        """The consistency's rises."""
+        return super().weight(term) * (self._rise() if term == "consistency" else 1)
 
     def _rise(self) -> float:
         """The consistency's weight at this step, as a share of its last one."""
@@ -206,20 +208,20 @@ class Segmenter(Strategy):
 
     def to_class_index(self, label: Tensor) -> Tensor:
         """Classes of label values; -1 where there is no label, background where no class has the value."""
-        last = len(self.lookup) - 1
-        return torch.where(label < last, self.lookup[(label.long() + 1).clamp_max(last)], 0)
+        last = len(self.class_of_value) - 1
+        return torch.where(label < last, self.class_of_value[(label.long() + 1).clamp_max(last)], 0)
 
-    def _own_sides(self, logits: Tensor, view: View) -> Tensor:
+    def _unmirrored(self, logits: Tensor, view: View) -> Tensor:
         """Gives a mirrored view's classes back to the sides they are on in the subject."""
         mirrored = (geo.inverse(view.source_affine) @ view.affine)[:, 0, 0] < 0
         return torch.where(mirrored[:, None, None, None, None], logits[:, self.mirrored_class], logits)
 
     # --- what is trained, and how fast --------------------------------------------------------------------------------
 
-    def rates(self) -> dict[float, list[nn.Parameter]]:
-        """Parameters by the factor of their learning rate; frozen ones are left out."""
+    def parameter_groups(self) -> dict[float, list[nn.Parameter]]:
+        """Parameters by the multiplier of their learning rate; frozen ones are left out."""
         groups: dict[float, list[nn.Parameter]] = {}
-        for factor, parameter in self._factors():
+        for factor, parameter in self._with_multipliers():
             if factor > 0:
                 groups.setdefault(factor, []).append(parameter)
         return groups
@@ -234,34 +236,43 @@ class Segmenter(Strategy):
         return self
 
     def _freeze(self) -> None:
-        for factor, parameter in self._factors():
+        for factor, parameter in self._with_multipliers():
             parameter.requires_grad_(factor > 0)
         self.train(self.training)
 
-    def _factors(self) -> list[tuple[float, nn.Parameter]]:
-        found = [(self.factors.get("head", 1.0), parameter) for parameter in self.head.parameters()]
+    def _with_multipliers(self) -> list[tuple[float, nn.Parameter]]:
+        found = [(self.lr_multipliers.get("head", 1.0), parameter) for parameter in self.head.parameters()]
         for name, parameter in self.backbone.named_parameters():
             path = name.removeprefix("network.")
-            special = [key for key in self.factors if path == key or path.startswith(key + ".")]
+            special = [key for key in self.lr_multipliers if path == key or path.startswith(key + ".")]
             part = "encoder" if name in self._encoder else "decoder"
-            found.append((self.factors[max(special, key=len)] if special else self.factors.get(part, 1.0), parameter))
+            found.append(
+                (
+                    self.lr_multipliers[max(special, key=len)] if special else self.lr_multipliers.get(part, 1.0),
+                    parameter,
+                )
+            )
         return found
 
-    def _check_rates(self) -> None:
+    def _check_multipliers(self) -> None:
         known = {"encoder", "decoder", "head", *(name for name, _ in self.backbone.network.named_modules() if name)}
-        for name, factor in self.factors.items():
+        for name, factor in self.lr_multipliers.items():
             if name not in known:
                 shown = {"encoder", "decoder", "head", *(key for key in known if "." not in key)}
-                raise InputError(f"rates: there is no part '{name}' of the network{nearest(name, shown)}")
+                raise InputError(f"lr_multipliers: there is no part '{name}' of the network{nearest(name, shown)}")
             if factor < 0:
-                raise InputError(f"rates: a factor of the learning rate is 0 or more, not {factor} for '{name}'.")
+                raise InputError(f"lr_multipliers: give 0 or more, not {factor} for '{name}'.")
+
+    def on_resume(self) -> None:
+        """A resumed run has its own weights, and need not find those that it once started from."""
+        self.pretrained = None
 
     # --- whole visits -------------------------------------------------------------------------------------------------
 
     def segment(self, image: Tensor, affine: Tensor) -> Tensor:
         """``(D, H, W)`` class of each voxel of a visit ``(C, D, H, W)``, whatever its spacing."""
         own = geo.spacing(affine)
-        return segment(image, own, self.spacing, self._probability, self.views.size, self.overlap)
+        return segment(image, own, self.spacing, self._probability, self.views.size, self.window_overlap)
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Mean Dice of the structures of a whole visit; ``val/loss``, 1 less it, is what ``best.ckpt`` goes by."""
@@ -269,7 +280,7 @@ class Segmenter(Strategy):
         dice = dice_scores(predicted, truth, self.known_classes().number)[1:].nanmean()
         self.log_dict({"val/loss": 1 - dice, "val/dice": dice}, prog_bar=True, batch_size=1, sync_dist=True)
 
-    def test_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor | None]:  # type: ignore[override]
+    def test_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor | None]:
         """Prediction and truth of a whole visit, in classes; scored by :class:`.report.SegmentationReport`."""
         truth = None if batch.labels is None else self.to_class_index(_label(batch))
         return {"predicted": self._segmented(batch), "truth": truth}
@@ -280,7 +291,7 @@ class Segmenter(Strategy):
 
     def on_test_start(self) -> None:
         """Checks the labels of the test visits."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data_source
         rows = data.labelled_rows("test")
         if not (data.table["split"] == "test").any():
             raise InputError(f"There are no visits to test on, because of this: {data.summary}")
@@ -299,11 +310,13 @@ class Segmenter(Strategy):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The classes, so that prediction needs no labels."""
+        super().on_save_checkpoint(checkpoint)
         classes = self.known_classes()
         checkpoint["classes"] = {"names": classes.names, "values": classes.values, "open": classes.open}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the head that the weights are for."""
+        super().on_load_checkpoint(checkpoint)
         if "classes" not in checkpoint:
             raise InputError(
                 "ckpt_path: not a checkpoint of a Segmenter; give it as model.init_args.pretrained in fit."
@@ -334,7 +347,7 @@ def _label(batch: PairBatch) -> Tensor:
     return batch.labels[0, 0]
 
 
-def _names(data: LabelledData, rows: np.ndarray) -> dict[int, str]:
+def _names(data: DataSource, rows: np.ndarray) -> dict[int, str]:
     """How messages call the visits in some rows."""
     table = data.table
     return {int(row): f"{table['subject'].iat[row]} {table['session'].iat[row]}".strip() for row in rows}

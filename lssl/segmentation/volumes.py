@@ -41,7 +41,7 @@ def segment(
     wanted: Tensor,
     predict: Callable[[Tensor], Tensor],
     window: Sequence[int],
-    overlap: float = 0.5,
+    window_overlap: float = 0.5,
 ) -> Tensor:
     """Most probable class of each voxel of a visit.
 
@@ -54,7 +54,7 @@ def segment(
         wanted: ``(3,)`` spacing that the network was trained at.
         predict: images ``(B, C, *window)`` → probabilities ``(B, K, *window)``.
         window: sides of a window.
-        overlap: of neighbouring windows, as a share of their side.
+        window_overlap: of neighbouring windows, as a share of their side.
 
     Returns:
         ``(D, H, W)`` int64.
@@ -64,7 +64,7 @@ def segment(
     own, wanted = own.double().cpu(), wanted.double().cpu()
     size, matrix = working_grid(image.shape[1:], own, wanted)
     probability: Any = sliding_window_inference(
-        _resampled(image, size, matrix)[None], list(window), 4, predict, overlap=overlap, mode="gaussian"
+        _resampled(image, size, matrix)[None], list(window), 4, predict, overlap=window_overlap, mode="gaussian"
     )
     if size == list(image.shape[1:]) and torch.equal(matrix, torch.eye(4, dtype=matrix.dtype)):
         return probability[0].argmax(0)

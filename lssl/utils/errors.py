@@ -20,12 +20,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def input_error(error: BaseException | None) -> InputError | None:
-    """The InputError that an exception is, stems from, or quotes (as those from a DataLoader's workers do)."""
+    """Finds an InputError in an exception, its causes, or a worker's message.
+
+    An error that was merely raised while an InputError was handled is a bug of its own, and is not taken for it.
+    """
     while error is not None:
         if isinstance(error, InputError):
             _, quoted, sentence = str(error).rpartition("lssl.utils.errors.InputError: ")
             return InputError(sentence.strip()) if quoted else error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return None
 
 

@@ -11,23 +11,23 @@ __all__ = ["ConstantLinear", "WarmupCosine"]
 
 
 class WarmupCosine(LambdaLR):
-    """Linear warm-up to the full rate, then a cosine to ``floor`` times it.
+    """Linear warm-up to the full rate, then a cosine to ``min_share`` of it.
 
     Args:
         optimizer: given by the framework.
         total_steps: given by the framework.
         warmup: share of the steps spent warming up.
-        floor: last rate, as a share of the full one.
+        min_share: last rate, as a share of the full one.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup: float = 0.05, floor: float = 0.0) -> None:
+    def __init__(self, optimizer: Optimizer, total_steps: int, warmup: float = 0.05, min_share: float = 0.0) -> None:
         rise = max(1, round(warmup * total_steps))
 
         def factor(step: int) -> float:
             if step < rise:
                 return (step + 1) / rise
             progress = min(1.0, (step - rise) / max(1, total_steps - rise))
-            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+            return min_share + (1 - min_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
         super().__init__(optimizer, factor)
 

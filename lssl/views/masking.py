@@ -24,42 +24,42 @@ def block_masks(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Hides ``round(ratio · cells)`` of the blocks of each sample, drawn without replacement, another draw for each.
+    """Masks ``round(ratio · cells)`` of the blocks of each sample, drawn without replacement, another draw for each.
 
     Args:
         count: number of samples.
         size: voxels along ``(D, H, W)``; the last blocks are cut off where they do not fit.
         block: side(s) of a block in voxels.
-        ratio: share of the blocks that are hidden.
+        ratio: share of the blocks that are masked.
         generator: on the CPU.
         device: of the masks.
 
     Returns:
-        ``(count, 1, D, H, W)`` bool, true where hidden.
+        ``(count, 1, D, H, W)`` bool, true where masked.
 
     Example:
         >>> import torch
-        >>> hidden = block_masks(2, (8, 8, 8), 4, 0.75, torch.Generator())
-        >>> hidden.float().mean((1, 2, 3, 4)).tolist()
+        >>> masked = block_masks(2, (8, 8, 8), 4, 0.75, torch.Generator())
+        >>> masked.float().mean((1, 2, 3, 4)).tolist()
         [0.75, 0.75]
     """
     sides = (block, block, block) if isinstance(block, int) else tuple(block)
     grid = [math.ceil(n / side) for n, side in zip(size, sides, strict=True)]
     cells = math.prod(grid)
     order = torch.rand(count, cells, generator=generator).argsort(1)
-    hidden = torch.zeros(count, cells, dtype=torch.bool)
-    hidden.scatter_(1, order[:, : round(ratio * cells)], True)
-    hidden = hidden.to(device, non_blocking=True).unflatten(1, (1, *grid))
+    masked = torch.zeros(count, cells, dtype=torch.bool)
+    masked.scatter_(1, order[:, : round(ratio * cells)], True)
+    masked = masked.to(device, non_blocking=True).unflatten(1, (1, *grid))
     for axis, (side, n) in enumerate(zip(sides, size, strict=True)):
-        hidden = hidden.repeat_interleave(side, 2 + axis).narrow(2 + axis, 0, n)
-    return hidden
+        masked = masked.repeat_interleave(side, 2 + axis).narrow(2 + axis, 0, n)
+    return masked
 
 
 class BlockMasking(nn.Module):
-    """Runs a backbone on images of which blocks are hidden.
+    """Runs a backbone on images of which blocks are masked.
 
-    Hidden voxels become 0, the background's value. Where the backbone names the module that makes its tokens
-    (``backbone.tokens``: ViT, Swin), hidden tokens are also replaced by one learned token (SimMIM, Xie et al., CVPR
+    Masked voxels become 0, the background's value. Where the backbone names the module that makes its tokens
+    (``backbone.tokens``: ViT, Swin), masked tokens are also replaced by one learned token (SimMIM, Xie et al., CVPR
     2022). Both are needed there: MONAI's UNETR and SwinUNETR lead the image itself past the transformer to the last
     decoder level, which would only have to copy it.
 
@@ -67,7 +67,7 @@ class BlockMasking(nn.Module):
         backbone: the network, which is passed again at each call, so that its weights are registered but once.
         size: voxels of a view along ``(D, H, W)``.
         block: side(s) of a block in voxels; 16 in Alice's code.
-        ratio: share of hidden blocks, 0.75 in Alice and MAE.
+        ratio: share of masked blocks, 0.75 in Alice and MAE.
     """
 
     def __init__(
@@ -99,23 +99,23 @@ class BlockMasking(nn.Module):
             self.token = nn.Parameter(torch.randn(backbone.tokens.channels) * 0.02)
 
     def draw(self, count: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
-        """``(count, 1, D, H, W)`` bool, true where hidden; see :func:`block_masks`."""
+        """``(count, 1, D, H, W)`` bool, true where masked; see :func:`block_masks`."""
         return block_masks(count, self.size, self.block, self.ratio, generator, device)
 
     def forward(
-        self, backbone: Backbone, image: Tensor, hidden: Tensor, taps: Sequence[str] = (), output: bool = False
+        self, backbone: Backbone, image: Tensor, masked: Tensor, taps: Sequence[str] = (), output: bool = False
     ) -> dict[str, Tensor]:
-        """Features of ``image (B, C, D, H, W)`` without its hidden voxels; see :meth:`lssl.Backbone.forward`."""
-        with self._tokens(backbone, hidden):
-            return backbone(image.masked_fill(hidden, 0), taps, output)
+        """Features of ``image (B, C, D, H, W)`` without its masked voxels; see :meth:`lssl.Backbone.forward`."""
+        with self._tokens(backbone, masked):
+            return backbone(image.masked_fill(masked, 0), taps, output)
 
     @contextmanager
-    def _tokens(self, backbone: Backbone, hidden: Tensor) -> Iterator[None]:
+    def _tokens(self, backbone: Backbone, masked: Tensor) -> Iterator[None]:
         if backbone.tokens is None or self.token is None:
             yield
             return
-        grid = [n // step for n, step in zip(hidden.shape[2:], backbone.tokens.stride, strict=True)]
-        cells = F.adaptive_max_pool3d(hidden.float(), grid) > 0
+        grid = [n // step for n, step in zip(masked.shape[2:], backbone.tokens.stride, strict=True)]
+        cells = F.adaptive_max_pool3d(masked.float(), grid) > 0
         token = self.token
 
         def replace(module: nn.Module, inputs: object, output: Tensor) -> Tensor:

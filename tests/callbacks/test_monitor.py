@@ -28,15 +28,15 @@ def test_it_measures_early_and_then_every_so_often_and_resumes(tmp_path):
     options = ["--monitor.every=4", "--trainer.max_steps=5", "--trainer.callbacks=null"]
     options += ["--data.init_args.split=[0.5,0.5,0.0]"]
     run = fit(tmp_path, "demo.yaml", options=options, backbone=TINY_NET)
-    assert list(figures(run, "monitor/spread/decoder.0")) == [0, 1, 2, 4]
+    assert list(figures(run, "monitor/feature_std/decoder.0")) == [0, 1, 2, 4]
     assert {"rank", "matching", "shortcut", "retrieval", "dice"} <= {
         name.split("/")[1] for name in (run / "metrics.csv").read_text().splitlines()[0].split(",") if "monitor" in name
     }
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["RepresentationMonitor"]
-    assert state["first"]["spread/decoder.0"] == pytest.approx(figures(run, "monitor/spread/decoder.0")[0])
+    assert state["first"]["feature_std/decoder.0"] == pytest.approx(figures(run, "monitor/feature_std/decoder.0")[0])
     options[1] = "--trainer.max_steps=8"
     fit(tmp_path, "demo.yaml", options=[*options, "--ckpt_path=last"], backbone=TINY_NET)
-    assert list(figures(run, "monitor/spread/decoder.0")) == [8]
+    assert list(figures(run, "monitor/feature_std/decoder.0")) == [8]
 
 
 @pytest.mark.parametrize("every", [0, 200])
@@ -82,20 +82,20 @@ def test_a_strategy_made_to_collapse_raises_the_alarm_and_may_stop(tmp_path):
     """At the second measurement that shows it; of 100 steps."""
     run, said = collapse(tmp_path, "--monitor.stop=true")
     assert any(
-        text.startswith("collapse at decoder.2, step 50: all features point one way (spread 0.0") for text in said
+        text.startswith("collapse at decoder.2, step 50: all features point one way (feature_std 0.0") for text in said
     )
     assert not any(text.startswith("collapse at encoder") for text in said)
     assert max(figures(run, "monitor/rank/decoder.2")) == 50
 
 
 def test_the_same_with_what_keeps_features_apart_raises_none(tmp_path):
-    alive = ["--model.init_args.weights={variance: 25.0, covariance: 1.0}", "--trainer.max_steps=25"]
+    alive = ["--model.init_args.loss_weights={variance: 25.0, covariance: 1.0}", "--trainer.max_steps=25"]
     run, said = collapse(tmp_path, *alive, "--monitor.every=48", "--monitor.stop=true")
     assert not any("collapse" in text for text in said)
-    assert figures(run, "monitor/spread/decoder.2")[24] > 0.1
+    assert figures(run, "monitor/feature_std/decoder.2")[24] > 0.1
 
 
-SMALLER = {"prior_guided": ["--model.init_args.fewest=4"]}  # the bottleneck of 32³ views has 8 voxels
+SMALLER = {"prior_guided": ["--model.init_args.min_points=4"]}  # the bottleneck of 32³ views has 8 voxels
 DEFAULTS = [(path.name, []) for path in sorted((ROOT / "configs").glob("*.yaml")) if path.name != "demo.yaml"]
 DEFAULTS += [
     ("global_contrastive.yaml", [f"--model.init_args.objective={name}"]) for name in ("SimCLR", "BYOL", "VICReg")
@@ -113,6 +113,6 @@ def test_no_strategys_default_raises_the_alarm_in_500_steps(config, options, tmp
         warnings.simplefilter("always")
         main([*args, f"--trainer.default_root_dir={tmp_path / 'run'}"])
     assert not [warning for warning in caught if str(warning.message).startswith("collapse")]
-    spread = figures(tmp_path / "run", "monitor/spread/bottleneck")
+    spread = figures(tmp_path / "run", "monitor/feature_std/bottleneck")
     assert list(spread) == [0, 50, 100, 200, 400]
     assert all(math.isfinite(value) for value in spread.values())

@@ -41,7 +41,7 @@ def sentence(capsys, *args):
         (["--backbone.taps.foo=conv_9"], "tap 'foo' names no submodule 'conv_9'"),
         (["--model.init_args.encoder_taps=[encoder.7]"], "no tap 'encoder.7'; the backbone has bottleneck, decoder.2"),
         (["--model.init_args.tap_weights.encoder_1=1"], "tap_weights: 'encoder_1' is none of the taps used"),
-        (["--model.init_args.weights.similarty=1"], "no term 'similarty'; it has covariance"),
+        (["--model.init_args.loss_weights.similarty=1"], "no term 'similarty'; it has covariance"),
         (["--ckpt_path=nowhere.ckpt"], "There is no checkpoint nowhere.ckpt"),
         (["--views.overlap=0"], "overlap is a share"),
         (
@@ -64,10 +64,10 @@ def test_sentences(options, words, capsys, tmp_path):
         ("global_contrastive", "objective.queue=0", "queue: give a number above 0, not 0"),
         ("global_contrastive", "objective.temperature=0", "temperature: give a number above 0, not 0"),
         ("global_contrastive", "interval=-1", "interval: give a number above 0, not -1"),
-        ("global_contrastive", "weights.variance=1", "no term 'variance'; it has similarity"),
-        ("prior_guided_local", "objective=byol", "one of 'cosine', 'info_nce', 'vicreg'"),
+        ("global_contrastive", "loss_weights.variance=1", "no term 'variance'; it has similarity"),
+        ("prior_guided_local", "objective=BYOL", "There is no class 'BYOL'"),
         ("prior_guided_local", "momentum=1.5", "momentum rises within 0 and 1"),
-        ("prior_guided_local", "fewest=200", "tap 'bottleneck' has 216 voxels in views of 96×96×96"),
+        ("prior_guided_local", "min_points=200", "tap 'bottleneck' has 216 voxels in views of 96×96×96"),
     ],
 )
 def test_sentences_of_the_objectives(config, option, words, capsys, tmp_path):

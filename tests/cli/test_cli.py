@@ -113,12 +113,12 @@ def test_a_resumed_run_continues_exactly_and_loses_nothing(tmp_path):
     [
         ("global_contrastive.yaml", ["objective=MoCo"], ["teacher.backbone", "teacher.projector", "objective.queue"]),
         ("global_contrastive.yaml", ["objective=BYOL"], ["teacher.backbone", "objective.predictor"]),
-        ("prior_guided_local.yaml", ["taps=[encoder.2]", "hidden=16"], ["teacher.backbone", "teacher.tap_encoder_2"]),
+        ("prior_guided_local.yaml", ["taps=[encoder.2]", "hidden=16"], ["teacher.backbone", "teacher.projectors"]),
         ("masked_autoencoder.yaml", ["block=8"], ["backbone", "to_image"]),
         (
             "anatomical_invariance.yaml",
-            ["hidden=16", "block=8", "teacher_warmup=1.0"],
-            ["teacher.lookup", "losses.inter.centre", "losses.intra.centre", "losses.intra.temperature"],
+            ["hidden=16", "block=8", "objective.init_args.teacher_warmup=1.0"],
+            ["teacher.lookup", "objective.inter.centre", "objective.intra.centre", "objective.intra.temperature"],
         ),
     ],
 )
@@ -162,7 +162,7 @@ def test_validate_test_and_predict(run):
 def test_a_users_own_method_is_one_file(tmp_path):
     (tmp_path / "my_methods.py").write_text(VISIT_ORDER)
     (tmp_path / "my.yaml").write_text(
-        "model: {class_path: my_methods.VisitOrder, init_args: {tap: bottleneck, weights: {order: 1.0}}}\n"
+        "model: {class_path: my_methods.VisitOrder, init_args: {tap: bottleneck, loss_weights: {order: 1.0}}}\n"
     )
     small = ["--data.init_args.batch_size=4", "--data.init_args.subjects=8", "--data.init_args.split=[0.75,0.25,0]"]
     result = lssl("fit", "--config", "my.yaml", *tiny(tmp_path), *small, cwd=tmp_path)

@@ -12,7 +12,7 @@ import yaml
 from helpers import ROOT, TINY_NET, fit, resolved, tiny
 from jsonargparse import ArgumentParser
 
-from lssl.checkpoint import load_strategy
+from lssl.checkpoint import load_task
 from lssl.cli.main import main
 from lssl.correspondence.matchers import EmbeddingMatcher, Matcher, full_view
 from lssl.datamodules.phantom import PhantomDataModule
@@ -21,7 +21,7 @@ from lssl.synthetic.phantom_image import scan
 
 @pytest.mark.parametrize("config", ["demo.yaml", "longitudinal_local.yaml", "paper/longitudinal_local.yaml"])
 def test_methods(config, tmp_path):
-    heads = ["--model.init_args.hidden=16", "--model.init_args.projection=16", "--model.init_args.bottleneck=8"]
+    heads = ["--model.init_args.hidden=16", "--model.init_args.projection=16"]
     run = fit(tmp_path, config, options=[*heads, "--model.init_args.samples=16"], backbone=TINY_NET)
     assert (run / "config.yaml").is_file()
     assert (run / "metrics.csv").read_text().count("\n") >= 2
@@ -51,7 +51,11 @@ def test_global_contrastive_changes_its_objective_in_one_line(objective, tmp_pat
 
 @pytest.mark.parametrize("network", [None, pytest.param("swin_unetr", marks=pytest.mark.slow), "unetr"])
 def test_anatomical_invariance_on_every_kind_of_network(network, tmp_path):
-    options = ["--model.init_args.hidden=16", "--model.init_args.prototypes=8", "--data.init_args.batch_size=2"]
+    options = [
+        "--model.init_args.hidden=16",
+        "--model.init_args.objective.init_args.prototypes=8",
+        "--data.init_args.batch_size=2",
+    ]
     options += ["--model.init_args.block=8", "--trainer.max_steps=1", "--model.init_args.encoder=bottleneck"]
     configs, groups = ["anatomical_invariance.yaml"], {"backbone": TINY_NET}
     if network == "swin_unetr":
@@ -92,11 +96,11 @@ def test_the_frame_pairs_no_subjects_that_share_none(tmp_path, bids, capsys):
 
 def test_anatomical_embedding_ends_with_its_landmarks_and_plugs_into_the_matcher(tmp_path, capsys):
     options = [
-        "--model.init_args.fine=decoder.1",
-        "--model.init_args.coarse=bottleneck",
+        "--model.init_args.fine.tap=decoder.1",
+        "--model.init_args.coarse.tap=bottleneck",
         "--data.init_args.batch_size=2",
     ]
-    options += ["--data.init_args.split=[0.5,0.5,0.0]", "--model.init_args.anchors=8"]
+    options += ["--data.init_args.split=[0.5,0.5,0.0]", "--model.init_args.fine.anchors=8"]
     run = fit(tmp_path, "anatomical_embedding.yaml", options=options, backbone=TINY_NET)
     assert "Landmarks found again" in capsys.readouterr().out
     errors = json.loads((run / "landmarks.json").read_text())
@@ -109,7 +113,7 @@ def test_anatomical_embedding_ends_with_its_landmarks_and_plugs_into_the_matcher
     parser.add_subclass_arguments(Matcher, "matcher")
     config = {"class_path": "lssl.correspondence.matchers.EmbeddingMatcher", "init_args": {"embedding": str(path)}}
     assert isinstance(parser.instantiate(parser.parse_object({"matcher": config})).matcher, EmbeddingMatcher)
-    strategy = load_strategy(path)
+    strategy = load_task(path)
     assert type(strategy).__name__ == "AnatomicalEmbedding"
     weights = torch.load(path, weights_only=False)["state_dict"]
     assert all(torch.equal(value, weights[name]) for name, value in strategy.state_dict().items())
@@ -124,7 +128,7 @@ def test_anatomical_embedding_ends_with_its_landmarks_and_plugs_into_the_matcher
 
 
 @pytest.mark.parametrize("config", ["prior_guided_local.yaml", "prior_guided_local_multiscale.yaml"])
-@pytest.mark.parametrize("objective", ["cosine", "info_nce", "vicreg"])
+@pytest.mark.parametrize("objective", ["Cosine", "InfoNCE", "VICReg"])
 def test_prior_guided_local_changes_its_objective_in_one_line(config, objective, tmp_path):
     options = [f"--model.init_args.objective={objective}", "--model.init_args.hidden=16", "--views.size=64"]
     options += ["--data.init_args.size=72", "--data.init_args.spacing=3", "--data.init_args.batch_size=2"]

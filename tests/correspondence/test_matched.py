@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lssl.correspondence.matched_views import MatchedViews
+from lssl.correspondence.matched_views import MatchedViews, Matching
 from lssl.correspondence.matchers import FrameMatcher, Matcher
 from lssl.utils.errors import InputError
 from lssl.views import geometry as geo
@@ -35,7 +35,7 @@ def matched(matcher: Matcher | None = None, other_subject: float = 0.0, **option
     settings = {"tries": 5, "accept": 0.7, "min_score": 0.5}
     names = {name: options.pop(name) for name in list(options) if name in settings}
     sampler = ViewSampler(VIEW, **{"transforms": [], "overlap": 1.0, **options})
-    return MatchedViews(sampler, matcher or FrameMatcher(), other_subject, **{**settings, **names})
+    return MatchedViews(sampler, Matching(matcher or FrameMatcher(), other_subject, **{**settings, **names}))
 
 
 def centre(view: View) -> Tensor:

@@ -16,7 +16,7 @@ from lssl.correspondence.landmarks import landmark_errors, one_pair_per_subject
 from lssl.correspondence.matchers import EmbeddingMatcher
 from lssl.data.batch import Visit, collate
 from lssl.datamodules.nifti import NiftiDataModule
-from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
+from lssl.strategies.anatomical_embedding import AnatomicalEmbedding, CoarseMap, FineMap
 from lssl.views import geometry as geo
 
 REAL = Path(os.environ.get("LSSL_REAL_DATA", Path(__file__).parents[2] / "../shared/data"))
@@ -60,9 +60,9 @@ def test_places_are_found_again_in_subjects_never_seen():
     assert len(seen) >= 4
     assert len(unseen) == 3
     strategy = AnatomicalEmbedding(
-        network(), "fine", "deep", views=ViewSampler(48, overlap=0.4, rotation=15.0, affine_probability=0.8),
-        hidden=64, temperature=0.1, anchors=48, coarse_anchors=48, hard=500, diverse=128, coarse_hard=128,
-        coarse_diverse=64, others=200, exclusion=10.0, coarse_exclusion=24.0,
+        network(), FineMap("fine", 48, 500, 128, 10.0), CoarseMap("deep", 48, 128, 64, 24.0, 200),
+        views=ViewSampler(48, overlap=0.4, rotation=15.0, affine_probability=0.8),
+        hidden=64, temperature=0.1,
     )  # fmt: skip
     held_out = one_pair_per_subject([collate(unseen)], 3)
     untrained = landmark_errors(EmbeddingMatcher(strategy), held_out, None)

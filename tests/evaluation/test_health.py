@@ -8,7 +8,7 @@ import torch
 from lssl.evaluation.health import collapses, shortcuts
 from lssl.metrics import EffectiveRank, FeatureStd
 
-ALIVE = {"spread": 0.8, "scale": 0.2, "rank": 6.0, "matching": 0.4, "shortcut": 0.9}
+ALIVE = {"feature_std": 0.8, "scale": 0.2, "rank": 6.0, "matching": 0.4, "shortcut": 0.9}
 
 
 def at(tap: str = "decoder.1", **changed: float) -> dict[str, float]:
@@ -18,10 +18,10 @@ def at(tap: str = "decoder.1", **changed: float) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("changed", "numbers", "remedy"),
     [
-        ({"spread": 0.04}, "spread 0.040, was 0.800", "negatives"),
+        ({"feature_std": 0.04}, "feature_std 0.040, was 0.800", "negatives"),
         ({"scale": 1e-4}, "scale 0.0001, was 0.2", "weight decay"),
         ({"rank": 1.2}, "effective rank 1.2, was 6.0", "covariance"),
-        ({"spread": float("nan"), "rank": float("nan")}, "no longer finite", "learning rate"),
+        ({"feature_std": float("nan"), "rank": float("nan")}, "no longer finite", "learning rate"),
     ],
 )
 def test_each_collapse_is_named_with_its_numbers_and_a_remedy(changed, numbers, remedy):
@@ -33,22 +33,22 @@ def test_each_collapse_is_named_with_its_numbers_and_a_remedy(changed, numbers, 
 
 def test_healthy_features_and_taps_that_never_gave_a_number_raise_nothing():
     assert collapses(at(), at()) == {}
-    assert collapses(at(spread=0.06, scale=0.001, rank=1.6), at()) == {}
+    assert collapses(at(feature_std=0.06, scale=0.001, rank=1.6), at()) == {}
     assert collapses(at(scale=6e-4), at(scale=7e-4)) == {}  # small, as it was
-    nothing = at(spread=float("nan"), scale=float("nan"), rank=float("nan"))
+    nothing = at(feature_std=float("nan"), scale=float("nan"), rank=float("nan"))
     assert collapses(nothing, nothing) == {}
 
 
 def test_a_network_that_starts_so_has_not_collapsed():
-    low = at(spread=0.04, rank=1.3)
+    low = at(feature_std=0.04, rank=1.3)
     assert collapses(low, low) == {}
     assert collapses(at(rank=1.0), at(rank=1.0)) == {}  # one channel
-    assert collapses(at(spread=0.015, rank=1.3), low).keys() == {"decoder.1"}
-    assert collapses(at(spread=0.04, rank=1.1), low).keys() == {"decoder.1"}
+    assert collapses(at(feature_std=0.015, rank=1.3), low).keys() == {"decoder.1"}
+    assert collapses(at(feature_std=0.04, rank=1.1), low).keys() == {"decoder.1"}
 
 
 def test_a_resumed_run_that_knows_no_beginning_still_sees_a_collapse():
-    assert collapses(at(spread=0.01), {}).keys() == {"decoder.1"}
+    assert collapses(at(feature_std=0.01), {}).keys() == {"decoder.1"}
     assert collapses(at(), {}) == {}
 
 

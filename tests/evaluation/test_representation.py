@@ -184,7 +184,7 @@ def test_a_network_that_diverged_gives_no_numbers_and_no_error(batch):
     strategy = network()
     strategy.backbone.network[0].weight.data.fill_(float("nan"))
     figures = measure(strategy, held_out_pairs(strategy, [batch]))
-    assert all(math.isnan(figures[f"{kind}/tap.2"]) for kind in ("spread", "rank", "alignment", "position"))
+    assert all(math.isnan(figures[f"{kind}/tap.2"]) for kind in ("feature_std", "rank", "alignment", "position"))
 
 
 def test_taps_that_nothing_trains_are_left_out():

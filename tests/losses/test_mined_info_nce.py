@@ -61,7 +61,7 @@ def test_ranking_of_ones_own_others_and_weight(case, generator):
     draw = torch.Generator().manual_seed(2)
     ranking = torch.randn(B, K, M, generator=draw)
     others = torch.randn(7, D, generator=draw), torch.tensor([[True, False] * 3 + [True], [False] * 7])
-    extra = {"ranking": ranking, "others": others, "weight": torch.tensor([1.0, 0.25])}
+    extra = {"ranking": ranking, "cross_subject_negatives": others, "weight": torch.tensor([1.0, 0.25])}
     loss = MinedInfoNCE(0.2, 6, 6)(**case, generator=generator, **extra)
     assert loss.item() == pytest.approx(brute(case, 0.2, 6, ranking, others, extra["weight"]), rel=1e-5)
 

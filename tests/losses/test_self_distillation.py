@@ -75,7 +75,7 @@ def test_the_schedule_is_that_of_the_published_epochs(oracle):
 def test_value_by_loops():
     draw = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(3, 4, 5, generator=draw) for _ in range(2))
-    loss = SelfDistillation(5, student=0.3, teacher=(0.5, 0.5))
+    loss = SelfDistillation(5, student_temperature=0.3, teacher_temperature=(0.5, 0.5))
     loss.centre.copy_(torch.randn(5, generator=draw))
     total = 0.0
     for s, t in zip(student.flatten(0, 1).tolist(), teacher.flatten(0, 1).tolist(), strict=True):
@@ -112,7 +112,7 @@ def test_the_centre_is_a_moving_mean_over_all_rows():
 def test_centring_keeps_one_prototype_from_taking_all():
     """A teacher that always says the same: centred on what it says, it says nothing."""
     teacher = torch.tensor([[1.0, 0.0, 0.0]]).repeat(4, 1)
-    loss = SelfDistillation(3, teacher=(0.01, 0.01))
+    loss = SelfDistillation(3, teacher_temperature=(0.01, 0.01))
     assert loss.target(teacher)[:, 0].min() > 0.999
     for _ in range(200):
         loss.follow(teacher)
@@ -130,9 +130,9 @@ def test_prototypes_give_cosines():
 
 def test_numbers_that_cannot_be_are_refused():
     for options in (
-        {"student": 0.0},
-        {"teacher": (0.0, 0.1)},
-        {"teacher": (0.1, -1.0)},
+        {"student_temperature": 0.0},
+        {"teacher_temperature": (0.0, 0.1)},
+        {"teacher_temperature": (0.1, -1.0)},
         {"warmup": 2.0},
         {"momentum": 1.0},
     ):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lssl.metrics import ChannelCorrelation, FeatureStd
-from lssl.networks.heads import spread
+from lssl.networks.heads import feature_std
 
 
 def rows(n: int = 60, c: int = 5) -> torch.Tensor:
@@ -29,7 +29,7 @@ def test_std_of_normalised_rows_by_numpy_in_one_and_in_many_updates():
     expected = unit.std(0).mean() * math.sqrt(5)
     assert value(FeatureStd(5), x) == pytest.approx(expected, rel=1e-6)
     assert value(FeatureStd(5), *x.split(7)) == pytest.approx(expected, rel=1e-6)
-    assert value(FeatureStd(5), x) == pytest.approx(spread(x).item(), rel=1e-5)  # what strategies note of themselves
+    assert value(FeatureStd(5), x) == pytest.approx(feature_std(x).item(), rel=1e-5)  # what strategies log
 
 
 def test_std_is_one_on_the_sphere_and_zero_at_a_point_whatever_the_size():

@@ -277,9 +277,9 @@ def test_only_what_the_taps_need_is_trained(grad: bool):
 
 def test_shares_of_taps_add_up_to_one():
     backbone = Backbone(nn.Sequential(nn.Conv3d(1, 2, 1), nn.Conv3d(2, 2, 1)), {"a": "0", "b": "1"})
-    assert backbone.shares(["a", "b"], None) == {"a": 0.5, "b": 0.5}
-    assert backbone.shares(["a", "b"], {"a": 3.0, "b": 1.0}) == {"a": 0.75, "b": 0.25}
-    assert backbone.shares(["a", "b"], {"a": 3.0}) == {"a": 1.0}
+    assert backbone.normalised_weights(["a", "b"], None) == {"a": 0.5, "b": 0.5}
+    assert backbone.normalised_weights(["a", "b"], {"a": 3.0, "b": 1.0}) == {"a": 0.75, "b": 0.25}
+    assert backbone.normalised_weights(["a", "b"], {"a": 3.0}) == {"a": 1.0}
     for wrong in ({"c": 1.0}, {"a": 0.0}, {"a": 2.0, "b": -1.0}):
         with pytest.raises(InputError, match="tap_weights"):
-            backbone.shares(["a", "b"], wrong)
+            backbone.normalised_weights(["a", "b"], wrong)

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lssl.networks.backbone import Backbone
+from lssl.networks.heads import TapHeads
 from lssl.networks.teacher import Teacher
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
-from lssl.strategies.prior_guided_local import PriorGuidedLocal
+from lssl.strategies.prior_guided_local import InfoNCE, PriorGuidedLocal
+from lssl.strategies.prior_guided_local import VICReg as LocalVICReg
 from lssl.strategy import Strategy
 from lssl.views.sampler import ViewSampler
 
@@ -34,7 +36,7 @@ def common() -> dict:
 NARROW = {"hidden": 8, "projection": 6}
 MAKERS = {
     "cosine": lambda: PriorGuidedLocal(**common(), **NARROW),
-    "info_nce": lambda: PriorGuidedLocal(**common(), **NARROW, objective="info_nce"),
+    "info_nce": lambda: PriorGuidedLocal(**common(), **NARROW, objective=InfoNCE),
     "MoCo": lambda: GlobalContrastive(**common(), objective=partial(MoCo, **NARROW, queue=8)),
     "BYOL": lambda: GlobalContrastive(**common(), objective=partial(BYOL, **NARROW)),
 }
@@ -135,7 +137,7 @@ def test_only_the_originals_receive_gradients(kind: str, make_batch):
     strategy = MAKERS[kind]()
     owners = [("backbone", strategy.backbone)]
     if kind in ("cosine", "info_nce"):
-        owners.append(("tap_deep", strategy.projectors["tap_deep"]))
+        owners.append(("projectors", strategy.projectors))
     else:
         owners.append(("projector", strategy.objective.projector))
         if kind == "MoCo":  # an empty queue would leave nothing to learn
@@ -144,13 +146,14 @@ def test_only_the_originals_receive_gradients(kind: str, make_batch):
     assert all(equal(strategy.teacher[name], module) for name, module in owners)
     asked = []
     for name, module in strategy.teacher.items():
-        module.register_forward_hook(lambda *_, name=name: asked.append(name))
+        called = module["deep"] if isinstance(module, TapHeads) else module
+        called.register_forward_hook(lambda *_, name=name: asked.append(name))
     trained = [parameter for parameter in strategy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.01)
     batch = make_batch(4)
     for _ in range(2):
         optimizer.zero_grad()
-        loss, _ = strategy._loss(batch)
+        loss, _ = strategy._step(batch)
         loss.backward()
         optimizer.step()
     assert asked == 2 * list(strategy.teacher)  # the targets are its own, once a step
@@ -176,13 +179,14 @@ def test_only_the_originals_receive_gradients(kind: str, make_batch):
 def test_no_teacher_where_none_is_needed(objective: type):
     strategy = GlobalContrastive(**common(), objective=partial(objective, **NARROW))
     assert strategy.teacher is None
-    assert PriorGuidedLocal(**common(), **NARROW, objective="vicreg").teacher is None
+    assert PriorGuidedLocal(**common(), **NARROW, objective=LocalVICReg).teacher is None
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_followed_modules_are_registered_once(kind: str):
     strategy = MAKERS[kind]()
-    heads = strategy.projectors if hasattr(strategy, "projectors") else {"projector": strategy.objective.projector}
+    local = isinstance(strategy, PriorGuidedLocal)
+    heads = {"projectors": strategy.projectors} if local else {"projector": strategy.objective.projector}
     followed = {"backbone": strategy.backbone, **heads}
     expected = {f"{name}.{key}" for name, module in followed.items() for key in module.state_dict()}
     assert set(strategy.teacher.state_dict()) == expected

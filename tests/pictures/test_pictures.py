@@ -30,7 +30,7 @@ class Echo(Strategy):
     def terms(self, first, second, batch):
         return {"nothing": first.image.mean()}
 
-    def reconstruction(self, view):
+    def show_reconstruction(self, view):
         return view.image, 2 * view.clean
 
 

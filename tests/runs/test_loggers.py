@@ -59,7 +59,7 @@ def test_wandb_holds_terms_monitors_pictures_config_group_and_checkpoint(run):
             row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             logged |= row.keys()
             steps += [row["trainer/global_step"]] if any(name.startswith("monitor/") for name in row) else []
-    assert {"train/similarity", "val/loss", "monitor/spread/decoder.0"} <= logged
+    assert {"train/similarity", "val/loss", "monitor/feature_std/decoder.0"} <= logged
     assert steps == [0, 1, 2, 4]
     assert list(files[0].parent.glob("files/media/images/pictures/views_*.png"))
     config = {

@@ -70,14 +70,14 @@ def test_a_resumed_run_is_read_as_one_and_its_later_values_win(tmp_path):
 
 
 def test_what_is_better_and_in_which_order(tmp_path):
-    assert [better(name) for name in ("val/loss", "train/spread", "learning_rate")] == [-1, 0, 0]
+    assert [better(name) for name in ("val/loss", "train/feature_std", "learning_rate")] == [-1, 0, 0]
     assert [better(f"monitor/{kind}/x") for kind in ("age", "alignment", "position", "new")] == [1, -1, 0, 0]
     text = "step," + ",".join(
         f"monitor/rank/{tap}" for tap in ("decoder.0", "decoder.2", "own", "bottleneck", "encoder.1")
     )
-    run = read_run(folder(tmp_path / "run", f"{text},monitor/spread/own\n0,1,1,1,1,1,1\n"))
+    run = read_run(folder(tmp_path / "run", f"{text},monitor/feature_std/own\n0,1,1,1,1,1,1\n"))
     assert ordered_taps([run]) == ["encoder.1", "bottleneck", "decoder.2", "decoder.0", "own"]
-    assert ordered_kinds([run]) == ["spread", "rank"]
+    assert ordered_kinds([run]) == ["feature_std", "rank"]
 
 
 @pytest.mark.parametrize(
@@ -111,5 +111,5 @@ def test_it_starts_without_torch(tmp_path):
 def test_figures_beside_the_loss_have_their_own_sense():
     """An agreement that rises is good; a share of matches is neither; terms of the loss fall."""
     senses = {"train/inter": -1, "train/inter/agreement": 1, "val/match/score": 0, "train/explained": 1, "val/dice": 1}
-    senses |= {"train/spread": 0, "val/loss": -1, "learning_rate": 0, "monitor/rank/bottleneck": 1}
+    senses |= {"train/feature_std": 0, "val/loss": -1, "learning_rate": 0, "monitor/rank/bottleneck": 1}
     assert {name: better(name) for name in senses} == senses

@@ -39,14 +39,14 @@ def test_found_classes_and_their_names(counts):
     classes = Classes.found(counts, {17: "left hippocampus", 53: "right hippocampus"})
     assert classes.names == ("left hippocampus", "right hippocampus", "7001")
     assert classes.number == 4
-    table = classes.lookup()
+    table = classes.class_of_value()
     assert [int(table[value + 1]) for value in (-1, 0, 17, 53, 7001, 18)] == [-1, 0, 1, 2, 3, 0]
     assert classes.label_values().tolist() == [0, 17, 53, 7001]
 
 
 def test_listed_classes_merge_and_leave_the_rest_to_the_background(counts):
-    classes = Classes.listed({"hippocampus": [17, 53]}, counts)
-    assert [int(classes.lookup()[value + 1]) for value in (-1, 0, 17, 53)] == [-1, 0, 1, 1]
+    classes = Classes.from_map({"hippocampus": [17, 53]}, counts)
+    assert [int(classes.class_of_value()[value + 1]) for value in (-1, 0, 17, 53)] == [-1, 0, 1, 1]
     weights = classes.weights(counts, 0.5)
     assert (weights[1] / weights[0]).item() == pytest.approx(((320 - 128) / 128) ** 0.5)
     assert classes.weights(counts, 0.0).tolist() == [1, 1]
@@ -69,7 +69,7 @@ def test_sides_without_names_are_found_in_the_data(counts):
         nameless.mirrored_class(counts, flips=True)
     assert nameless.mirrored_class(counts, flips=False).tolist() == [0, 1, 2, 3]
     with pytest.raises(InputError, match="class 'left hippocampus' lies on one side"):
-        Classes.listed({"left hippocampus": [17], "rest": [7001]}, counts).mirrored_class(counts, flips=True)
+        Classes.from_map({"left hippocampus": [17], "rest": [7001]}, counts).mirrored_class(counts, flips=True)
 
 
 def test_one_lesion_on_one_side_is_no_side():
@@ -88,14 +88,14 @@ def test_one_lesion_on_one_side_is_no_side():
 )
 def test_refused_lists(listed, words, counts):
     with pytest.raises(InputError, match=words):
-        Classes.listed(listed, counts)
+        Classes.from_map(listed, counts)
 
 
 def test_unknown_values_of_held_out_visits(counts):
     other = LabelCounts({}, {}, {5: [0, 17, 99]})
     with pytest.raises(InputError, match=r"sub-9 ses-1 holds the class 99, never seen"):
         refuse_unknown(Classes.found(counts, {}), other, {5: "sub-9 ses-1"})
-    refuse_unknown(Classes.listed({"x": [17]}, counts), other, {5: "sub-9 ses-1"})
+    refuse_unknown(Classes.from_map({"x": [17]}, counts), other, {5: "sub-9 ses-1"})
 
 
 def test_an_empty_label_map():

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not DATA.is_dir(), reason=f"no real MRI at {DATA}; set LSSL_REAL_DATA"),
 ]
 FILES = ["--data=NiftiDataModule", f"--data.init_args.root={DATA}"]
-SMALL = ["--data.init_args.few_shot.steps=1", "--trainer.max_steps=1", "--model.init_args.overlap=0"]
+SMALL = ["--data.init_args.few_shot.steps=1", "--trainer.max_steps=1", "--model.init_args.window_overlap=0"]
 
 
 def split(tmp_path, names, suffix="T1w"):

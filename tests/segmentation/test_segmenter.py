@@ -17,7 +17,7 @@ from monai.networks.nets import BasicUNet
 from test_bad_input import sentence
 
 from lssl import Backbone, Segmenter, ViewSampler
-from lssl.checkpoint import load_strategy
+from lssl.checkpoint import load_task
 from lssl.cli.main import main
 from lssl.segmentation.classes import Classes
 from lssl.utils.errors import InputError
@@ -59,7 +59,7 @@ def test_sides_survive_the_mirror(flip, make_batch, generator, monkeypatch):
     answer(made, monkeypatch, by_apparent_side)
     views = made.views(batch, generator)
     assert (views[0].label[:, :, :8] == (53 if flip else 17)).all()
-    assert made.terms(*views, batch)["supervised"].item() == pytest.approx(0.0, abs=1e-4)
+    assert made.terms(*views)["supervised"].item() == pytest.approx(0.0, abs=1e-4)
 
 
 def test_mirrored_views_turned_and_zoomed_too(make_batch, generator, monkeypatch):
@@ -91,11 +91,11 @@ def test_consistency_compares_places_not_voxels(geometry, make_batch, generator,
     """Two views with their own shift, turn and zoom: predictions that agree in the frame agree."""
     batch = make_batch(size=(28, 24, 24), image="frame")
     views = {"affine_probability": 1.0, "geometry": geometry, "overlap": 0.5}
-    made = segmenter(channels=3, flip=0.5, views=views, weights={"consistency": 1.0}, targets="soft")
+    made = segmenter(channels=3, flip=0.5, views=views, loss_weights={"consistency": 1.0}, targets="soft")
     answer(made, monkeypatch, by_place)
     first, second = made.views(batch, generator)
     assert (first.affine - second.affine).abs().max() > 0.5
-    assert made.terms(first, second, batch)["consistency"].item() < 2e-3
+    assert made.terms(first, second)["consistency"].item() < 2e-3
     moved = first.affine.clone()
     moved[:, 0, 3] += 3.0
     wrong = made._consistency(*(by_place(v.image) for v in (first, second)), first, second)
@@ -105,7 +105,7 @@ def test_consistency_compares_places_not_voxels(geometry, make_batch, generator,
 
 def test_both_directions_count_and_targets_are_detached(make_batch, generator):
     batch = make_batch(size=(16, 16, 16), affine="unit")
-    made = segmenter(weights={"consistency": 1.0}, views={"overlap": 1.0})
+    made = segmenter(loss_weights={"consistency": 1.0}, views={"overlap": 1.0})
     first, second = made.views(batch, generator)
     one = torch.randn(2, 3, 16, 16, 16, requires_grad=True)
     other = torch.randn(2, 3, 16, 16, 16, requires_grad=True)
@@ -119,10 +119,10 @@ def test_both_directions_count_and_targets_are_detached(make_batch, generator):
 
 def test_long_intervals_and_early_steps_count_less(make_batch, generator):
     batch = make_batch(size=(16, 16, 16), affine="unit")  # two years apart
-    made, weighted = (segmenter(weights={"consistency": 1.0}, interval=value) for value in (None, 2.0))
+    made, weighted = (segmenter(loss_weights={"consistency": 1.0}, interval=value) for value in (None, 2.0))
     weighted.load_state_dict(made.state_dict())
     first, second = made.views(batch, generator)
-    plain, less = (part.eval().terms(first, second, batch)["consistency"] for part in (made, weighted))
+    plain, less = (part.eval().terms(first, second)["consistency"] for part in (made, weighted))
     assert less.item() == pytest.approx(plain.item() * math.exp(-1), rel=1e-5)
     made.ramp, made._trainer = 0.5, SimpleNamespace(estimated_stepping_batches=100, global_step=0)
     rises = []
@@ -139,19 +139,19 @@ def test_views_without_labels_leave_the_supervised_term_alone(make_batch, genera
     made = segmenter().eval()
     views = made.views(batch, generator)
     alone = made.supervised(made.logits(torch.cat([v.image[:1] for v in views])), torch.ones(2, 16, 16, 16).long())
-    torch.testing.assert_close(made.terms(*views, batch)["supervised"], alone)
+    torch.testing.assert_close(made.terms(*views)["supervised"], alone)
     batch.labels = None
-    assert not made.terms(*made.views(batch, generator), batch)
+    assert not made.terms(*made.views(batch, generator))
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
-def test_rates_by_part_and_by_module():
+def test_learning_rates_by_part_and_by_module():
     network = BasicUNet(3, 1, 4, (4, 4, 4, 4, 4, 4), norm=("batch", {}))
     taps = {"bottleneck": "down_4.convs.conv_1", "decoder.0": "upcat_1.convs.conv_1"}
-    rates = {"encoder": 0.1, "down_1": 0.0, "down_1.convs.conv_1": 0.5, "head": 2.0}
-    made = Segmenter(Backbone(network, taps), views=ViewSampler(32), rates=rates)
+    multipliers = {"encoder": 0.1, "down_1": 0.0, "down_1.convs.conv_1": 0.5, "head": 2.0}
+    made = Segmenter(Backbone(network, taps), views=ViewSampler(32), lr_multipliers=multipliers)
     made.build(SIDES, torch.ones(3), torch.arange(3), torch.ones(3))
     expected = {}
     for name, parameter in made.named_parameters():
@@ -159,7 +159,7 @@ def test_rates_by_part_and_by_module():
         part = 0.1 if path.startswith(("conv_0", "down_")) else 2.0 if path.startswith("head") else 1.0
         part = 0.5 if "down_1.convs.conv_1." in path else 0.0 if path.startswith("down_1.") else part
         expected.setdefault(part, set()).add(id(parameter))
-    found = {factor: {id(parameter) for parameter in group} for factor, group in made.rates().items()}
+    found = {factor: {id(parameter) for parameter in group} for factor, group in made.parameter_groups().items()}
     frozen = expected.pop(0.0)
     assert found == expected
     made._freeze()
@@ -173,12 +173,12 @@ def test_rates_by_part_and_by_module():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rates": {"encodr": 0.1}}, "no part 'encodr' of the network; did you mean 'encoder'"),
-        ({"rates": {"head": -1.0}}, "0 or more, not -1"),
+        ({"lr_multipliers": {"encodr": 0.1}}, "no part 'encodr' of the network; did you mean 'encoder'"),
+        ({"lr_multipliers": {"head": -1.0}}, "0 or more, not -1"),
         ({"interval": 0.0}, "interval: give a number above 0"),
         ({"threshold": 1.0}, "threshold: give a probability"),
         ({"ramp": 2.0}, "ramp is a share"),
-        ({"weights": {"consistancy": 1.0}}, "no term 'consistancy'"),
+        ({"loss_weights": {"consistancy": 1.0}}, "no term 'consistancy'"),
     ],
 )
 def test_refused_options(options, words):
@@ -201,7 +201,7 @@ def pretrained(tmp_path_factory):
 def fine_tune(folder, pretrained, *options):
     """From the checkpoint, with a frozen encoder."""
     checkpoint = pretrained / "checkpoints" / "last.ckpt"
-    start = [f"--model.init_args.pretrained={checkpoint}", "--model.init_args.rates={encoder: 0}"]
+    start = [f"--model.init_args.pretrained={checkpoint}", "--model.init_args.lr_multipliers={encoder: 0}"]
     return fit(folder, "finetune.yaml", options=[*QUIET, *start, *options], backbone=TINY_NET)
 
 
@@ -267,14 +267,14 @@ def test_prediction_of_a_folder_and_of_a_file(run, bids):
 
 
 def test_a_strategy_out_of_its_checkpoint(run):
-    loaded = load_strategy(run / "checkpoints" / "last.ckpt")
+    loaded = load_task(run / "checkpoints" / "last.ckpt")
     assert isinstance(loaded, Segmenter)
     assert loaded.segment(torch.rand(1, 20, 20, 20), torch.eye(4).double() * 5).shape == (20, 20, 20)
 
 
 def test_unlabelled_pairs_change_no_crop_of_the_labelled(tmp_path, run, pretrained):
     """The first step's supervised term is the same with and without them."""
-    other = fine_tune(tmp_path, pretrained, "--model.init_args.weights.consistency=1")
+    other = fine_tune(tmp_path, pretrained, "--model.init_args.loss_weights.consistency=1")
     without, with_pairs = (pd.read_csv(made / "metrics.csv") for made in (run, other))
     first, second = (log["train/supervised"].dropna().iloc[0] for log in (without, with_pairs))
     assert first == second
@@ -289,7 +289,7 @@ def test_a_resumed_run_continues_exactly(tmp_path):
         (tmp_path / name).mkdir()
         for number, stop in enumerate(stages):
             options = [*QUIET, f"--trainer.max_steps={stop}", "--model.init_args.schedule=null"]
-            options += ["--model.init_args.weights.consistency=1"]
+            options += ["--model.init_args.loss_weights.consistency=1"]
             if number:  # what it once started from may be gone
                 options += ["--ckpt_path=last", "--model.init_args.pretrained=nowhere.ckpt"]
             made = fit(tmp_path / name, "finetune.yaml", options=options, backbone=TINY_NET)
@@ -302,7 +302,7 @@ def test_a_resumed_run_continues_exactly(tmp_path):
 def test_two_processes_train_together(tmp_path):
     options = [*QUIET, "--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.subjects=6"]
     args = ["fit", "--config", "configs/finetune.yaml", *tiny(tmp_path, backbone=TINY_NET), *options]
-    command = [sys.executable, "-m", "lssl", *args, "--model.init_args.weights.consistency=1"]
+    command = [sys.executable, "-m", "lssl", *args, "--model.init_args.loss_weights.consistency=1"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 0, result.stderr
     assert "val/dice" in (tmp_path / "run" / "metrics.csv").read_text()

@@ -15,14 +15,20 @@ from torch import Tensor, nn
 from lssl.correspondence.matchers import EmbeddingMatcher, full_view
 from lssl.data.batch import PairBatch
 from lssl.networks.backbone import Backbone
-from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
+from lssl.strategies.anatomical_embedding import AnatomicalEmbedding, CoarseMap, FineMap
 from lssl.utils.errors import InputError
 from lssl.views.points import corresponding_points
 from lssl.views.sampler import View, ViewSampler
 
 SIZE, SOURCE = (24, 20, 16), (28, 26, 24)
 TAPS = {"fine": (2, 0.0), "deep": (4, 1.0)}  # stride and offset: a padded 3×3×3 kernel, then a 2×2×2 one
-EVERY = {"hard": 10**6, "diverse": 10**6, "coarse_hard": 10**6, "coarse_diverse": 10**6}
+ALL = {"hard": 10**6, "diverse": 10**6}
+EVERY = {"fine": ALL, "coarse": ALL}
+
+
+def every(cross_subject_negatives: int) -> dict:
+    """All candidates are used, and some of other subjects."""
+    return {"fine": ALL, "coarse": {**ALL, "cross_subject_negatives": cross_subject_negatives}}
 
 
 def sampler(**settings) -> ViewSampler:
@@ -35,10 +41,18 @@ def make(views: ViewSampler | None = None, **settings) -> AnatomicalEmbedding:
     network = nn.Sequential(
         nn.Conv3d(1, 6, 3, 2, 1), nn.LeakyReLU(), nn.Conv3d(6, 7, 2, 2), nn.ConvTranspose3d(7, 2, 4, 4)
     )
-    small = {"hidden": 12, "embedding": 5, "norm": "layer", "anchors": 9, "coarse_anchors": 7, "others": 30}
-    small |= {"exclusion": 4.0, "coarse_exclusion": 6.0, "temperature": 0.3}
+    small = {"hidden": 12, "embedding": 5, "norm": "layer", "temperature": 0.3}
+    fine = {"tap": "fine", "anchors": 9, "exclusion": 4.0, **settings.pop("fine", {})}
+    coarse = {
+        "tap": "deep",
+        "anchors": 7,
+        "exclusion": 6.0,
+        "cross_subject_negatives": 30,
+        **settings.pop("coarse", {}),
+    }
     backbone = Backbone(network, {"fine": "0", "deep": "2"})
-    return AnatomicalEmbedding(backbone, "fine", "deep", views=views or sampler(), **{**small, **settings})
+    levels = FineMap(**fine), CoarseMap(**coarse)
+    return AnatomicalEmbedding(backbone, *levels, views=views or sampler(), **{**small, **settings})
 
 
 @pytest.fixture
@@ -86,17 +100,17 @@ def interpolated(values: np.ndarray, view: View, name: str, row: int, place: np.
 def by_hand(strategy: AnatomicalEmbedding, batch: PairBatch, views: tuple[View, View], name: str) -> float:
     """A term without mining: every voxel farther than the exclusion is a negative, all of the other subjects' too."""
     (level,) = [level for level in strategy.levels if level == name]
-    tap = strategy.backbone.taps[strategy.levels[level]]
+    tap = strategy.backbone.taps[strategy.levels[level].tap]
     images = torch.cat([view.image for view in views])
     maps = dict(zip(strategy.levels, (values for values, _ in strategy.anatomical_maps(images)), strict=True))
     sides = maps[name].detach().double().numpy().reshape(2, len(batch), -1, *maps[name].shape[2:])
-    tau, radius = strategy.fine_loss.temperature, strategy.exclusion[name]
-    key = strategy.levels[level]
+    tau, radius = strategy.mined["fine"].temperature, strategy.levels[name].exclusion
+    key = strategy.levels[level].tap
     total = []
     for one, other in ((0, 1), (1, 0)):
         strategy.generator.manual_seed(1 if name == "fine" else 2)
         places, weight = corresponding_points(
-            views[one], views[other], tap, strategy.anchors[name], strategy.generator, True
+            views[one], views[other], tap, strategy.levels[name].anchors, strategy.generator, True
         )
         losses = []
         for row in range(len(batch)):
@@ -123,7 +137,7 @@ def by_hand(strategy: AnatomicalEmbedding, batch: PairBatch, views: tuple[View, 
 
 @pytest.mark.parametrize("name", ["fine", "coarse"])
 def test_a_term_is_what_loops_give(name, batch):
-    strategy = make(others=10**6, weights={"fine": float(name == "fine"), "coarse": float(name == "coarse")}, **EVERY)
+    strategy = make(loss_weights={"fine": float(name == "fine"), "coarse": float(name == "coarse")}, **every(10**6))
     views = draw(strategy, batch)
     strategy.generator.manual_seed(1 if name == "fine" else 2)
     value = strategy.terms(*views, batch)
@@ -132,7 +146,7 @@ def test_a_term_is_what_loops_give(name, batch):
 
 
 def test_terms_do_not_change_when_the_views_are_swapped(batch):
-    strategy = make(hard=200, diverse=50, coarse_hard=40, coarse_diverse=20)
+    strategy = make(fine={"hard": 200, "diverse": 50}, coarse={"hard": 40, "diverse": 20})
     first, second = draw(strategy, batch)
     one, other = terms(strategy, batch, (first, second)), terms(strategy, batch, (second, first))
     assert one.keys() == {"fine", "coarse"}
@@ -142,11 +156,11 @@ def test_terms_do_not_change_when_the_views_are_swapped(batch):
 
 def test_the_own_subject_is_never_a_stranger(batch):
     """With one subject throughout, voxels of the other samples must not change a sample's term."""
-    strategy = make(others=10**6, weights={"fine": 0.0}, **EVERY)
+    strategy = make(loss_weights={"fine": 0.0}, **every(10**6))
     views = draw(strategy, batch)
     batch.subject[:] = 4
     alone = terms(strategy, batch, views)["coarse"]
-    without = make(others=0, weights={"fine": 0.0}, **EVERY)
+    without = make(loss_weights={"fine": 0.0}, **every(0))
     without.load_state_dict(strategy.state_dict())
     torch.testing.assert_close(alone, terms(without, batch, views)["coarse"])
     batch.subject[:] = torch.tensor([1, 2, 3])
@@ -155,10 +169,10 @@ def test_the_own_subject_is_never_a_stranger(batch):
 
 def test_the_neighbourhood_is_excluded_in_mm_not_in_voxels(batch):
     """A finer view (smaller voxels) with the same radius in mm loses more voxels, not as many."""
-    strategy = make(weights={"coarse": 0.0}, **EVERY)
+    strategy = make(loss_weights={"coarse": 0.0}, **EVERY)
     first, second = draw(strategy, batch)
     seen = []
-    strategy.fine_loss.register_forward_pre_hook(lambda _, args: seen.append((~args[3]).sum().item()))
+    strategy.mined["fine"].register_forward_pre_hook(lambda _, args: seen.append((~args[3]).sum().item()))
     shrink = torch.diag(torch.tensor([0.5, 0.5, 0.5, 1.0], dtype=torch.float64))
     small = [replace(v, affine=shrink @ v.affine, source_affine=shrink @ v.source_affine) for v in (first, second)]
     terms(strategy, batch, (first, second))
@@ -167,7 +181,7 @@ def test_the_neighbourhood_is_excluded_in_mm_not_in_voxels(batch):
 
 
 def test_hard_fine_negatives_are_ranked_by_both_maps(batch):
-    strategy = make(hard=5, diverse=5)
+    strategy = make(fine={"hard": 5, "diverse": 5})
     views = draw(strategy, batch)
     caught = {}
 
@@ -175,7 +189,7 @@ def test_hard_fine_negatives_are_ranked_by_both_maps(batch):
         if not caught:  # of the direction 1 → 2
             caught.update(ranking=args[5], rows=args[:3])
 
-    strategy.fine_loss.register_forward_pre_hook(keep)
+    strategy.mined["fine"].register_forward_pre_hook(keep)
     terms(strategy, batch, views)
     anchor, _, rows = caught["rows"]
     fine = F.normalize(anchor, dim=-1) @ F.normalize(rows, dim=-1).mT
@@ -194,7 +208,7 @@ def test_hard_fine_negatives_are_ranked_by_both_maps(batch):
 
 
 def test_gradients_are_finite_and_reach_all_that_trains(batch):
-    strategy = make(hard=200, diverse=50)
+    strategy = make(fine={"hard": 200, "diverse": 50})
     sum(terms(strategy, batch, draw(strategy, batch)).values()).backward()
     for name, parameter in strategy.named_parameters():
         if parameter.requires_grad:
@@ -205,7 +219,7 @@ def test_gradients_are_finite_and_reach_all_that_trains(batch):
 
 
 def test_a_sample_without_shared_places_counts_as_an_exact_zero(batch):
-    strategy = make(**EVERY, others=0)
+    strategy = make(**every(0))
     first, second = draw(strategy, batch)
     second.affine[1, :3, 3] += 1000
     second.source_affine = second.source_affine.clone()
@@ -218,24 +232,24 @@ def test_a_sample_without_shared_places_counts_as_an_exact_zero(batch):
 
 
 def test_the_terms_fall_on_one_batch_and_the_maps_stay_apart(batch):
-    strategy = make(temperature=0.1, hard=200, diverse=50, embedding=16, hidden=32)
+    strategy = make(temperature=0.1, fine={"hard": 200, "diverse": 50}, embedding=16, hidden=32)
     noise = F.avg_pool3d(batch.images[:, :1].flatten(0, 1), 7, 1, 3)  # blobs, the same at both visits
     batch.images = ((noise - noise.mean()) / noise.std()).unsqueeze(1).expand(-1, 2, -1, -1, -1, -1)
     batch.affines[:, 1] = batch.affines[:, 0]
     views = draw(strategy, batch)
     optimizer = torch.optim.Adam([p for p in strategy.parameters() if p.requires_grad], 3e-3)
-    before, notes = terms(strategy, batch, views), dict(strategy.notes)
+    before, metrics = terms(strategy, batch, views), dict(strategy.logged)
     for _ in range(60):
         optimizer.zero_grad()
         sum(terms(strategy, batch, views).values()).backward()
         optimizer.step()
     after = terms(strategy, batch, views)
     assert all(after[name] < 0.85 * before[name] for name in after)
-    assert strategy.notes["spread"] > max(notes["spread"], 0.8)
+    assert strategy.logged["feature_std"] > max(metrics["feature_std"], 0.8)
 
 
 def test_one_seed_one_value(batch):
-    strategy = make(hard=200, diverse=20)
+    strategy = make(fine={"hard": 200, "diverse": 20})
     views = draw(strategy, batch)
     one, other = terms(strategy, batch, views), terms(strategy, batch, views)
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -256,14 +270,14 @@ def test_bad_input():
         make(sampler(flip_together=False))
     make(sampler(flip_together=False, flip=(0.0, 0.5, 0.5)))
     with pytest.raises(InputError, match="anchors"):
-        make(anchors=0)
+        make(fine={"anchors": 0})
     with pytest.raises(InputError, match="exclusion"):
-        make(exclusion=-1.0)
+        make(coarse={"exclusion": -1.0})
     with pytest.raises(InputError, match="no tap 'nowhere'"):
-        AnatomicalEmbedding(make().backbone, "nowhere", "deep", views=sampler())
+        AnatomicalEmbedding(make().backbone, FineMap("nowhere"), CoarseMap("deep"), views=sampler())
     with pytest.raises(InputError, match="coarser"):
-        AnatomicalEmbedding(make().backbone, "deep", "fine", views=sampler())
+        AnatomicalEmbedding(make().backbone, FineMap("deep"), CoarseMap("fine"), views=sampler())
     with pytest.raises(InputError, match="other than 0"):
-        make(weights={"fine": 0.0, "coarse": 0.0})
+        make(loss_weights={"fine": 0.0, "coarse": 0.0})
     with pytest.raises(InputError, match="no term 'medium'"):
-        make(weights={"medium": 1.0})
+        make(loss_weights={"medium": 1.0})

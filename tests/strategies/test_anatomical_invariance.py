@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,11 +14,17 @@ from torch import Tensor, nn
 from lssl.correspondence.matchers import EmbeddingMatcher, FrameMatcher
 from lssl.networks.backbone import Backbone
 from lssl.networks.heads import mean_and_max
-from lssl.strategies.anatomical_invariance import AnatomicalInvariance
+from lssl.strategies.anatomical_invariance import DINO, Alignment, AnatomicalInvariance, InfoNCE, Matching
 from lssl.utils.errors import InputError
 from lssl.views.sampler import ViewSampler
 
-NARROW = {"hidden": 16, "projection": 8, "heads": 2, "prototypes": 12, "block": 4, "norm": "layer"}
+NARROW = {"hidden": 16, "projection": 8, "block": 4, "norm": "layer"}
+OBJECTIVES = {"dino": DINO, "info_nce": InfoNCE}
+PARTS = {  # name of a part → what of make()'s options is its own
+    "matching": ("matcher", "other_subject", "tries", "accept", "min_score"),
+    "alignment": ("condition", "residual", "heads"),
+    "objective": ("prototypes", "temperature", "teacher_temperature", "teacher_warmup", "centre_momentum", "exclusion"),
+}
 
 
 class Autoencoder(nn.Module):
@@ -34,11 +41,15 @@ class Autoencoder(nn.Module):
         return self.last(F.relu(self.up(F.relu(self.deep(F.relu(self.down(image)))))))
 
 
-def make(**options) -> AnatomicalInvariance:
+def make(objective: str = "dino", **options) -> AnatomicalInvariance:
     torch.manual_seed(0)
     backbone = Backbone(Autoencoder(), {"encoder": "deep", "decoder": "up"})
     views = ViewSampler(16, overlap=0.7, transforms=[])
-    strategy = AnatomicalInvariance(backbone, "encoder", "decoder", views=views, **{**NARROW, **options})
+    own = {part: {name: options.pop(name) for name in names if name in options} for part, names in PARTS.items()}
+    kind = partial(OBJECTIVES[objective], **({"prototypes": 12} if objective == "dino" else {}), **own["objective"])
+    parts = {"matching": Matching(**own["matching"]), "alignment": Alignment(**{"heads": 2, **own["alignment"]})}
+    options = {**NARROW, **parts, "objective": kind, **options}
+    strategy = AnatomicalInvariance(backbone, "encoder", "decoder", views=views, **options)
     with torch.no_grad():  # else the teacher would start equal to the network
         for parameter in strategy.teacher.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -47,7 +58,7 @@ def make(**options) -> AnatomicalInvariance:
 
 def draw(strategy: AnatomicalInvariance, batch):
     strategy.generator.manual_seed(0)
-    return strategy.sample(batch)
+    return strategy.draw_views(batch)
 
 
 def terms(strategy: AnatomicalInvariance, batch, swap: bool = False) -> dict[str, Tensor]:
@@ -94,7 +105,7 @@ def test_the_teacher_runs_no_decoder_and_without_voxel_terms_nobody_does(batch):
     strategy.teacher["backbone"].network.up.register_forward_hook(lambda *_: ran.append("teacher"))
     terms(strategy, batch)
     assert ran == []
-    strategy = make(weights={"intra": 0.0, "reconstruction": 0.0})
+    strategy = make(loss_weights={"intra": 0.0, "reconstruction": 0.0})
     strategy.backbone.network.up.register_forward_hook(lambda *_: ran.append("online"))
     assert set(terms(strategy, batch)) == {"inter"}
     assert ran == []
@@ -119,7 +130,7 @@ def test_no_gradient_reaches_the_teacher_and_every_trained_parameter_has_one(bat
 @BOTH
 def test_the_teachers_answer_is_a_constant_for_the_query(batch, name):
     """The same q asks both sides; through the teacher's it learns nothing."""
-    strategy = make(weights={"inter": 0.0, "reconstruction": 0.0}, **objective(name))
+    strategy = make(loss_weights={"inter": 0.0, "reconstruction": 0.0}, **objective(name))
     asked = []
     strategy.teacher["lookup"].register_forward_hook(lambda module, args, output: asked.append((args[0], output)))
     terms(strategy, batch)
@@ -224,7 +235,9 @@ def test_the_other_volume_matters_to_inter_alone(batch):
     hidden = strategy.masking.draw(6, torch.Generator().manual_seed(1), "cpu")
     strategy.masking.draw = lambda *_: hidden
     calls = []
-    strategy._distil = lambda term, student, teacher: calls.append((student.detach(), teacher)) or student.sum()
+    strategy._compare = lambda term, student, teacher, _=None: (
+        calls.append((student.detach(), teacher)) or student.sum()
+    )
     strategy.terms(first, second, batch)
     second.image = second.image.flip(2)
     strategy.terms(first, second, batch)
@@ -240,8 +253,8 @@ def test_the_other_volume_matters_to_inter_alone(batch):
 @BOTH
 def test_each_term_falls_on_one_batch(batch, term, name):
     """InfoNCE with a teacher that follows, as at first it answers all queries alike."""
-    only = {other: float(other == term) for other in AnatomicalInvariance.TERMS}
-    strategy = make(weights=only, momentum=0.9, norm="batch", **objective(name))
+    only = {other: float(other == term) for other in AnatomicalInvariance.LOSS_WEIGHTS}
+    strategy = make(loss_weights=only, momentum=0.9, norm="batch", **objective(name))
     optimizer = torch.optim.Adam([p for p in strategy.parameters() if p.requires_grad], lr=3e-3)
     values = []
     for _ in range(100):
@@ -251,13 +264,13 @@ def test_each_term_falls_on_one_batch(batch, term, name):
         value.backward()
         optimizer.step()
         if name == "info_nce":
-            strategy.advance(0.0)
+            strategy.on_step_end(0.0)
     assert values[-1] < 0.85 * values[0]
 
 
 def test_reconstruction_of_the_hidden_voxels_or_of_all(batch):
-    for kind, share in (("hidden", 0.0), ("whole", 1.0)):
-        strategy = make(weights={"inter": 0.0, "intra": 0.0}, reconstruction=kind)
+    for kind, share in (("masked", 0.0), ("full", 1.0)):
+        strategy = make(loss_weights={"inter": 0.0, "intra": 0.0}, reconstruct=kind)
         made = []
         strategy.to_image.register_forward_hook(lambda *a, made=made: made.append(a[2]))
         first, second = draw(strategy, batch)
@@ -266,7 +279,7 @@ def test_reconstruction_of_the_hidden_voxels_or_of_all(batch):
         value = strategy.terms(first, second, batch)["reconstruction"]
         (gradient,) = torch.autograd.grad(value, made)
         assert (gradient[~hidden] != 0).float().mean() == pytest.approx(share, abs=0.01)
-        if kind == "whole":
+        if kind == "full":
             error = (made[0] - torch.cat([first.image, second.image])).square().mean()
             assert value.item() == pytest.approx(error.item(), rel=1e-5)
 
@@ -274,26 +287,28 @@ def test_reconstruction_of_the_hidden_voxels_or_of_all(batch):
 def test_pictures_show_what_was_hidden(batch):
     strategy = make()
     view, _ = draw(strategy, batch)
-    seen, made = strategy.reconstruction(view)
+    seen, made = strategy.show_reconstruction(view)
     shown = seen != 0
     assert shown.float().mean() == pytest.approx(0.25, abs=0.01)
     assert torch.equal(seen[shown], view.image[shown])
     features = strategy.backbone(seen, output=True)["output"]
     assert torch.equal(made, strategy.to_image(features))
-    assert make(weights={"reconstruction": 0.0}).reconstruction(view) is None
+    assert make(loss_weights={"reconstruction": 0.0}).show_reconstruction(view) is None
 
 
 def test_centres_move_in_training_only_and_temperatures_with_the_steps(batch):
     strategy = make(teacher_temperature=(0.02, 0.04), teacher_warmup=0.5)
     terms(strategy.eval(), batch)
-    assert all(loss.centre.abs().max() == 0 for loss in strategy.losses.values())
+    assert all(loss.centre.abs().max() == 0 for loss in (strategy.objective.inter, strategy.objective.intra))
     terms(strategy.train(), batch)
-    assert all(loss.centre.abs().max() > 0 for loss in strategy.losses.values())
-    strategy.advance(0.25)
-    assert all(loss.temperature.item() == pytest.approx(0.03) for loss in strategy.losses.values())
+    assert all(loss.centre.abs().max() > 0 for loss in (strategy.objective.inter, strategy.objective.intra))
+    strategy.on_step_end(0.25)
+    assert all(
+        loss.temperature.item() == pytest.approx(0.03) for loss in (strategy.objective.inter, strategy.objective.intra)
+    )
     saved = strategy.state_dict()
     for term in ("inter", "intra"):
-        assert {f"losses.{term}.centre", f"losses.{term}.temperature"} <= saved.keys()
+        assert {f"objective.{term}.centre", f"objective.{term}.temperature"} <= saved.keys()
 
 
 def test_losses_are_float32_under_autocast(batch):
@@ -310,11 +325,11 @@ def test_the_log_has_matches_prototypes_and_spread(batch):
     strategy = make()
     terms(strategy, batch)
     rates = {f"match/{name}" for name in ("accepted", "best", "same_visit", "score", "other_subject")}
-    assert rates | {"spread"} <= strategy.notes.keys()
+    assert rates | {"feature_std"} <= strategy.logged.keys()
     for term in ("inter", "intra"):
-        assert 1 <= strategy.notes[f"{term}/prototypes"] <= 12
-        assert 0 <= strategy.notes[f"{term}/agreement"] <= 1
-    assert set(make(objective="info_nce").losses) == set()
+        assert 1 <= strategy.logged[f"{term}/prototypes"] <= 12
+        assert 0 <= strategy.logged[f"{term}/agreement"] <= 1
+    assert not [name for name in make(objective="info_nce").state_dict() if "centre" in name]
 
 
 # --- the shortcut of the residual -------------------------------------------------------------------------------------
@@ -326,19 +341,19 @@ def test_the_published_residual_lets_the_term_fall_without_the_backbone(make_bat
     left = {}
     for residual in (True, False):
         only = {"inter": 0.0, "reconstruction": 0.0}
-        strategy = make(residual=residual, weights=only, momentum=0.9, **objective(name))
+        strategy = make(residual=residual, loss_weights=only, momentum=0.9, **objective(name))
         strategy.backbone.requires_grad_(False)
         optimizer = torch.optim.AdamW([p for p in strategy.parameters() if p.requires_grad], lr=3e-3)
         values = []
         for step in range(60):
             batch = make_batch(3, (28, 26, 24), affine="same", seed=step)
             strategy.generator.manual_seed(step)
-            value = strategy.terms(*strategy.sample(batch), batch)["intra"]
+            value = strategy.terms(*strategy.draw_views(batch), batch)["intra"]
             values.append(value.item())
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-            strategy.advance(step / 60)
+            strategy.on_step_end(step / 60)
         left[residual] = sum(values[-10:]) / 10
     print(name, left)
     assert left[True] < 0.5 * left[False]
@@ -352,7 +367,7 @@ def test_the_teachers_running_statistics_are_of_whole_crops(batch):
     views = draw(strategy, batch)
     strategy.terms(*views, batch)
     strategy.teacher._followed = tuple((name, getattr(strategy, name)) for name, _ in strategy.teacher._followed)
-    strategy.advance(0.5)
+    strategy.on_step_end(0.5)
     own, seen = (net.network.down[0].running_mean for net in (strategy.teacher["backbone"], strategy.backbone))
     whole = torch.cat([view.image for view in views]).mean()
     assert own.item() == pytest.approx(whole.item(), rel=1e-5)
@@ -374,7 +389,7 @@ def test_resampled_copies_of_the_strategy_are_independent(batch):
     with torch.no_grad():
         for parameter in twin.backbone.parameters():
             parameter.add_(1.0)
-    twin.advance(0.0)
+    twin.on_step_end(0.0)
     before = make().teacher.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in strategy.teacher.state_dict().items())
 
@@ -390,9 +405,9 @@ def test_settings_that_cannot_be_are_refused(batch, make_batch):
     with pytest.raises(InputError, match="no tap 'deeper'"):
         AnatomicalInvariance(Backbone(Autoencoder(), {"encoder": "deep"}), "deeper", views=ViewSampler(16))
     with pytest.raises(InputError, match="no term 'contrast'"):
-        make(weights={"contrast": 1.0})
-    idle = make(weights=dict.fromkeys(AnatomicalInvariance.TERMS, 0.0))
+        make(loss_weights={"contrast": 1.0})
+    idle = make(loss_weights=dict.fromkeys(AnatomicalInvariance.LOSS_WEIGHTS, 0.0))
     with pytest.raises(InputError, match="every term has weight 0"):
-        idle._loss(batch)
+        idle._step(batch)
     with pytest.raises(InputError, match="batch_size to 2"):
         terms(make(objective="info_nce"), make_batch(1, (28, 26, 24), affine="same"))

@@ -23,7 +23,7 @@ from lssl.networks.backbone import Backbone
 from lssl.networks.queue import KeyQueue
 from lssl.strategies import prior_guided_local
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
-from lssl.strategies.longitudinal_local import LongitudinalLocal
+from lssl.strategies.longitudinal_local import Cosine, InfoNCE, LongitudinalLocal
 from lssl.strategies.masked_autoencoder import MaskedAutoencoder
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 from lssl.strategy import Strategy
@@ -60,17 +60,25 @@ def global_contrastive(objective: type, **settings) -> GlobalContrastive:
     return strategy
 
 
+PGL_OBJECTIVES = {
+    "cosine": prior_guided_local.Cosine,
+    "info_nce": partial(prior_guided_local.InfoNCE, exclusion=5.0),
+    "vicreg": prior_guided_local.VICReg,
+}
+
+
 def prior_guided(objective: str, **settings) -> PriorGuidedLocal:
     """``samples`` below the lattice's size: voxels are drawn."""
-    narrow = {"hidden": 16, "projection": 8, "norm": "layer", "fewest": 8, "samples": 40, "exclusion": 5.0}
-    return PriorGuidedLocal(taps=["deep"], objective=objective, **{**narrow, **settings}, **common())
+    narrow = {"hidden": 16, "projection": 8, "norm": "layer", "min_points": 8, "samples": 40}
+    return PriorGuidedLocal(taps=["deep"], objective=PGL_OBJECTIVES[objective], **{**narrow, **settings}, **common())
 
 
 def longitudinal(objective: str) -> LongitudinalLocal:
-    only = {"weights": {name: float(name == "similarity") for name in LongitudinalLocal.TERMS}}
+    only = {"loss_weights": {name: float(name == "similarity") for name in LongitudinalLocal.LOSS_WEIGHTS}}
     taps = {"encoder_taps": ["deep"], "decoder_taps": []}
-    narrow = {"hidden": 16, "projection": 8, "bottleneck": 6, "samples": 16}
-    strategy = LongitudinalLocal(objective=objective, **taps, **narrow, **only, **common())
+    narrow = {"hidden": 16, "projection": 8, "samples": 16}
+    kinds = {"cosine": partial(Cosine, predictor_hidden=6), "info_nce": InfoNCE}
+    strategy = LongitudinalLocal(objective=kinds[objective], **taps, **narrow, **only, **common())
     return strategy.eval()  # its heads' batch norm would see half the rows
 
 
@@ -87,7 +95,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     **{kind.__name__: partial(global_contrastive, kind) for kind in GLOBAL},
     **{f"{kind.__name__} by interval": partial(global_contrastive, kind, interval=3.0) for kind in GLOBAL},
     **{f"PGL {kind}": partial(prior_guided, kind) for kind in ("cosine", "info_nce", "vicreg")},
-    "PGL all terms": partial(prior_guided, "cosine", weights={"variance": 2.0, "covariance": 2.0}),
+    "PGL all terms": partial(prior_guided, "cosine", loss_weights={"variance": 2.0, "covariance": 2.0}),
     "masked": masked,
     **{f"longitudinal {kind}": partial(longitudinal, kind) for kind in ("cosine", "info_nce")},
 }
@@ -112,7 +120,7 @@ def gradients(name: str, data: Views, offset: int = 0) -> dict[str, Tensor]:
     strategy.generator.manual_seed(0)
     torch.rand(offset, LATTICE, generator=strategy.generator)  # what these draw, so that each pair's voxels are its own
     terms = strategy.terms(*data)
-    loss = torch.stack([strategy.weights.get(term, 1.0) * value for term, value in terms.items()]).sum()
+    loss = torch.stack([strategy.loss_weights.get(term, 1.0) * value for term, value in terms.items()]).sum()
     loss.backward()
     trained = {name: parameter for name, parameter in strategy.named_parameters() if parameter.requires_grad}
     found = {name: parameter.grad for name, parameter in trained.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
@@ -10,23 +11,24 @@ from test_distributed import averaged, error, part
 from torch import Tensor, distributed, multiprocessing, nn
 
 from lssl.networks.backbone import Backbone
-from lssl.strategies.anatomical_invariance import AnatomicalInvariance
+from lssl.strategies.anatomical_invariance import DINO, Alignment, AnatomicalInvariance, InfoNCE
 from lssl.views.sampler import ViewSampler
 
 RANKS, PAIRS = 2, 4
-OBJECTIVES = ("dino", "info_nce")
+OBJECTIVES = {"dino": partial(DINO, prototypes=12), "info_nce": InfoNCE}
 
 
 def results(objective: str, data: tuple, rows: slice) -> dict[str, Tensor]:
     """Loss, gradients and centres after one step on some pairs, whose masks are their own."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(1, 4, 2, stride=2), nn.ReLU(), nn.ConvTranspose3d(4, 2, 2, stride=2))
-    options = {"hidden": 16, "projection": 8, "heads": 2, "prototypes": 12, "block": 4, "norm": "layer"}
+    options = {"hidden": 16, "projection": 8, "block": 4, "norm": "layer"}
     strategy = AnatomicalInvariance(
         Backbone(network, {"encoder": "0", "decoder": "2"}),
         "encoder",
         "decoder",
-        objective=objective,
+        objective=OBJECTIVES[objective],
+        alignment=Alignment(heads=2),
         views=ViewSampler(8),
         **options,
     )
@@ -36,7 +38,7 @@ def results(objective: str, data: tuple, rows: slice) -> dict[str, Tensor]:
     masks = strategy.masking.draw(2 * PAIRS, torch.Generator().manual_seed(0), "cpu").unflatten(0, (2, PAIRS))
     strategy.masking.draw = lambda *_: masks[:, rows].flatten(0, 1)
     terms = strategy.terms(*(part(item, rows) for item in data))
-    loss = sum(strategy.weights[name] * value for name, value in terms.items())
+    loss = sum(strategy.loss_weights[name] * value for name, value in terms.items())
     loss.backward()
     found = {name: p.grad for name, p in strategy.named_parameters() if p.requires_grad}
     return {"loss": loss.detach(), **found, **{name: b for name, b in strategy.named_buffers() if "centre" in name}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
 from lssl.networks.backbone import Backbone, unet, unet_taps
-from lssl.networks.heads import Projector, mean_and_max, spread
+from lssl.networks.heads import Projector, feature_std, mean_and_max
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, Objective, SimCLR, VICReg
 from lssl.utils.errors import InputError
 from lssl.views.sampler import View, ViewSampler
@@ -171,13 +172,13 @@ def test_terms_by_hand(batch, name: str, interval: float | None):
 def test_vicreg_weighs_25_25_1(batch):
     strategy = make("vicreg").eval()
     strategy.generator.manual_seed(0)
-    loss, found = strategy._loss(batch)
+    loss, found = strategy._step(batch)
     expected = by_hand(strategy, "vicreg", batch, np.ones(PAIRS))
     total = 25 * expected["similarity"] + 25 * expected["variance"] + expected["covariance"]
     assert loss.item() == pytest.approx(total, rel=1e-4)
     assert set(found) == {"similarity", "variance", "covariance"}
-    off = make("vicreg", weights={"variance": 0.0, "covariance": 2.0})
-    assert off.weights == {"similarity": 25.0, "variance": 0.0, "covariance": 2.0}
+    off = make("vicreg", loss_weights={"variance": 0.0, "covariance": 2.0})
+    assert off.loss_weights == {"similarity": 25.0, "variance": 0.0, "covariance": 2.0}
     assert set(terms(off, batch)) == {"similarity", "covariance"}
 
 
@@ -235,7 +236,7 @@ def test_note_spread_is_that_of_the_embeddings(batch):
     strategy = make("simclr").eval()
     terms(strategy, batch)
     z = np.concatenate([embedded(strategy, view, "online") for view in draw(strategy, batch)])
-    assert strategy.notes["spread"].item() == pytest.approx(spread(torch.from_numpy(z)).item(), rel=1e-4)
+    assert strategy.logged["feature_std"].item() == pytest.approx(feature_std(torch.from_numpy(z)).item(), rel=1e-4)
 
 
 # --- negatives --------------------------------------------------------------------------------------------------------
@@ -452,7 +453,7 @@ def test_one_pair_is_enough_for_moco(make_batch):
         ({"interval": 0.0}, r"interval: give a number above 0, not 0.0\."),
         ({"interval": -2.0}, r"interval: give a number above 0, not -2.0\."),
         ({"taps": ["bottelneck"]}, r"There is no tap 'bottelneck'; the backbone has fine, bottleneck, normed\."),
-        ({"weights": {"variance": 1.0}}, r"no term 'variance'; it has similarity\."),
+        ({"loss_weights": {"variance": 1.0}}, r"no term 'variance'; it has similarity\."),
     ],
 )
 def test_wrong_settings_are_refused_in_one_sentence(settings: dict, sentence: str):
@@ -464,8 +465,8 @@ def test_wrong_settings_are_refused_in_one_sentence(settings: dict, sentence: st
 class Distance(Objective):
     """Mean squared distance to the teacher's embedding of the other view, and the size of embeddings."""
 
-    WEIGHTS = {"similarity": 2.0, "size": 0.5}  # noqa: RUF012
-    FEWEST = 3
+    LOSS_WEIGHTS: ClassVar = {"similarity": 2.0, "size": 0.5}
+    MIN_PAIRS = 3
 
     def __init__(self, in_features: int) -> None:
         super().__init__()
@@ -481,14 +482,14 @@ class Distance(Objective):
 def test_an_objective_of_ones_own(batch):
     SMALL["own"] = Distance
     try:
-        strategy = make("own", weights={"size": 1.5}, interval=2.0)
+        strategy = make("own", loss_weights={"size": 1.5}, interval=2.0)
         with pytest.raises(InputError, match="no term 'variance'; it has similarity, size"):
-            make("own", weights={"variance": 1.0})
+            make("own", loss_weights={"variance": 1.0})
     finally:
         del SMALL["own"]
     assert [strategy.teacher.momentum(done) for done in (0.0, 1.0)] == pytest.approx([0.9, 0.95])
     strategy.generator.manual_seed(0)
-    loss, found = strategy._loss(batch)
+    loss, found = strategy._step(batch)
     views = draw(strategy, batch)
     (p1, p2), (t1, t2) = ([embedded(strategy, view, who) for view in views] for who in ("online", "teacher"))
     expected = ((p1 - t2) ** 2).mean() + ((p2 - t1) ** 2).mean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from lssl.data.batch import PairBatch
 from lssl.networks.backbone import Backbone, unet, unet_taps
 from lssl.strategies import longitudinal_local
-from lssl.strategies.longitudinal_local import LongitudinalLocal
+from lssl.strategies.longitudinal_local import Cosine, InfoNCE, LongitudinalLocal
 from lssl.utils.errors import InputError
 from lssl.views import geometry as geo
 from lssl.views.sampler import View, ViewSampler
 
-TERMS = LongitudinalLocal.TERMS
+TERMS = list(LongitudinalLocal.LOSS_WEIGHTS)
+OBJECTIVES = {"cosine": partial(Cosine, predictor_hidden=8), "info_nce": InfoNCE}
 ENCODER = ["encoder.0", "encoder.1", "encoder.2", "encoder.3", "bottleneck"]
 DECODER = ["decoder.3", "decoder.2", "decoder.1"]
 
@@ -31,9 +33,9 @@ def backbone() -> Backbone:
 
 @pytest.fixture
 def make(backbone):
-    def build(views: dict | None = None, **settings) -> LongitudinalLocal:
+    def build(views: dict | None = None, objective: str = "cosine", **settings) -> LongitudinalLocal:
         sampler = ViewSampler(32, **{"geometry": "shared", "transforms": [], **(views or {})})
-        narrow = {"hidden": 16, "projection": 12, "bottleneck": 8, "samples": 16}
+        narrow = {"hidden": 16, "projection": 12, "objective": OBJECTIVES[objective], "samples": 16}
         return LongitudinalLocal(copy.deepcopy(backbone), views=sampler, **{**narrow, **settings})
 
     return build
@@ -95,12 +97,12 @@ def test_every_term_by_hand(make, batch, drawn):
             for b in range(2)
             for i, j, k in index[b].round().long().tolist()
         ]
-        return list(strategy.projectors[tap.replace(".", "_")](torch.stack(rows)).chunk(2))
+        return list(strategy.projectors[tap](torch.stack(rows)).chunk(2))
 
     expected = dict.fromkeys(TERMS, 0.0)
     for tap, weight in shares.items():
         z1, z2 = project(tap, drawn[taps[tap].module])
-        p1, p2 = strategy.predictors[tap.replace(".", "_")](torch.cat([z1, z2])).chunk(2)
+        p1, p2 = strategy.predictors[tap](torch.cat([z1, z2])).chunk(2)
         cosines = F.cosine_similarity(p1, z2).mean() + F.cosine_similarity(p2, z1).mean()
         expected["similarity"] -= weight / 8 * 0.5 * cosines.item()
         if tap.startswith("decoder"):
@@ -114,7 +116,7 @@ def test_every_term_by_hand(make, batch, drawn):
     places = drawn[taps["decoder.3"].module]
     skip, decoder = (torch.cat(project(tap, places)) for tap in ("skip.3", "decoder.3"))
     expected["orthogonality"] = F.cosine_similarity(skip, decoder).square().mean().item()
-    picture = F.conv3d(features["output"], strategy.reconstruct.weight, padding=1)
+    picture = F.conv3d(features["output"], strategy.to_image.weight, padding=1)
     clean = torch.cat([first.clean, second.clean])
     expected["reconstruction"] = (picture - clean).square().mean().item()
     for name in TERMS:
@@ -129,10 +131,10 @@ def test_heads_see_the_same_place_of_both_views(make_batch):
         views=ViewSampler((16, 16, 12), transforms=[], flip=(0.5, 0.5, 0.5), flip_together=False, overlap=0.4),
         encoder_taps=["places"],
         decoder_taps=[],
-        weights=only("similarity"),
+        loss_weights=only("similarity"),
         hidden=8,
         projection=8,
-        bottleneck=8,
+        objective=OBJECTIVES["cosine"],
     )
     rows = []
     strategy.projectors["places"].register_forward_pre_hook(lambda _, args: rows.append(args[0]))
@@ -148,9 +150,9 @@ def test_heads_see_the_same_place_of_both_views(make_batch):
 
 
 def test_loss_is_the_weighted_sum(make, batch):
-    strategy = make(weights={"variance": 0.25, "orthogonality": 3.0, "covariance": 0.0})
+    strategy = make(loss_weights={"variance": 0.25, "orthogonality": 3.0, "covariance": 0.0})
     strategy.generator.manual_seed(0)
-    loss, found = strategy._loss(batch)
+    loss, found = strategy._step(batch)
     assert set(found) == set(TERMS) - {"covariance"}
     weights = {"similarity": 1, "variance": 0.25, "orthogonality": 3, "reconstruction": 10}
     assert loss.item() == pytest.approx(sum(weights[name] * value.item() for name, value in found.items()), rel=1e-5)
@@ -162,8 +164,8 @@ def test_published_numbers(backbone):
         strategy = LongitudinalLocal(copy.deepcopy(backbone), views=ViewSampler(32))
     assert strategy.tap_weights == dict.fromkeys([*ENCODER, *DECODER], 1 / 8)
     for name in ("variance", "covariance"):
-        assert strategy.weights[name] * strategy.tap_weights["decoder.2"] == pytest.approx(1.25e-4)
-    assert [strategy.weights[name] for name in ("similarity", "orthogonality", "reconstruction")] == [1, 100, 10]
+        assert strategy.loss_weights[name] * strategy.tap_weights["decoder.2"] == pytest.approx(1.25e-4)
+    assert [strategy.loss_weights[name] for name in ("similarity", "orthogonality", "reconstruction")] == [1, 100, 10]
     assert strategy.samples == 128
     assert not strategy.foreground
     projector, predictor = strategy.projectors["bottleneck"], strategy.predictors["bottleneck"]
@@ -172,8 +174,8 @@ def test_published_numbers(backbone):
     assert isinstance(projector[-1], nn.BatchNorm1d)
     assert not projector[-1].affine
     assert isinstance(predictor[-1], nn.Linear)
-    assert set(strategy.predictors) == {tap.replace(".", "_") for tap in [*ENCODER, *DECODER]}
-    assert set(strategy.projectors) == {*strategy.predictors, "skip_3"}
+    assert set(strategy.predictors.taps) == {*ENCODER, *DECODER}
+    assert set(strategy.projectors.taps) == {*strategy.predictors.taps, "skip.3"}
 
 
 # --- what is switched on and off --------------------------------------------------------------------------------------
@@ -181,18 +183,18 @@ def test_published_numbers(backbone):
 
 @pytest.mark.parametrize("term", TERMS)
 def test_a_term_of_weight_zero_is_absent_and_leaves_no_head(make, batch, term: str):
-    strategy = make(weights={term: 0.0})
+    strategy = make(loss_weights={term: 0.0})
     assert set(terms(strategy, batch)) == set(TERMS) - {term}
     assert bool(strategy.predictors) == (term != "similarity")
-    assert ("skip_3" in strategy.projectors) == (term != "orthogonality")
-    assert hasattr(strategy, "reconstruct") == (term != "reconstruction")
-    assert ("encoder_0" in strategy.projectors) == (term != "similarity")
+    assert ("skip.3" in strategy.projectors) == (term != "orthogonality")
+    assert hasattr(strategy, "to_image") == (term != "reconstruction")
+    assert ("encoder.0" in strategy.projectors) == (term != "similarity")
 
 
 @pytest.mark.parametrize("objective", ["cosine", "info_nce"])
 @pytest.mark.parametrize("term", TERMS)
 def test_every_head_of_a_term_that_is_on_gets_a_gradient(make, batch, term: str, objective: str):
-    strategy = make(weights=only(term), objective=objective)
+    strategy = make(loss_weights=only(term), objective=objective)
     found = terms(strategy, batch)
     assert set(found) == {term}
     found[term].backward()
@@ -213,15 +215,17 @@ def test_default_leaves_no_parameter_without_gradient(make, batch):
 
 def test_similarity_without_gradient_through_the_projections_of_the_other_view(make, batch):
     """Without the predictor's path, nothing of the similarity remains."""
-    strategy = make(weights=only("similarity"))
-    strategy.cosine.register_forward_pre_hook(lambda _, args: (args[0].detach(), args[1], args[2].detach(), *args[3:]))
+    strategy = make(loss_weights=only("similarity"))
+    strategy.objective.loss.register_forward_pre_hook(
+        lambda _, args: (args[0].detach(), args[1], args[2].detach(), *args[3:])
+    )
     assert not terms(strategy, batch)["similarity"].requires_grad
 
 
 @pytest.mark.parametrize("kind", ["projected", "raw"])
 def test_orthogonality_reaches_the_backbone(make, batch, kind: str):
-    strategy = make(weights=only("orthogonality"), orthogonality=kind)
-    assert set(strategy.projectors) == (set() if kind == "raw" else {"skip_3", "decoder_3"})
+    strategy = make(loss_weights=only("orthogonality"), orthogonality=kind)
+    assert set(strategy.projectors.taps) == (set() if kind == "raw" else {"skip.3", "decoder.3"})
     value = terms(strategy, batch)["orthogonality"]
     assert 0 < value.item() < 1
     value.backward()
@@ -230,7 +234,7 @@ def test_orthogonality_reaches_the_backbone(make, batch, kind: str):
 
 
 def test_without_decoder_terms_the_decoder_does_not_run(make, batch):
-    strategy, ran = make(weights=only("similarity"), decoder_taps=()), []
+    strategy, ran = make(loss_weights=only("similarity"), decoder_taps=()), []
     strategy.backbone.network.upcat_4.register_forward_hook(lambda *_: ran.append(1))
     terms(strategy, batch)
     assert not ran
@@ -250,7 +254,7 @@ def test_the_two_visits_may_be_swapped(make, batch, objective: str):
 def test_identical_visits_under_shared_views_have_identical_projections(make, make_batch):
     strategy = make(views={"intensity": "shared", "transforms": None})
     seen = []
-    strategy.cosine.register_forward_pre_hook(lambda _, args: seen.append(args))
+    strategy.objective.loss.register_forward_pre_hook(lambda _, args: seen.append(args))
     terms(strategy.eval(), make_batch(2, (36, 34, 32), affine="same", identical=True))
     assert len(seen) == 8
     for p1, z1, p2, z2, weight in seen:
@@ -262,7 +266,7 @@ def test_identical_visits_under_shared_views_have_identical_projections(make, ma
 @pytest.mark.parametrize("objective", ["cosine", "info_nce"])
 def test_similarity_falls_in_twenty_steps(make, make_batch, objective: str):
     batch = make_batch(2, (36, 34, 32), affine="same", identical=True)
-    strategy = make(weights=only("similarity"), objective=objective)
+    strategy = make(loss_weights=only("similarity"), objective=objective)
     optimizer = torch.optim.Adam(strategy.parameters(), lr=3e-3)
     values = []
     for _ in range(20):
@@ -301,7 +305,10 @@ def test_terms_are_float32_under_autocast_and_near_those_without(make, batch):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"weights": {"simlarity": 1.0}}, r"no term 'simlarity'.*covariance, orthogonality, .*similarity, variance"),
+        (
+            {"loss_weights": {"simlarity": 1.0}},
+            r"no term 'simlarity'.*covariance, orthogonality, .*similarity, variance",
+        ),
         ({"encoder_taps": ["encoder.7"]}, r"no tap 'encoder.7'.*encoder.0.*decoder.0"),
         ({"orthogonal_taps": ("skip.9", "decoder.3")}, r"no tap 'skip.9'.*skip.3"),
         ({"tap_weights": {"skip.3": 1.0}}, r"'skip.3' is none of the taps used, encoder.0, .*decoder.1"),
@@ -320,7 +327,7 @@ def test_wrong_settings_are_refused_by_name(make, settings: dict, sentence: str)
 
 
 def test_nothing_to_learn_is_refused(make, batch):
-    strategy = make(weights=only())
+    strategy = make(loss_weights=only())
     assert not [name for name, _ in strategy.named_parameters() if not name.startswith("backbone")]
     with pytest.raises(InputError, match="every term has weight 0, so there is nothing to learn"):
-        strategy._loss(batch)
+        strategy._step(batch)

@@ -45,7 +45,7 @@ def batch(make_batch) -> PairBatch:
 
 def draw(strategy: MaskedAutoencoder, batch: PairBatch) -> tuple[View, View]:
     strategy.generator.manual_seed(0)
-    return strategy.sample(batch)
+    return strategy.draw_views(batch)
 
 
 def term(strategy: MaskedAutoencoder, views: tuple[View, View], batch: PairBatch) -> Tensor:
@@ -60,10 +60,10 @@ def masks(strategy: MaskedAutoencoder, pairs: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("distance", ["l2", "l1"])
-@pytest.mark.parametrize("reconstruction", ["hidden", "whole"])
+@pytest.mark.parametrize("reconstruct", ["masked", "full"])
 @pytest.mark.parametrize("block", [4, (8, 4, 8)])  # the second does not fit: the last blocks are cut off
-def test_value_by_loops(distance, reconstruction, block, batch):
-    strategy = make(distance=distance, reconstruction=reconstruction, block=block, mask_ratio=0.5).double()
+def test_value_by_loops(distance, reconstruct, block, batch):
+    strategy = make(distance=distance, reconstruct=reconstruct, block=block, mask_ratio=0.5).double()
     views = tuple(replace(v, image=v.image.double(), clean=v.clean.double()) for v in draw(strategy, batch))
     found, hidden = term(strategy, views, batch), masks(strategy)
     weight, bias = strategy.to_image.weight.flatten(), strategy.to_image.bias
@@ -75,7 +75,7 @@ def test_value_by_loops(distance, reconstruction, block, batch):
             error = (output * weight[:, None, None, None]).sum(0) + bias - clean[0]
             error = error**2 if distance == "l2" else error.abs()
             voxels = [error[tuple(index)].item() for index in mask[0].nonzero().tolist()]
-            means.append(sum(voxels) / len(voxels) if reconstruction == "hidden" else error.mean().item())
+            means.append(sum(voxels) / len(voxels) if reconstruct == "masked" else error.mean().item())
     assert found.item() == pytest.approx(sum(means) / 6, rel=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_no_gradient_comes_from_what_should_not_matter(batch):
         term(strategy, (replace(first, **{name: leaf}), second), batch).backward()
         assert leaf.grad[~matters].abs().max() == 0, name
         assert (leaf.grad[matters] != 0).double().mean() > (0.3 if name == "image" else 0.99), name  # beside a block
-    strategy = make(reconstruction="whole")
+    strategy = make(reconstruct="full")
     leaf = first.clean.clone().requires_grad_()
     term(strategy, (replace(first, clean=leaf), second), batch).backward()
     assert (leaf.grad != 0).double().mean() > 0.99
@@ -121,7 +121,7 @@ def test_it_falls_on_one_batch_and_says_how_much_is_explained(batch):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        explained.append(strategy.notes["explained"].item())
+        explained.append(strategy.logged["explained"].item())
     assert losses[-1] < losses[0] / 3
     assert explained[-1] > 0.3 > explained[0]
 
@@ -150,7 +150,7 @@ def test_everything_that_is_trained_gets_a_gradient(batch):
     [
         ({"mask_ratio": 1.0}, "hides none or all of them"),
         ({"block": 32}, "hides none or all of them"),
-        ({"weights": {"inter": 1.0}}, "has no term 'inter'"),
+        ({"loss_weights": {"inter": 1.0}}, "has no term 'inter'"),
     ],
 )
 def test_wrong_options_stop_early(settings, sentence):
@@ -168,7 +168,7 @@ def test_a_network_without_an_image_is_refused(batch):
 def test_pictures_show_what_was_hidden(batch):
     strategy = make()
     view, _ = draw(strategy, batch)
-    seen, made = strategy.reconstruction(view)
+    seen, made = strategy.show_reconstruction(view)
     assert (seen != 0).float().mean() == pytest.approx(0.25, abs=0.02)
     assert torch.equal(seen[seen != 0], view.image[seen != 0])
     assert torch.equal(made, strategy.to_image(strategy.backbone(seen, output=True)["output"]))

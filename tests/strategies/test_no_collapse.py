@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -10,8 +12,9 @@ from lssl import Backbone, Strategy, ViewSampler
 from lssl.data.batch import collate
 from lssl.datamodules.phantom import PhantomDataModule
 from lssl.metrics import EffectiveRank
-from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
-from lssl.strategies.anatomical_invariance import AnatomicalInvariance
+from lssl.strategies import prior_guided_local
+from lssl.strategies.anatomical_embedding import AnatomicalEmbedding, CoarseMap, FineMap
+from lssl.strategies.anatomical_invariance import DINO, AnatomicalInvariance, InfoNCE, Matching
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
 from lssl.strategies.masked_autoencoder import MaskedAutoencoder
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
@@ -50,12 +53,12 @@ def train(strategy: Strategy, pairs: list) -> Strategy:
         strategy.generator.manual_seed(step)
         chosen = torch.randperm(len(pairs), generator=strategy.generator)[:PAIRS].tolist()
         batch = collate([pairs[number] for number in chosen])
-        terms = strategy.terms(*strategy.sample(batch), batch)
+        terms = strategy.terms(*strategy.draw_views(batch), batch)
         optimizer.zero_grad()
-        sum(strategy.weights.get(name, 1.0) * value for name, value in terms.items()).backward()
+        sum(strategy.loss_weights.get(name, 1.0) * value for name, value in terms.items()).backward()
         optimizer.step()
         schedule.step()
-        strategy.advance((step + 1) / STEPS)
+        strategy.on_step_end((step + 1) / STEPS)
     return strategy
 
 
@@ -64,37 +67,48 @@ def health(strategy: Strategy, pairs: list, tap: str) -> tuple[float, float]:
     """Of fresh views in evaluation mode: effective rank of the tap's voxels, and spread of the projections."""
     strategy.eval().generator.manual_seed(-1)
     batch = collate(pairs)
-    first, second = strategy.sample(batch)
+    first, second = strategy.draw_views(batch)
     strategy.terms(first, second, batch)
     features = strategy.backbone(torch.cat([first.image, second.image]), [tap])[tap]
     rank = EffectiveRank(features.shape[1])
     rank.update(features.flatten(2).transpose(1, 2).flatten(0, 1))
-    return float(rank.compute()), float(strategy.notes.get("spread", strategy.notes.get("explained")))
+    return float(rank.compute()), float(strategy.logged.get("feature_std", strategy.logged.get("explained")))
 
 
-def globally(objective, weights=None, **options) -> GlobalContrastive:
+def globally(objective, loss_weights=None, **options) -> GlobalContrastive:
     return GlobalContrastive(
-        backbone(), ("deep",), lambda n: objective(n, 256, 64, **options), weights=weights, views=views()
+        backbone(), ("deep",), lambda n: objective(n, 256, 64, **options), loss_weights=loss_weights, views=views()
     )
+
+
+LOCAL = {
+    "cosine": prior_guided_local.Cosine,
+    "info_nce": prior_guided_local.InfoNCE,
+    "vicreg": prior_guided_local.VICReg,
+}
 
 
 def locally(objective, **options) -> PriorGuidedLocal:
     return PriorGuidedLocal(
-        backbone(), ("mid",), objective=objective, hidden=128, projection=64, views=views(), **options
+        backbone(), ("mid",), objective=LOCAL[objective], hidden=128, projection=64, views=views(), **options
     )
 
 
 def anatomically(**options) -> AnatomicalEmbedding:
     sampler = ViewSampler(24, same_visit=0.5, transforms=[Contrast(), Noise()])  # mirrored together: left is not right
-    small = {"anchors": 16, "coarse_anchors": 16, "hard": 64, "diverse": 32, "others": 64, "temperature": 0.1}
-    return AnatomicalEmbedding(backbone(), "mid", "deep", views=sampler, **{**small, **options})
+    fine = FineMap("mid", anchors=16, hard=64, diverse=32)
+    coarse = CoarseMap("deep", anchors=16, cross_subject_negatives=64)
+    return AnatomicalEmbedding(backbone(), fine, coarse, views=sampler, **{"temperature": 0.1, **options})
 
 
 def invariantly(objective: str) -> AnatomicalInvariance:
     sampler = ViewSampler(24, overlap=0.6, transforms=[Contrast(), Noise()])
-    small = {"hidden": 128, "projection": 64, "prototypes": 128, "block": 8, "other_subject": 0.5}
+    small = {"hidden": 128, "projection": 64, "block": 8, "matching": Matching(other_subject=0.5)}
+    kinds = {"dino": partial(DINO, prototypes=128), "info_nce": InfoNCE}
     only = {"reconstruction": 0.0}
-    return AnatomicalInvariance(backbone(), "deep", "mid", objective=objective, weights=only, views=sampler, **small)
+    return AnatomicalInvariance(
+        backbone(), "deep", "mid", objective=kinds[objective], loss_weights=only, views=sampler, **small
+    )
 
 
 def masked() -> MaskedAutoencoder:
@@ -119,7 +133,7 @@ OBJECTIVES = {
 }
 COLLAPSING = {
     "VICReg": lambda: globally(VICReg, {"variance": 0.0, "covariance": 0.0}, norm="layer"),
-    "vicreg": lambda: locally("vicreg", weights={"variance": 0.0, "covariance": 0.0}, norm="layer"),
+    "vicreg": lambda: locally("vicreg", loss_weights={"variance": 0.0, "covariance": 0.0}, norm="layer"),
 }
 
 

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from lssl.data.batch import PairBatch
 from lssl.networks.backbone import Backbone
 from lssl.networks.heads import Projector, voxelwise
-from lssl.strategies.prior_guided_local import PriorGuidedLocal
+from lssl.strategies.prior_guided_local import Cosine, InfoNCE, PriorGuidedLocal, VICReg
 from lssl.utils.errors import InputError
 from lssl.views import geometry as geo
 from lssl.views.sampler import View, ViewSampler
 
-OBJECTIVES = ["cosine", "info_nce", "vicreg"]
+OBJECTIVES = {"cosine": Cosine, "info_nce": InfoNCE, "vicreg": VICReg}
 SIZE = (32, 28, 24)
 SOURCE = (36, 34, 32)
 TAPS = {"fine": (2, 0.0), "bottleneck": (4, 1.0)}  # stride and offset: a padded 3×3×3 kernel, then a 2×2×2 one
@@ -38,12 +39,14 @@ def sampler(**settings) -> ViewSampler:
     return ViewSampler(SIZE, **{"flip": (0.5, 0.5, 0.5), "flip_together": False, "overlap": 0.4, **settings})
 
 
-def make(views: ViewSampler | None = None, **settings) -> PriorGuidedLocal:
+def make(views: ViewSampler | None = None, objective: str = "cosine", **settings) -> PriorGuidedLocal:
     """Its teacher differs from the online network, so that one cannot stand for the other."""
     torch.manual_seed(0)
     backbone = Backbone(network(), {"fine": "0", "bottleneck": "2"})
-    narrow = {"hidden": 12, "projection": 7, "norm": "layer", "fewest": 1, "samples": 16}
-    strategy = PriorGuidedLocal(backbone, views=views or sampler(), **{**narrow, **settings})
+    narrow = {"hidden": 12, "projection": 7, "norm": "layer", "min_points": 1, "samples": 16}
+    own = {name: settings.pop(name) for name in ("temperature", "exclusion") if name in settings}
+    settings = {**narrow, **settings, "objective": partial(OBJECTIVES[objective], **own)}
+    strategy = PriorGuidedLocal(backbone, views=views or sampler(), **settings)
     if strategy.teacher is not None:
         with torch.no_grad():
             for parameter in strategy.teacher.parameters():
@@ -74,7 +77,7 @@ def terms(strategy: PriorGuidedLocal, batch: PairBatch, views: tuple[View, View]
 
 def key(strategy: PriorGuidedLocal, tap: str) -> str:
     """Heads are named after their taps somehow, and stand in their order."""
-    return list(strategy.projectors)[list(strategy.tap_weights).index(tap)]
+    return list(strategy.projectors.heads)[list(strategy.tap_weights).index(tap)]
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
@@ -89,12 +92,12 @@ class ByHand:
         shift = np.array([[stride, 0, 0, offset], [0, stride, 0, offset], [0, 0, stride, offset], [0, 0, 0, 1.0]])
         g1, g2 = (v.affine[b].numpy() @ shift for v in (view, other))
         back = np.linalg.inv(g2)
-        self.online = self.projected(self.strategy.backbone, self.strategy.projectors, view.image[b])
+        self.online = self.projected(self.strategy.backbone, self.strategy.projectors.heads, view.image[b])
         whose = self.strategy.teacher
         if whose is None:
-            target = self.projected(self.strategy.backbone, self.strategy.projectors, other.image[b])
+            target = self.projected(self.strategy.backbone, self.strategy.projectors.heads, other.image[b])
         else:
-            target = self.projected(whose["backbone"], whose, other.image[b])
+            target = self.projected(whose["backbone"], whose["projectors"].heads, other.image[b])
         size, theirs = self.online.shape[1:], target.shape[1:]
         self.voxels, self.places, at = [], [], []
         for index in itertools.product(*map(range, size)):
@@ -124,7 +127,7 @@ class ByHand:
 
     def predicted(self) -> np.ndarray:
         with torch.no_grad():
-            return self.strategy.predictors[self.key](torch.from_numpy(self.q)).numpy()
+            return self.strategy.predictors.heads[self.key](torch.from_numpy(self.q)).numpy()
 
     @staticmethod
     def contains(view: View, b: int, place: np.ndarray, foreground: bool) -> bool:
@@ -198,7 +201,7 @@ def as_voxels(side: ByHand, places: Tensor) -> list[int]:
 def test_info_nce_by_hand(batch, seen, exclusion: float):
     """As many draws as voxels, hence each of Ω as often as any other, or once more."""
     strategy = make(objective="info_nce", samples=10_000, exclusion=exclusion, temperature=0.2)
-    calls = seen(strategy.info_nce)
+    calls = seen(strategy.objective.loss)
     found = terms(strategy, batch)["similarity"]
     total, excluded = [], 0
     sides = directions(strategy, "bottleneck", *draw(strategy, batch))
@@ -257,7 +260,7 @@ def test_taps_are_weighted(batch, objective: str):
     assert make(taps=list(TAPS)).tap_weights == {"fine": 0.5, "bottleneck": 0.5}
     alone = make(taps=list(TAPS), tap_weights={"bottleneck": 2.0})
     assert alone.tap_weights == {"bottleneck": 1.0}
-    assert list(alone.projectors) == list(alone.predictors) == [key(alone, "bottleneck")]
+    assert alone.projectors.taps == alone.predictors.taps == ("bottleneck",)
 
 
 @pytest.mark.parametrize("border", [0.5, 1.0])
@@ -276,12 +279,12 @@ def test_a_sample_with_fewer_voxels_than_fewest_is_left_out_of_its_direction(bat
     counts = sorted(len(side.voxels) for side in flat(sides))
     assert counts[0] < counts[1]
     for fewest, left in ((counts[0], 0), (counts[0] + 1, 1)):
-        strategy = make(fewest=fewest)
+        strategy = make(min_points=fewest)
         found = terms(strategy, batch)["similarity"]
         kept = [[side for side in samples if len(side.voxels) >= fewest] for samples in sides]
         expected = np.mean([np.mean([cosine_by_hand(side) for side in samples]) for samples in kept])
         assert found.item() == pytest.approx(expected, rel=1e-4)
-        assert strategy.notes["skipped"].item() == pytest.approx(left / 4)
+        assert strategy.logged["skipped"].item() == pytest.approx(left / 4)
 
 
 # --- samples without a shared voxel -----------------------------------------------------------------------------------
@@ -305,10 +308,10 @@ EVERYTHING = {"similarity": 1.0, "variance": 1.0, "covariance": 1.0}
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_sample_without_valid_voxels_is_an_exact_zero(make_batch, objective: str, how: str):
     batch = make_batch(3, SOURCE)
-    strategy = make(objective=objective, taps=list(TAPS), weights=EVERYTHING)
+    strategy = make(objective=objective, taps=list(TAPS), loss_weights=EVERYTHING)
     first, second = apart(draw(strategy, batch), [1], how)
     found = terms(strategy, batch, (first, second))
-    assert strategy.notes["skipped"].item() == pytest.approx(1 / 3)
+    assert strategy.logged["skipped"].item() == pytest.approx(1 / 3)
     sum(found.values()).backward()
     for view in (first, second):
         assert view.image.grad[1].abs().sum() == 0
@@ -327,10 +330,10 @@ def test_a_sample_without_valid_voxels_is_an_exact_zero(make_batch, objective: s
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_batch_without_valid_voxels_is_an_exact_zero_with_all_its_gradients(make_batch, objective: str):
     batch = make_batch(2, SOURCE)
-    strategy = make(objective=objective, weights=EVERYTHING)
+    strategy = make(objective=objective, loss_weights=EVERYTHING)
     found = terms(strategy, batch, apart(draw(strategy, batch), [0, 1], "far away"))
     assert {name: value.item() for name, value in found.items()} == dict.fromkeys(EVERYTHING, 0.0)
-    assert strategy.notes["skipped"] == 1
+    assert strategy.logged["skipped"] == 1
     sum(found.values()).backward()
     trained = {name: p for name, p in strategy.named_parameters() if p.requires_grad}
     assert trained
@@ -345,7 +348,7 @@ def test_a_batch_without_valid_voxels_is_an_exact_zero_with_all_its_gradients(ma
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_two_views_may_be_swapped(batch, objective: str, norm: str):
-    strategy = make(objective=objective, taps=list(TAPS), weights=EVERYTHING, norm=norm)
+    strategy = make(objective=objective, taps=list(TAPS), loss_weights=EVERYTHING, norm=norm)
     first, second = draw(strategy, batch)
     one, two = terms(strategy, batch, (first, second)), terms(strategy, batch, (second, first))
     assert set(one) == set(EVERYTHING)
@@ -368,13 +371,11 @@ def test_identical_views_have_no_distance(twins):
 
 def test_identical_views_have_the_teachers_own_map_as_target(twins, seen):
     strategy = make(twins[0])
-    calls = seen(strategy.cosine)
+    calls = seen(strategy.objective.loss)
     terms(strategy, twins[1])
     first, _ = draw(strategy, twins[1])
     teacher = strategy.teacher
-    own = voxelwise(
-        teacher[key(strategy, "bottleneck")], teacher["backbone"](first.image, ["bottleneck"])["bottleneck"]
-    )
+    own = teacher["projectors"].maps("bottleneck", teacher["backbone"](first.image, ["bottleneck"])["bottleneck"])
     assert len(calls) == 2
     for _, target, valid, weight in calls:
         torch.testing.assert_close(target.mT.unflatten(2, own.shape[2:]), own, rtol=0, atol=1e-5)
@@ -385,7 +386,7 @@ def test_identical_views_have_the_teachers_own_map_as_target(twins, seen):
 
 def test_where_to_draw_does_not_repeat(batch, seen):
     strategy = make(objective="info_nce", samples=5)
-    calls = seen(strategy.info_nce)
+    calls = seen(strategy.objective.loss)
     terms(strategy, batch)
     again = draw(strategy, batch)
     strategy.generator.manual_seed(2)
@@ -402,15 +403,15 @@ def test_teacher_and_predictor_are_there_for_those_who_need_them(objective: str)
     strategy = make(objective=objective)
     assert (strategy.teacher is None) == (objective == "vicreg")
     assert len(strategy.predictors) == (objective == "cosine")
-    assert strategy.weights == PriorGuidedLocal.WEIGHTS[objective]
+    assert strategy.loss_weights == OBJECTIVES[objective].LOSS_WEIGHTS
 
 
 @pytest.mark.parametrize("objective", ["cosine", "info_nce"])
 def test_the_teacher_learns_by_following_only(batch, objective: str):
     torch.manual_seed(0)
     strategy = make(objective=objective, momentum=0.9)
-    projector = strategy.projectors[key(strategy, "bottleneck")]
-    for name, module in (("backbone", strategy.backbone), (key(strategy, "bottleneck"), projector)):
+    projector = strategy.projectors["bottleneck"]
+    for name, module in (("backbone", strategy.backbone), ("projectors", strategy.projectors)):
         strategy.teacher[name].load_state_dict(module.state_dict())
     before = [parameter.clone() for parameter in strategy.teacher.parameters()]
     optimizer = torch.optim.SGD([p for p in strategy.parameters() if p.requires_grad], lr=1.0)
@@ -427,10 +428,10 @@ def test_the_teacher_learns_by_following_only(batch, objective: str):
 
 
 @pytest.mark.parametrize(("objective", "constant"), [("cosine", True), ("info_nce", True), ("vicreg", False)])
-def test_the_teachers_target_is_a_constant(batch, monkeypatch, objective: str, constant: bool):
+def test_the_teachers_target_is_a_constant(batch, objective: str, constant: bool):
     """Not even the images are asked; without a teacher both sides learn."""
-    strategy, sides, original = make(objective=objective), [], PriorGuidedLocal._similarity
-    monkeypatch.setattr(PriorGuidedLocal, "_similarity", lambda self, s: sides.append(s) or original(self, s))
+    strategy, sides = make(objective=objective), []
+    strategy.objective.register_forward_pre_hook(lambda _, args: sides.append(args[0]))
     terms(strategy, batch, apart(draw(strategy, batch), [], "far away"))
     assert [side.target.requires_grad for side in sides] == [not constant] * 2
     assert all(side.query.requires_grad for side in sides)
@@ -457,7 +458,12 @@ def test_the_default_network_runs_no_decoder_for_its_bottleneck(make_batch, obje
 
     backbone = Backbone(unet(features=(2, 2, 2, 2, 3, 2), norm="instance"), unet_taps())
     strategy = PriorGuidedLocal(
-        backbone, objective=objective, hidden=8, projection=6, fewest=2, views=ViewSampler(32, transforms=[])
+        backbone,
+        objective=OBJECTIVES[objective],
+        hidden=8,
+        projection=6,
+        min_points=2,
+        views=ViewSampler(32, transforms=[]),
     )
     ran: list[str] = []
     for owner in (strategy, *([strategy.teacher] if strategy.teacher else [])):
@@ -478,7 +484,7 @@ def test_the_default_network_runs_no_decoder_for_its_bottleneck(make_batch, obje
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_grids_and_losses_are_float32_under_autocast(batch, objective: str, monkeypatch):
-    strategy = make(objective=objective, weights=EVERYTHING)
+    strategy = make(objective=objective, loss_weights=EVERYTHING)
     views = draw(strategy, batch)
     exact, types, original = terms(strategy, batch, views), [], F.grid_sample
 
@@ -522,8 +528,11 @@ def test_heads_on_voxels_are_convolutions_of_one_voxel():
         ({"tap_weights": {"fine": 1.0}}, r"tap_weights: 'fine' is none of the taps used, bottleneck\."),
         ({"taps": list(TAPS), "tap_weights": {"fine": 2.0, "bottleneck": -1.0}}, r"none a negative one\."),
         ({"tap_weights": {"bottleneck": 0.0}}, r"at least one tap a positive weight"),
-        ({"fewest": 169}, r"fewest: tap 'bottleneck' has 336 voxels in views of 32×28×24.* a smaller fewest\."),
-        ({"weights": {"simlarity": 1.0}}, r"no term 'simlarity'; it has covariance, similarity, variance\."),
+        (
+            {"min_points": 169},
+            r"min_points: tap 'bottleneck' has 336 voxels in views of 32×28×24.* a smaller min_points\.",
+        ),
+        ({"loss_weights": {"simlarity": 1.0}}, r"no term 'simlarity'; it has covariance, similarity, variance\."),
     ],
 )
 def test_wrong_settings_are_refused_in_one_sentence(settings: dict, sentence: str):
@@ -532,25 +541,25 @@ def test_wrong_settings_are_refused_in_one_sentence(settings: dict, sentence: st
     assert str(error.value).count(". ") == 0
 
 
-def test_the_largest_fewest_is_taken():
-    assert make(fewest=168).fewest == 168
+def test_the_largest_min_points_is_taken():
+    assert make(min_points=168).min_points == 168
 
 
 def test_nothing_to_learn_is_refused(batch):
-    strategy = make(weights={"similarity": 0.0})
+    strategy = make(loss_weights={"similarity": 0.0})
     strategy.generator.manual_seed(0)
     with pytest.raises(InputError, match="every term has weight 0, so there is nothing to learn"):
-        strategy._loss(batch)
+        strategy._step(batch)
 
 
 def test_heads_that_no_term_uses_are_not_built():
     """Distributed training would wait for their gradients."""
-    strategy = make(weights={"similarity": 0.0, "variance": 1.0})
+    strategy = make(loss_weights={"similarity": 0.0, "variance": 1.0})
     assert strategy.teacher is None
     assert not list(strategy.predictors.parameters())
 
 
-@pytest.mark.parametrize("wrong", [{"fewest": 0}, {"samples": 0}, {"border": -1.0}, {"objective": "byol"}])
+@pytest.mark.parametrize("wrong", [{"min_points": 0}, {"samples": 0}, {"border": -1.0}])
 def test_numbers_that_make_no_sense_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         make(**wrong)

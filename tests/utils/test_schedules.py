@@ -22,7 +22,7 @@ def rates(schedule: type, steps: int, **settings) -> list[float]:
 
 
 def test_warmup_then_cosine():
-    used = rates(WarmupCosine, 100, warmup=0.1, floor=0.2)
+    used = rates(WarmupCosine, 100, warmup=0.1, min_share=0.2)
     assert used[:10] == pytest.approx([2 * (i + 1) / 10 for i in range(10)])
     assert used[10] == pytest.approx(2.0)
     assert used[55] == pytest.approx(2 * (0.2 + 0.8 * 0.5))  # half way down

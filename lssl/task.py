@@ -1,0 +1,285 @@
+"""Task: the LightningModule beneath every method, pretraining and fine-tuning alike."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lssl.data.source import DataSource
+from lssl.networks.backbone import Backbone
+from lssl.utils.errors import InputError
+from lssl.utils.schedules import WarmupCosine
+from lssl.views.sampler import View, ViewSampler
+
+__all__ = ["CHECKPOINT_FORMAT", "Task", "check_format"]
+
+CHECKPOINT_FORMAT = 2  # of what `lssl fit` stores: raised whenever names of options or of weights change
+
+Batch = TypeVar("Batch", contravariant=True)
+OptimizerFactory = Callable[[Iterable], Optimizer]
+ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
+
+
+class Task(L.LightningModule, ABC, Generic[Batch]):
+    """A network that learns a few named loss terms.
+
+    Subclasses implement :meth:`losses`; this class seeds, weights, sums and logs the terms, and configures the
+    optimizer. :attr:`generator` depends on the seed, the rank, the stage and the step alone: a resumed run draws what
+    an uninterrupted one would have drawn, and validation draws the same every time.
+
+    Args:
+        backbone: network and taps.
+        views: how views are drawn.
+        loss_weights: term → weight, in place of those in :attr:`LOSS_WEIGHTS`; a term that is named nowhere has weight
+            1, a term of weight 0 is switched off.
+        optimizer: from parameter groups (weights; and, without weight decay, biases and norms).
+        schedule: from the optimizer and the total number of steps; ``None`` keeps the rate constant.
+
+    Attributes:
+        loss_weights: weight of each term.
+        generator: on the CPU; whatever is random in a step is drawn from it.
+        logged: metrics of the latest step, by name; see :meth:`log_metric`.
+    """
+
+    #: Terms that the task can give, and their weights. Empty: any name is accepted until the first step has shown them.
+    LOSS_WEIGHTS: ClassVar[Mapping[str, float]] = {}
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        views: ViewSampler | None = None,
+        loss_weights: dict[str, float] | None = None,
+        optimizer: OptimizerFactory = torch.optim.AdamW,
+        schedule: ScheduleFactory | None = WarmupCosine,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.views = views or ViewSampler()
+        self.optimizer, self.schedule = optimizer, schedule
+        self.generator = torch.Generator()
+        self.logged: dict[str, Tensor] = {}
+        self._since_log: dict[str, tuple[Tensor, int]] = {}
+        self._chosen_weights = dict(loss_weights or {})
+        self.declare_terms(self.LOSS_WEIGHTS)
+        backbone.check_size(self.views.size)
+
+    # --- the contract -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Unweighted scalar terms of the loss of one batch, drawing from :attr:`generator`.
+
+        Training, validation, test, reports and benchmarks all go through it.
+        """
+
+    def declare_terms(self, weights: Mapping[str, float]) -> None:
+        """Sets the terms there are and their weights, before those that the user chose.
+
+        ``__init__`` calls it with :attr:`LOSS_WEIGHTS`. A task whose objective carries weights of its own calls it
+        again with them.
+        """
+        self._declared_terms = tuple(weights)
+        self.loss_weights = {**weights, **self._chosen_weights}
+        if weights:
+            self._check_weights(weights)
+
+    def uses(self, term: str) -> bool:
+        """Whether a term has any weight, hence needs computing."""
+        return self.loss_weights.get(term, 1.0) != 0
+
+    def taps_of(self, needs: Mapping[str, Iterable[str]]) -> list[str]:
+        """Taps that the terms in use need, each once, in order.
+
+        Args:
+            needs: term → taps.
+        """
+        return list(dict.fromkeys(tap for term, taps in needs.items() if self.uses(term) for tap in taps))
+
+    def weight(self, term: str) -> float:
+        """Weight of a term in this step."""
+        return self.loss_weights.get(term, 1.0)
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of terms."""
+        self._check_weights(terms)
+        if not terms:
+            raise InputError("loss_weights: every term has weight 0, so there is nothing to learn.")
+        return torch.stack([self.weight(name) * value for name, value in terms.items()]).sum()
+
+    def log_metric(self, name: str, value: Tensor) -> None:
+        """Logs a scalar that is no part of the loss; in training, as the mean since the last log."""
+        self.logged[name] = value.detach()
+
+    def on_step_end(self, progress: float) -> None:
+        """Called after every optimizer step: for whatever follows the network or anneals.
+
+        Args:
+            progress: share of the steps done; 0 throughout in a run without end.
+        """
+
+    def parameter_groups(self) -> dict[float, list[nn.Parameter]]:
+        """What is trained, by the multiplier of its learning rate; one for all, unless a subclass differs."""
+        return {1.0: [parameter for parameter in self.parameters() if parameter.requires_grad]}
+
+    def on_resume(self) -> None:
+        """Called before a run continues from its checkpoint: what it once started from need not be there any more."""
+
+    def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
+        """For pictures, what the network is shown of a view and what it makes of it; ``None`` if it makes no images."""
+        return None
+
+    @property
+    def data_source(self) -> DataSource:
+        """The datamodule, as far as a task may know it."""
+        data = self._datamodule
+        if not isinstance(data, DataSource):
+            raise InputError(
+                f"data: {type(self).__name__} needs a source that knows its visits, and "
+                f"{'there is none' if data is None else f'{type(data).__name__} does not'}; derive one from "
+                "lssl.data.datamodule.PairDataModule."
+            )
+        return data
+
+    def seed(self, stage: str, *step: int) -> None:
+        """Restarts :attr:`generator` for one step (and one batch of an accumulated step) of one stage on this rank."""
+        key = [torch.initial_seed() % 2**63, self.global_rank, ("fit", "val", "test").index(stage), *step]
+        state = np.random.SeedSequence(key).generate_state(2, np.uint32)
+        self.generator.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+    # --- Lightning ----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Checks what can be checked before any long work starts."""
+        data = self._datamodule
+        if isinstance(data, DataSource):
+            data.check_crop(self.views.size)
+        self._check_precision()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step: terms and their weighted sum, logged every ``trainer.log_every_n_steps``."""
+        self.seed("fit", self.global_step, batch_idx)
+        loss, terms = self._step(batch)
+        for name, value in self.logged.items():
+            total, count = self._since_log.get(name, (torch.zeros_like(value), 0))
+            self._since_log[name] = total + value, count + 1
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            means = {name: total / count for name, (total, count) in self._since_log.items()}
+            self._since_log = {}
+            values = {f"train/{name}": value.detach() for name, value in {"loss": loss, **terms, **means}.items()}
+            values["learning_rate"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
+            self.log_dict(values, prog_bar=True, batch_size=_size(batch), sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        """The same terms on held-out pairs."""
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        """The same terms on test pairs."""
+        self._evaluate(batch, batch_idx, "test")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step, then :meth:`on_step_end`."""
+        super().optimizer_step(*args, **kwargs)
+        self.on_step_end((self.global_step + 1) / self.trainer.estimated_stepping_batches)
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer over all that is trained, and its schedule, stepped every step."""
+        groups: list[dict[str, Any]] = []
+        for multiplier, trained in self.parameter_groups().items():
+            decayed = [parameter for parameter in trained if parameter.ndim > 1]
+            free = [parameter for parameter in trained if parameter.ndim <= 1]
+            groups.append({"params": decayed, "lr_multiplier": multiplier})
+            groups.append({"params": free, "lr_multiplier": multiplier, "weight_decay": 0.0})
+        optimizer = self.optimizer([group for group in groups if group["params"]])
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_multiplier")
+        if self.schedule is None:
+            return optimizer
+        schedule = self.schedule(optimizer, self.steps_in_all("schedule"))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what the next log is the mean of."""
+        checkpoint["since_log"] = dict(self._since_log)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it up, and refuses a checkpoint of another format."""
+        check_format(checkpoint, "ckpt_path")
+        self._since_log = {
+            name: (total.to(self.device), count) for name, (total, count) in checkpoint.get("since_log", {}).items()
+        }
+
+    def steps_in_all(self, what: str) -> int:
+        """Optimizer steps of the run; refuses one without end, as ``what`` needs it."""
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise InputError(f"trainer: the {what} needs an end; set trainer.max_epochs or trainer.max_steps.")
+        return int(steps)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _datamodule(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        self.logged = {}
+        terms = self.losses(batch)
+        return self.total(terms), terms
+
+    def _evaluate(self, batch: Batch, batch_idx: int, stage: str) -> None:
+        self.seed(stage, batch_idx)
+        loss, terms = self._step(batch)
+        values = {f"{stage}/{name}": value for name, value in {"loss": loss, **terms, **self.logged}.items()}
+        self.log_dict(values, prog_bar=stage == "val", batch_size=_size(batch), sync_dist=True)
+
+    def _check_precision(self) -> None:
+        """OneDNN's bfloat16 gradient of a 3D kernel reads uninitialised memory on CPU maps of 1 or 2 voxels a side.
+
+        Seen with torch 2.13: NaN or another value at every call. Larger maps are exact to the bit.
+        """
+        if self.device.type != "cpu" or "bf16" not in str(self.trainer.precision):
+            return
+        for name, tap in self.backbone.taps.items():
+            if any(side // stride <= 2 for side, stride in zip(self.views.size, tap.stride, strict=True)):
+                raise InputError(
+                    f"trainer.precision: bfloat16 gradients are wrong on CPUs where a map has 2 voxels a side, as tap "
+                    f"'{name}' has here; use larger views or trainer.precision 32."
+                )
+
+    def _check_weights(self, terms: Iterable[str]) -> None:
+        known = {*terms, *self._declared_terms}
+        unknown = [name for name in self.loss_weights if name not in known] if known else []
+        if unknown:
+            raise InputError(
+                f"loss_weights: {type(self).__name__} has no term '{unknown[0]}'; it has {', '.join(sorted(known))}."
+            )
+
+
+def check_format(checkpoint: Mapping[str, Any], where: str) -> None:
+    """Refuses a checkpoint of ``lssl fit`` whose names are of another time.
+
+    Args:
+        checkpoint: its content; one that another program wrote passes.
+        where: its path, or the option that named it.
+    """
+    if "lssl" in checkpoint and (found := checkpoint["lssl"].get("format", 1)) != CHECKPOINT_FORMAT:
+        raise InputError(
+            f"{where}: the checkpoint has format {found} and this version of lssl reads format {CHECKPOINT_FORMAT}; "
+            f"use lssl {checkpoint['lssl'].get('version', 'of its time')} for it, or train again."
+        )
+
+
+def _size(batch: Any) -> int:
+    """Pairs in a batch, or in the first of several."""
+    return len(next(iter(batch.values()))) if isinstance(batch, Mapping) else len(batch)
