@@ -14,7 +14,7 @@ from lssl.networks.backbone import Backbone
 from lssl.networks.heads import mean_and_max
 from lssl.networks.teacher import Teacher
 from lssl.task import Task
-from lssl.views.sampler import View
+from lssl.views.sampler import View, ViewSampler
 
 __all__ = ["Strategy"]
 
@@ -26,14 +26,15 @@ class Strategy(Task[PairBatch]):
 
     Args:
         backbone: network and taps.
+        views: how the two views of a pair are drawn.
         **common: see :class:`lssl.task.Task`.
 
     Attributes:
         teacher: a slow copy of the network, moved after each step; a strategy that has one sets it in ``__init__``.
     """
 
-    def __init__(self, backbone: Backbone, **common: Any) -> None:
-        super().__init__(backbone, **common)
+    def __init__(self, backbone: Backbone, views: ViewSampler | None = None, **common: Any) -> None:
+        super().__init__(backbone, views, **common)
         self.teacher: Teacher | None = None
 
     @abstractmethod
