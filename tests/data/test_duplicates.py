@@ -1,0 +1,69 @@
+"""The same scan under two names: other compression, header and axes; and where a copy is refused."""
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from lssl.data import duplicates
+from lssl.data.duplicates import check_duplicates, find_duplicates, voxel_hash
+from lssl.utils.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(duplicates, "_known", {})
+
+
+def save(path, voxels, affine=None):
+    nib.save(nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
+    return str(path)
+
+
+@pytest.fixture
+def scans(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 900, (6, 7, 8)).astype(np.int16)
+    other = voxels.copy()
+    other[2, 3, 4] += 1
+    turned = nib.Nifti1Image(voxels, np.eye(4)).as_reoriented(np.array([[2, -1], [0, 1], [1, 1]]))
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    paths = [
+        save(tmp_path / "a.nii.gz", voxels),
+        save(tmp_path / "other.nii.gz", other),
+        save(tmp_path / "plain.nii", voxels.astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0])),
+        str(tmp_path / "turned.nii.gz"),
+        save(tmp_path / "small.nii", voxels[:5]),
+    ]
+    return pd.DataFrame({"subject": list("ABCDE"), "session": "1", "image": paths})
+
+
+def test_copies_are_found_whatever_compression_header_and_axes(scans):
+    assert find_duplicates(scans) == [[0, 2, 3]]
+    assert "A 1 = C 1 = D 1" in check_duplicates(scans)
+    assert check_duplicates(scans.iloc[[0, 1, 4]]) == ""
+
+
+def test_a_copy_in_another_split_is_refused(scans):
+    with pytest.raises(InputError, match=r"A 1 \(train\) and D 1 \(test\) are the same scan"):
+        check_duplicates(scans.assign(split=["train", "test", "train", "test", "val"]))
+    assert check_duplicates(scans.assign(split=["train", "test", "train", "train", "val"]))
+
+
+def test_a_changed_file_is_hashed_again_and_an_unchanged_one_is_not_read(scans, monkeypatch):
+    first = [voxel_hash(path) for path in scans["image"]]
+    find_duplicates(scans)
+    monkeypatch.setattr(duplicates, "_known", {})  # another process
+    with monkeypatch.context() as patch:
+        patch.setattr("lssl.data.nifti.read_image", lambda path: pytest.fail("read again"))
+        assert find_duplicates(scans) == [[0, 2, 3]]
+    save(scans["image"][0], np.random.default_rng(1).integers(0, 900, (6, 7, 8)).astype(np.int16))
+    assert find_duplicates(scans) == [[2, 3]]
+    assert voxel_hash(scans["image"][0]) != first[0]
+
+
+def test_the_column_of_a_prepared_folder_goes_before_its_files_and_damage_is_no_copy(scans, tmp_path):
+    assert find_duplicates(scans.assign(voxel_hash=["x", "y", "", "y", ""])) == [[1, 3]]
+    (tmp_path / "a.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes()[:300])
+    assert find_duplicates(scans) == [[2, 3]]
+    assert find_duplicates(scans.drop(columns="image")) == []
