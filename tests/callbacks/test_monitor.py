@@ -57,7 +57,7 @@ class NothingHeldOut(L.LightningDataModule):
 
 def test_without_held_out_pairs_it_says_so_and_training_goes_on(tmp_path):
     own = ["--data=test_monitor.NothingHeldOut", "--monitor.every=4"]
-    small = [f"--model.init_args.{name}=8" for name in ("hidden", "projection", "bottleneck", "samples")]
+    small = [f"--model.init_args.{name}=8" for name in ("hidden", "projection", "samples")]
     options = [*own, "--model=LongitudinalLocal", *small, "--trainer.callbacks=lssl.callbacks.Pictures"]
     with pytest.warns(UserWarning, match="no held-out subjects"):
         run = fit(tmp_path, options=options, backbone=TINY_NET, data={"class_path": "test_monitor.NothingHeldOut"})

@@ -31,7 +31,7 @@ def sentence(capsys, *args):
         (["--trainer.max_step=3"], "'trainer' has no key 'max_step'; did you mean 'max_steps'?"),
         (["--modell.class_path=x"], "There is no key 'modell'; did you mean 'model'?"),
         (["--trainer.max_steps=abc"], "trainer.max_steps"),
-        (["--model.init_args.objective=foo"], "objective"),
+        (["--model.init_args.objective=foo"], "There is no class 'foo'"),
         (
             ["--views.size=50"],
             "a side of 50 voxels is not divisible by 16, the stride of tap 'bottleneck'; use 48 or 64",

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lssl.networks.heads import Projector
+from lssl.networks.heads import Projector, TapHeads
 from lssl.utils.errors import InputError
 
 
@@ -51,3 +51,13 @@ def test_too_few_rows_for_batch_norm_are_refused_while_training_only():
     head(torch.randn(4, 6))
     assert head.eval()(torch.randn(1, 6)).shape == (1, 4)
     assert Projector(6, 10, 4, norm="layer")(torch.randn(1, 6)).shape == (1, 4)
+
+
+def test_heads_of_taps_are_apart_whatever_the_taps_are_called():
+    """A dot is no part of a submodule's name; neither `a.b` and `a_b` nor the names of methods may collide."""
+    heads = TapHeads({name: nn.Linear(3, width) for name, width in (("a.b", 2), ("a_b", 4), ("maps", 5))})
+    assert [heads.rows(tap, torch.zeros(1, 6, 3)).shape[2] for tap in ("a.b", "a_b", "maps")] == [2, 4, 5]
+    assert heads.maps("a.b", torch.zeros(1, 3, 2, 2, 2)).shape == (1, 2, 2, 2, 2)
+    assert "a.b" in heads
+    assert "b" not in heads
+    assert len(heads) == len(heads.state_dict()) / 2 == 3

@@ -163,7 +163,7 @@ def test_all_pictures_of_a_pair_are_drawn_whole(make_batch, tmp_path):
 def test_a_method_without_reconstruction_draws_none_and_a_dead_tap_no_error(make_batch, tmp_path):
     strategy = echo()
     shown = scene(strategy, make_batch(1))
-    strategy.reconstruction = lambda view: None
+    strategy.show_reconstruction = lambda view: None
     assert not draw_reconstruction(strategy, shown, tmp_path / "none.png")
     strategy.backbone.network[1].weight.data.fill_(float("nan"))
     draw_features(strategy, shown, tmp_path / "features.png")

@@ -7,6 +7,7 @@ from monai.networks.nets import BasicUNet
 
 from lssl.networks.backbone import Backbone
 from lssl.segmentation.pretrained import load_pretrained
+from lssl.task import CHECKPOINT_FORMAT
 from lssl.utils.errors import InputError
 
 TAPS = {"bottleneck": "down_4.convs.conv_1", "decoder.0": "upcat_1.convs.conv_1"}
@@ -26,7 +27,11 @@ def checkpoint(tmp_path):
     config = {"model": {"class_path": "lssl.strategies.x.Method"}, "backbone": {"padding": "zeros"}}
     path = tmp_path / "last.ckpt"
     torch.save(
-        {"state_dict": {**state, "head.weight": torch.zeros(1)}, "lssl": {"config": yaml.safe_dump(config)}}, path
+        {
+            "state_dict": {**state, "head.weight": torch.zeros(1)},
+            "lssl": {"format": CHECKPOINT_FORMAT, "config": yaml.safe_dump(config)},
+        },
+        path,
     )
     return path, source
 
