@@ -68,15 +68,16 @@ class NiftiDataModule(PairDataModule):
 
     def visit_table(self) -> pd.DataFrame:
         """One row per visit, with the paths of its image, mask and label map."""
+        labels = None if self.predicting else self.labels  # a folder to predict on need not have any
         if self.csv is None and Path(str(self.root)).is_file():
             return file_table(str(self.root))
         if self.csv is None:
-            table, left_out = bids_table(str(self.root), self.suffix, self.masks, self.labels)
+            table, left_out = bids_table(str(self.root), self.suffix, self.masks, labels)
             self.excluded += left_out
             return table
         table = csv_table(self.csv, self.root)
         folder = Path(self.csv).parent if self.root is None else self.root
-        for column, pattern in (("mask", self.masks), ("label", self.labels)):
+        for column, pattern in (("mask", self.masks), ("label", labels)):
             if pattern and not table[column].any():
                 table[column] = match_files(folder, pattern, table, f"{column}s")
         return table

@@ -49,7 +49,7 @@ def tiny(tmp_path, **groups):
         "views": {"size": 32},
         "data": {
             "class_path": "PhantomDataModule",
-            "init_args": {"subjects": 4, "visits": 2, "size": 40, "spacing": 5.0},
+            "init_args": {"subjects": 4, "visits": 2, "size": 40, "spacing": 5.0, "num_workers": 0},
         },
         "trainer": {
             "max_steps": 2,

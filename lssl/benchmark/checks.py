@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from lssl.benchmark.plan import Cell, Plan
+from lssl.cli.compose import Config
+from lssl.cli.references import resolved
 from lssl.utils.errors import InputError
 from lssl.utils.files import digest
 
@@ -37,24 +36,14 @@ def on_sys_path(folder: Path) -> Iterator[None]:
 
 def resolve(cells: Sequence[Cell]) -> None:
     """Refuses a config that ``lssl fit`` cannot read; one cell stands for all that differ in numbers alone."""
-    import yaml
-
-    from lssl.cli.main import main
+    from lssl.cli.training import TrainingCLI
 
     alike = {(cell.stage, cell.strategy, cell.budget): cell for cell in reversed(cells)}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        for cell in reversed(alike.values()):
-            path.write_text(yaml.safe_dump(cell.config, sort_keys=False))
-            said = io.StringIO()
-            try:
-                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-                    main(["fit", "--config", str(path), "--print_config"])
-            except SystemExit as end:
-                if end.code:
-                    lines = said.getvalue().strip().splitlines() or ["no reason was given"]
-                    reason = lines[-1].removeprefix("lssl: error: ")
-                    raise InputError(f"The config of {cell.name} does not resolve: {reason}") from None
+    for cell in reversed(alike.values()):
+        try:
+            TrainingCLI.check(Config().add(cell.config))
+        except InputError as error:
+            raise InputError(f"The config of {cell.name} does not resolve: {error}") from None
 
 
 def check_leakage(cells: Sequence[Cell]) -> None:
@@ -81,7 +70,7 @@ def check_leakage(cells: Sequence[Cell]) -> None:
 
 def _data(cell: Cell) -> dict[str, Any]:
     """The data group without the choice of labels, which moves no subject between splits."""
-    data = dict(cell.config.get("data") or {"class_path": "PhantomDataModule"})
+    data: dict[str, Any] = resolved(cell.config)["data"]
     options = {key: value for key, value in (data.get("init_args") or {}).items() if key != "few_shot"}
     return {**data, "init_args": options}
 
@@ -90,11 +79,11 @@ def _instantiate(data: dict[str, Any]) -> Any:
     import lightning as L
     from jsonargparse import ArgumentParser
 
+    from lssl.cli.training import registered
     from lssl.data.source import DataSource
 
-    for point in entry_points(group="lssl.datamodules"):
-        point.load()  # so that short names are known
-    parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf")
+    registered()  # so that short names are known
+    parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningDataModule, "data")
     module = parser.instantiate(parser.parse_object({"data": data})).data
     module.setup("fit")

@@ -20,7 +20,7 @@ __all__ = ["benchmark_command"]
 
 def benchmark_command(args: list[str]) -> None:
     """Runs ``lssl benchmark``; failed cells end it with status 1, an interruption with 130."""
-    from lssl.cli.main import shipped_config
+    from lssl.cli.compose import find_config
     from lssl.prepare.commands import Parser
 
     parser = Parser(
@@ -29,7 +29,7 @@ def benchmark_command(args: list[str]) -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="the plan; configs/benchmark/demo.yaml shows one")
+    add("--config", required=True, metavar="NAME", help="the plan; benchmark/demo is one")
     add("--out", type=Path, metavar="DIR", help="instead of the plan's own out")
     add(
         "--jobs",
@@ -44,7 +44,9 @@ def benchmark_command(args: list[str]) -> None:
     chosen = parser.parse_args(args)
     if chosen.jobs < 1:
         raise InputError(f"--jobs is {chosen.jobs}; at least one process is needed.")
-    plan = read_plan(shipped_config(chosen.config), chosen.out)
+    plan = read_plan(find_config(chosen.config), chosen.out)
+    if plan.note:
+        print(plan.note)
     fingerprints = cell_fingerprints(plan)
     if chosen.dry_run:
         _show(plan, fingerprints, chosen.jobs)

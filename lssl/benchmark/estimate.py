@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lssl.benchmark.output_folder import reset
-from lssl.benchmark.plan import Cell, Plan, merged
+from lssl.benchmark.plan import Cell, Plan
 from lssl.benchmark.run import PROGRAM, environment, last_line
+from lssl.cli.compose import merged
 from lssl.runs.outputs import read_cost
 from lssl.utils.errors import InputError
 

@@ -3,8 +3,9 @@
 A **pretraining** cell is a strategy and a seed. A **fine-tuning** cell is a strategy, a seed, a number of labelled
 subjects, a budget and a learning rate; it starts from the pretraining of its strategy and seed, or from scratch. Its
 config is, later ones first: what the cell itself is, the strategy's own groups, those of its stage (``pretrain`` or
-``finetune``), ``views``, ``backbone`` and ``data`` of all, and the config files. ``data`` and ``backbone`` of all
-*replace* those of the files, so that network and split are the same for every row.
+``finetune``), ``views``, ``backbone`` and ``data`` of all, and the config files; merged by the rule of
+:mod:`lssl.cli.compose`, which also reads the plan. ``backbone`` and ``data`` of all *replace* the networks and the data
+of the files, so that network and split are the same for every row; what a recipe needs of any data stays.
 
 A seed is everything that chance decides in a row: pretraining, initial weights, crops, and which subjects are labelled.
 All strategies of a seed share it, so that they are compared in pairs.
@@ -18,13 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lssl.cli.compose import Config, load, merged, without_data
 from lssl.utils.errors import InputError, nearest
 
-__all__ = ["SCRATCH", "Cell", "Plan", "merged", "read_plan"]
+__all__ = ["SCRATCH", "Cell", "Plan", "read_plan"]
 
 SCRATCH = "scratch"
 GROUPS = ("data", "backbone", "views", "model", "trainer")
 KEYS = ("out", "seeds", "labelled", "data", "backbone", "views", "pretrain", "finetune", "strategies", "slurm")
+REPORTS = ("lssl.callbacks.Report", "lssl.callbacks.report.Report", "Report")  # the names of one class
 STAGE_KEYS = {
     "pretrain": ("config", *GROUPS),
     "finetune": ("config", "learning_rates", "budgets", *GROUPS),
@@ -88,6 +91,7 @@ class Plan:
         parts: strategy → what fine-tuning takes from it: ``network``, ``encoder`` or, from scratch, nothing (``–``).
         shared: what all cells have in common: its ``data`` and ``backbone``.
         slurm: parameters of submitit's executor.
+        note: what its data were recognised as, if they were given by a path.
     """
 
     path: Path
@@ -96,6 +100,7 @@ class Plan:
     parts: dict[str, str]
     shared: dict[str, Any]
     slurm: dict[str, Any]
+    note: str = ""
 
     def differences(self) -> dict[str, dict[str, Any]]:
         """Setting → strategy → value, of the pretraining settings that are not the same for all.
@@ -112,19 +117,6 @@ class Plan:
         return {key: row for key, row in table.items() if len({str(value) for value in row.values()}) > 1}
 
 
-def merged(base: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, later ones first; another ``class_path`` takes none of the former class's arguments."""
-    result = dict(base)
-    for other in others:
-        for key, value in other.items():
-            old = result.get(key)
-            if isinstance(old, Mapping) and isinstance(value, Mapping) and not _other_class(old, value):
-                result[key] = merged(old, value)
-            else:
-                result[key] = value
-    return result
-
-
 def read_plan(path: Path, out: Path | None = None) -> Plan:
     """Reads a benchmark's YAML.
 
@@ -132,7 +124,10 @@ def read_plan(path: Path, out: Path | None = None) -> Plan:
         path: the file.
         out: takes the place of its ``out``.
     """
-    text = _load(path)
+    whole = Config()
+    for source, layer in load(str(path)):
+        whole.add(layer, source)
+    text = whole.values
     _check_keys(text, KEYS, "")
     for stage in ("pretrain", "finetune", "strategies"):
         if not isinstance(text.get(stage) or {}, Mapping):
@@ -146,7 +141,10 @@ def read_plan(path: Path, out: Path | None = None) -> Plan:
     cells.sort(key=lambda cell: (cell.stage != "pretrain", cell.seed))
     parts = {name: "–" if own is None else own.get("part", "network") for name, own in strategies.items()}
     shared = {key: text.get(key) or {} for key in ("data", "backbone")}
-    return Plan(path, out, cells, parts, shared, text.get("slurm") or {})
+    _check_data(cells)
+    suffix = (shared["data"].get("init_args") or {}).get("suffix", "T1w")
+    note = whole.found.sentence(suffix) if whole.found else ""
+    return Plan(path, out, cells, parts, shared, text.get("slurm") or {}, note)
 
 
 def _rows(text: Mapping[str, Any], name: str, own: Mapping[str, Any] | None, out: Path, beside: Path) -> Iterator[Cell]:
@@ -219,8 +217,11 @@ def _base(
     files: Any, shared: Mapping[str, Any], stage: Mapping[str, Any], own: Mapping[str, Any], beside: Path
 ) -> dict[str, Any]:
     """Files, then the groups of all, of the stage and of the strategy."""
-    config = merged({}, *(_load(_find(file, beside)) for file in ([files] if isinstance(files, str) else files or [])))
-    config = {key: value for key, value in config.items() if key not in shared or key == "views"}
+    config = merged(*(layer for file in _paths({"config": files}) for _, layer in load(file, beside)))
+    if "backbone" in shared:
+        config.pop("backbone", None)
+    if "data" in shared:
+        config = without_data(config)
     return merged(config, shared, *({key: part[key] for key in GROUPS if part.get(key)} for part in (stage, own)))
 
 
@@ -232,7 +233,7 @@ def _trainer(out: Path, name: str, config: Mapping[str, Any], callbacks: list[di
         "init_args": {"save_dir": folder, "name": "", "version": ""},
     }
     loggers = config.get("trainer", {}).get("logger") or []
-    others = [_grouped(logger, out, name) for logger in (loggers if isinstance(loggers, list) else [loggers])]
+    others = [_grouped(logger, out, name) for logger in _listed(loggers)]
     return {
         "default_root_dir": folder,
         "num_sanity_val_steps": 0,
@@ -252,37 +253,17 @@ def _grouped(logger: Any, out: Path, name: str) -> Any:
 def _pretraining_callbacks(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The report on held-out pairs; the options of one in the config are kept."""
     callbacks = config.get("trainer", {}).get("callbacks") or []
-    ours = [dict(one) for one in callbacks if isinstance(one, Mapping) and one["class_path"].endswith(".Report")]
-    return ours or [{"class_path": "lssl.callbacks.Report"}]
+    named = [{"class_path": one} if isinstance(one, str) else dict(one) for one in _listed(callbacks)]
+    return [one for one in named if one.get("class_path") in REPORTS] or [{"class_path": REPORTS[0]}]
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
 
 
 def _paths(part: Mapping[str, Any]) -> list[str]:
     files = part.get("config") or []
     return [files] if isinstance(files, str) else list(files)
-
-
-def _find(path: str, beside: Path) -> Path:
-    """A config file: beside the plan, from here, or among the shipped ones."""
-    from lssl.cli.main import shipped_config
-
-    return beside / path if (beside / path).is_file() else shipped_config(path)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no settings.")
-    return content
-
-
-def _other_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    names = [str(part.get("class_path", "")).rpartition(".")[2] for part in (old, new)]
-    return bool(names[1]) and names[0] != names[1]
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -330,6 +311,15 @@ def _check(text: Mapping[str, Any], strategies: Mapping[str, Any]) -> None:
     _check_finetune(finetune)
     if len(strategies) > 1 and "max_steps" not in ((text.get("pretrain") or {}).get("trainer") or {}):
         raise InputError("pretrain.trainer.max_steps is missing: the strategies need a common number of steps.")
+
+
+def _check_data(cells: Sequence[Cell]) -> None:
+    for cell in cells:
+        if not (cell.config.get("data") or {}).get("class_path"):
+            raise InputError(
+                f"The benchmark says no 'data' for {cell.name}; give data: PATH (a prepared folder, a BIDS folder, a "
+                f"table of visits), or data: {{class_path: …}}."
+            )
 
 
 def _check_finetune(finetune: Mapping[str, Any]) -> None:

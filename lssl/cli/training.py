@@ -2,73 +2,124 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lssl.callbacks import DataWait, EmbeddingWriter, RepresentationMonitor
+from lssl.checkpoint import read_checkpoint
+from lssl.cli.arguments import asks_for_help, read_arguments
+from lssl.cli.compose import OF_THE_RECIPE, Config, compose
 from lssl.cli.messages import explain
+from lssl.cli.references import from_environment, resolved
+from lssl.data.datamodule import PairDataModule
 from lssl.networks.backbone import Backbone
-from lssl.runs.folder import RunFolder, back_up, checkpoint_path, new_run_folder, run_checkpoints
+from lssl.runs.folder import RunFolder, back_up, checkpoint_path, new_run_folder, resolved_text, run_checkpoints
 from lssl.segmentation.segmenter import Segmenter
 from lssl.task import Task
+from lssl.utils.errors import InputError
 from lssl.views.sampler import ViewSampler
 
 __all__ = ["TrainingCLI"]
+
+
+NO_DATA = (
+    "There is no data; give --data PATH (a prepared folder, a BIDS folder, a table of visits or one NIfTI file), "
+    "--data CLASS (PhantomDataModule draws heads and needs no files), or a config with data: in it."
+)
 
 
 class TrainingCLI(LightningCLI):
     """Groups ``data``, ``views``, ``backbone``, ``model``, ``monitor`` and ``trainer``.
 
     Views and backbone are handed to the model.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        config: its settings; ``None`` shows the help that ``args`` ask for.
+        args: the options, for help.
+        show: prints the ``config``, or the ``sources`` of its values, and ends.
+        run: whether to run the command, or to stop when its config is known to be good.
     """
 
-    @classmethod
-    def run(cls, args: list[str], classes: Sequence[type] = ()) -> TrainingCLI:
-        """Parses and runs one command.
+    without: Any = None
 
-        Args:
-            args: the command and its options.
-            classes: registered strategies and datamodules; they and what lies beside them are named when a name is
-                wrong.
-        """
-        try:
-            return cls._run(args)
-        except ArgumentError as error:
-            groups = {
-                "trainer": L.Trainer,
-                "views": ViewSampler,
-                "backbone": Backbone,
-                "monitor": RepresentationMonitor,
-            }
-            rooms = {sys.modules[cls.__module__] for cls in classes}
-            known = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())} | {
-                *classes,
-                Segmenter,
-            }
-            raise explain(error, groups, sorted(filter(inspect.isclass, known), key=lambda cls: cls.__name__)) from None
-
-    @classmethod
-    def _run(cls, args: list[str]) -> TrainingCLI:
-        return cls(
+    def __init__(
+        self, command: str, config: Config | None, args: Sequence[str] = (), show: str | None = None, run: bool = True
+    ) -> None:
+        self.command, self.composed, self.show, self.runs = command, config or Config(), show, run
+        values = resolved(self.composed.values)
+        if config is not None and not _at(values, "data", "class_path"):
+            if not show:
+                raise InputError(NO_DATA)
+            self.without = values.pop("data", None)  # a recipe alone can be shown, not run
+        super().__init__(
             Task,
-            L.LightningDataModule,
             subclass_mode_model=True,
-            subclass_mode_data=True,
             save_config_callback=RunFolder,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False},
+            save_config_kwargs={"references": from_environment(self.composed.values)},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            args=args,
+            args=[command, *args] if config is None else {"subcommand": command, command: values},
+        )
+
+    @classmethod
+    def run(cls, command: str, args: Sequence[str]) -> None:
+        """Runs one command as it was typed.
+
+        Args:
+            command: its name.
+            args: its options.
+        """
+        classes = registered()
+        if asks_for_help(args):
+            with explained(classes):
+                cls(command, None, args)
+            return
+        given = read_arguments(args)
+        config = complete(given.files, given.data, given.options)
+        with explained(classes):
+            cls(command, config, show=given.show)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuses a config that ``lssl fit`` could not read; builds nothing."""
+        with explained(registered()), suppress(SystemExit):
+            cls("fit", config, run=False)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses; prints the config and ends, if that was asked for."""
+        self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
+        if self.show == "config":
+            print(self._dump(), end="")
+        elif self.show == "sources":
+            print("\n".join(sources_of(yaml.safe_load(self._dump()), self.composed.sources)))
+        if self.show or not self.runs:
+            raise SystemExit(0)
+        if self.composed.found:
+            options = self.composed.values["data"]["init_args"]
+            rank_zero_info(self.composed.found.sentence(options.get("suffix", "T1w")))
+
+    def _dump(self) -> str:
+        references = self.save_config_kwargs["references"]
+        text = resolved_text(self._parser(self.command), self.config[self.command], references)
+        return (
+            text
+            if self.without is None
+            else yaml.safe_dump(yaml.safe_load(text) | {"data": self.without}, sort_keys=False)
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -80,7 +131,6 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(RepresentationMonitor, "monitor")
         parser.set_defaults(
             {
-                "data": {"class_path": "PhantomDataModule"},
                 "trainer.default_root_dir": "runs/run",
                 "trainer.logger": {
                     "class_path": "lightning.pytorch.loggers.CSVLogger",
@@ -96,8 +146,6 @@ class TrainingCLI(LightningCLI):
         path = checkpoint_path(config.get("ckpt_path"), folder)
         if "ckpt_path" in config:
             config.ckpt_path = path
-        if self.subcommand == "predict":
-            _forget_labels(config)
         logs = folder
         if self.subcommand == "fit":
             logs = folder = new_run_folder(folder, resuming=path is not None)
@@ -131,7 +179,74 @@ class TrainingCLI(LightningCLI):
             self.model.on_resume()
 
 
-def _forget_labels(config: Any) -> None:
-    """Prediction needs no labels, and the folder it is given need not have any."""
-    if "labels" in config.data.get("init_args", {}):
-        config.data.init_args.labels = None
+def registered() -> list[type]:
+    """Every registered method and source; once loaded, they are known by their short names."""
+    groups = ("lssl.strategies", "lssl.datamodules")
+    return [point.load() for group in groups for point in entry_points(group=group)]
+
+
+@contextmanager
+def explained(classes: Sequence[type]) -> Iterator[None]:
+    """Says what the parser refuses in one sentence; ``classes``, and what lies beside them, are named in it."""
+    try:
+        yield
+    except ArgumentError as error:
+        groups = {"trainer": L.Trainer, "views": ViewSampler, "backbone": Backbone, "monitor": RepresentationMonitor}
+        rooms = {sys.modules[cls.__module__] for cls in classes}
+        beside = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())}
+        known = sorted(filter(inspect.isclass, {*beside, *classes, Segmenter}), key=lambda cls: cls.__name__)
+        raise explain(error, groups, known) from None
+
+
+def complete(files: Sequence[str], data: str | None = None, options: Sequence[tuple[str, str]] = ()) -> Config:
+    """Composes a config, with the network of the checkpoint that it starts from where it names none itself."""
+    config = compose(files, data, options)
+    path = _at(config.values, "model", "init_args", "pretrained")
+    if isinstance(path, str) and Path(path).is_file() and not _at(config.values, "backbone", "network"):
+        theirs = yaml.safe_load(read_checkpoint(path)["lssl"]["config"])
+        network = {"backbone": theirs["backbone"], "views": {"size": theirs["views"]["size"]}}
+        config = compose(files, data, options, network, path)
+        name = (theirs["backbone"].get("network") or {}).get("class_path", "the default U-Net").rpartition(".")[2]
+        rank_zero_info(f"{path}: network ({name}), taps, padding, channels and the size of the views are its own.")
+    _leave_out_unknown(config)
+    return config
+
+
+def _leave_out_unknown(config: Config) -> None:
+    """A datamodule of a user's own need not have the options that recipes set for any data."""
+    name = _at(config.values, "data", "class_path")
+    cls = next((cls for cls in registered() if cls.__name__ == name), None) or _imported(name)
+    arguments = _at(config.values, "data", "init_args")
+    if cls is None or issubclass(cls, PairDataModule) or not arguments:
+        return
+    known = inspect.signature(cls).parameters
+    for key in sorted({*OF_THE_RECIPE} & {*arguments} - {*known}):
+        source = config.sources.get(("data", "init_args", key), "the config")
+        rank_zero_info(f"{cls.__name__} has no option {key}: that of {source} is left out.")
+        del arguments[key]
+
+
+def _imported(name: str | None) -> type | None:
+    module, _, attribute = (name or "").rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute) if module else None
+    except (ImportError, AttributeError):  # the parser says so
+        return None
+    return found if inspect.isclass(found) else None
+
+
+def _at(values: Any, *keys: str) -> Any:
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def sources_of(values: Any, sources: Mapping[tuple[str, ...], str], path: tuple[str, ...] = ()) -> Iterator[str]:
+    """A line for each value: key, value, and the file or option that it is from."""
+    if isinstance(values, dict) and values:
+        for key, value in values.items():
+            yield from sources_of(value, sources, (*path, str(key)))
+        return
+    known = next((sources[path[:n]] for n in range(len(path), 0, -1) if path[:n] in sources), "default")
+    text = yaml.safe_dump(values, default_flow_style=True, width=10**6, allow_unicode=True).splitlines()[0]
+    yield f"{'.'.join(path)}: {text}  # {known}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lssl.runs.loggers import store_config
 from lssl.task import CHECKPOINT_FORMAT
 from lssl.utils.errors import InputError
 
-__all__ = ["CONFIG", "RunFolder", "back_up", "checkpoint_path", "new_run_folder", "run_checkpoints"]
+__all__ = ["CONFIG", "RunFolder", "back_up", "checkpoint_path", "new_run_folder", "resolved_text", "run_checkpoints"]
 
 CONFIG = "config.yaml"
 
@@ -67,7 +68,18 @@ def run_checkpoints(folder: Path) -> list[Callback]:
 
 
 class RunFolder(SaveConfigCallback):
-    """Writes the resolved config into the run folder and into every checkpoint."""
+    """Writes the resolved config into the run folder and into every checkpoint.
+
+    Args:
+        references: key path → reference, of values that come from the environment: these are not saved.
+        **options: those of LightningCLI's callback.
+    """
+
+    def __init__(
+        self, parser: Any, config: Any, references: Mapping[tuple[str, ...], str] | None = None, **options: Any
+    ) -> None:
+        super().__init__(parser, config, overwrite=True, **options)
+        self.references = references or {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Nothing yet: a mistake that the first checks find leaves no folder behind."""
@@ -85,4 +97,24 @@ class RunFolder(SaveConfigCallback):
         checkpoint["lssl"] = {"format": CHECKPOINT_FORMAT, "version": lssl.__version__, "config": self._text()}
 
     def _text(self) -> str:
-        return self.parser.dump(self.config, skip_none=False)
+        return resolved_text(self.parser, self.config, self.references)
+
+
+def resolved_text(parser: Any, config: Any, references: Mapping[tuple[str, ...], str]) -> str:
+    """A config as YAML, in which what comes from the environment stays a reference.
+
+    Args:
+        parser: of the command.
+        config: its namespace.
+        references: key path → reference.
+    """
+    text: str = parser.dump(config, skip_none=False)
+    if not references:
+        return text
+    content = yaml.safe_load(text)
+    for (*path, last), reference in references.items():
+        node = content
+        for key in path:
+            node = node[int(key) if isinstance(node, list) else key]
+        node[int(last) if isinstance(node, list) else last] = reference
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

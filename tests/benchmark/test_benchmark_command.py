@@ -15,6 +15,7 @@ from lssl.benchmark.checks import check_cells, check_leakage, resolve
 from lssl.benchmark.cost import Cost
 from lssl.benchmark.plan import read_plan
 from lssl.benchmark.run import run_cells
+from lssl.cli.compose import load, merged
 from lssl.cli.main import main
 from lssl.utils.errors import InputError
 
@@ -28,7 +29,7 @@ REAL = {
     "backbone": TINY_NET,
     "pretrain": {"trainer": {"max_steps": 3, "precision": "32-true", "check_val_every_n_epoch": 100}},
     "finetune": {
-        "config": "configs/finetune.yaml",
+        "config": ["finetune", "classes/freesurfer"],
         "learning_rates": [0.003],
         "budgets": {"short": {"trainer": {"max_steps": 3}}},
         "data": {"init_args": {"few_shot": {"visits": 1}}},
@@ -183,7 +184,7 @@ def test_shipped_plans(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lssl.benchmark.checks.check_cells", lambda *args: None)
     path = ROOT / "configs/benchmark" / name
     main(["benchmark", "--config", str(path), "--dry-run", "--out", str(tmp_path / "out")])
-    own = yaml.safe_load(path.read_text())["strategies"]
+    own = merged(*(layer for _, layer in load(str(path))))["strategies"]
     said = capsys.readouterr().out
     assert all(f"{strategy}: 20 ms/step" in said for strategy in own)
     plan = read_plan(path)

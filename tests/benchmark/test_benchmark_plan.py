@@ -9,7 +9,8 @@ import yaml
 from plans import PLAN, write_plan
 
 from lssl.benchmark.fingerprints import cell_fingerprints, data_fingerprint, user_file
-from lssl.benchmark.plan import merged, read_plan
+from lssl.benchmark.plan import read_plan
+from lssl.cli.compose import merged
 from lssl.utils.errors import InputError
 
 
@@ -68,10 +69,15 @@ def test_network_and_data_of_all_replace_those_of_a_config_and_differences_are_n
     strategies = {"mine": {"config": "mine.yaml", "trainer": {"max_steps": 7}}, "other": PLAN["strategies"]["bad"]}
     plan = read_plan(write_plan(tmp_path, strategies=strategies))
     config = cell(plan, "pretrain/mine").config
-    assert config["data"] == PLAN["data"]
+    stays = {"pairs": "baseline"}  # what the recipe needs of any data; its subjects go with its data
+    assert config["data"] == {
+        "class_path": PLAN["data"]["class_path"],
+        "init_args": {**PLAN["data"]["init_args"], **stays},
+    }
     assert config["backbone"] == PLAN["backbone"]
     assert config["views"] == {"size": 32, "rotation": 10.0}
     assert plan.differences() == {
+        "data.init_args.pairs": {"mine": "baseline", "other": "default"},
         "trainer.max_steps": {"mine": 7, "other": 5},
         "views.rotation": {"mine": 10.0, "other": "default"},
     }

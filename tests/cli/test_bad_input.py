@@ -31,7 +31,7 @@ def sentence(capsys, *args):
         (["--trainer.max_step=3"], "'trainer' has no key 'max_step'; did you mean 'max_steps'?"),
         (["--modell.class_path=x"], "There is no key 'modell'; did you mean 'model'?"),
         (["--trainer.max_steps=abc"], "trainer.max_steps"),
-        (["--model.init_args.objective=foo"], "There is no class 'foo'"),
+        (["--model.init_args.objective=foo"], "There is no class 'foo'; did you mean"),
         (
             ["--views.size=50"],
             "a side of 50 voxels is not divisible by 16, the stride of tap 'bottleneck'; use 48 or 64",
@@ -71,7 +71,7 @@ def test_sentences(options, words, capsys, tmp_path):
     ],
 )
 def test_sentences_of_the_objectives(config, option, words, capsys, tmp_path):
-    args = ["fit", "--config", str(ROOT / f"configs/{config}.yaml"), f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    args = ["fit", "--config", config, "--config", "data/heads", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     assert words in sentence(capsys, *args, f"--model.init_args.{option}")
     assert not list((tmp_path / "run").glob("*"))
 
@@ -79,7 +79,7 @@ def test_sentences_of_the_objectives(config, option, words, capsys, tmp_path):
 def test_unknown_key_in_a_file(capsys, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"model": {"class_path": "LongitudinalLocal", "init_args": {"nonsense": 1}}}))
-    assert "has no option 'nonsense'" in sentence(capsys, "fit", "--config", str(path))
+    assert "has no option 'nonsense'" in sentence(capsys, "fit", "--config", str(path), "--data=PhantomDataModule")
 
 
 def test_a_file_that_is_no_yaml(capsys, tmp_path):
@@ -92,9 +92,7 @@ def test_a_file_that_is_no_yaml(capsys, tmp_path):
 
 def test_unknown_command_and_config(capsys):
     assert "no command 'fitt'; did you mean 'fit'?" in sentence(capsys, "fitt")
-    assert "no config configs/dem.yaml; did you mean 'configs/demo.yaml'?" in sentence(
-        capsys, "fit", "--config", "configs/dem.yaml"
-    )
+    assert "no config configs/dem.yaml; did you mean 'demo'?" in sentence(capsys, "fit", "--config", "configs/dem.yaml")
 
 
 def test_batch_too_small_for_the_heads(capsys, tmp_path):

@@ -13,6 +13,7 @@ from helpers import ROOT, TINY_NET, fit, resolved, tiny
 from jsonargparse import ArgumentParser
 
 from lssl.checkpoint import load_task
+from lssl.cli.compose import load
 from lssl.cli.main import main
 from lssl.correspondence.matchers import EmbeddingMatcher, Matcher, full_view
 from lssl.datamodules.phantom import PhantomDataModule
@@ -59,11 +60,11 @@ def test_anatomical_invariance_on_every_kind_of_network(network, tmp_path):
     options += ["--model.init_args.block=8", "--trainer.max_steps=1", "--model.init_args.encoder=bottleneck"]
     configs, groups = ["anatomical_invariance.yaml"], {"backbone": TINY_NET}
     if network == "swin_unetr":
-        configs.append("backbone/swin_unetr.yaml")
+        configs.append("network/swin_unetr.yaml")
         small = {"depths": [1, 1, 1, 1], "feature_size": 12}
         groups = {"backbone": {"network": {"init_args": small}}, "views": {"size": 64}}
     elif network == "unetr":
-        configs.append("backbone/unetr.yaml")
+        configs.append("network/unetr.yaml")
         small = {"img_size": 32, "feature_size": 4, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2}
         groups = {"backbone": {"network": {"init_args": small}}}
         options[3] = "--model.init_args.block=16"
@@ -147,7 +148,7 @@ def test_prior_guided_local_changes_its_objective_in_one_line(config, objective,
 def test_backbones(backbone, size, smaller, tmp_path):
     options = [f"--backbone.network.init_args.{name}={value}" for name, value in smaller.items()]
     options += [f"--views.size={size}", f"--data.init_args.size={size}", "--trainer.max_steps=1"]
-    run = fit(tmp_path, "longitudinal_local.yaml", f"backbone/{backbone}", options=options)
+    run = fit(tmp_path, "longitudinal_local.yaml", f"network/{backbone}", options=options)
     assert (run / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -206,22 +207,23 @@ EARLY = '--trainer.callbacks={"class_path": "EarlyStopping", "init_args": {"moni
 
 
 def test_finetuning_from_scratch_and_from_a_checkpoint_is_one_line(tmp_path):
-    """tests/test_segmenter.py follows what comes of finetune.yaml."""
+    """tests/test_segmenter.py follows what comes of demo_finetune.yaml."""
     (tmp_path / "pretraining").mkdir()
     run = fit(tmp_path / "pretraining", "demo.yaml", options=["--trainer.callbacks=null", "--trainer.max_steps=1"])
     for pretrained in ("null", str(run / "checkpoints" / "last.ckpt")):
         options = [f"--model.init_args.pretrained={pretrained}", "--data.init_args.few_shot.steps=1"]
         options += ["--data.init_args.spacing=4.5", "--trainer.max_steps=1", EARLY]
-        tuned = fit(tmp_path, "finetune.yaml", options=options)
+        tuned = fit(tmp_path, "demo_finetune.yaml", options=options)
         assert "val/dice" in (tuned / "metrics.csv").read_text()
 
 
 def test_every_config_is_run():
-    """A new YAML must be named in a test above, or among the plans in tests/benchmark."""
+    """A new YAML must be named in a test above, among the plans in tests/benchmark, or as a base of one that is."""
     text = Path(__file__).read_text() + (Path(__file__).parents[1] / "benchmark/test_benchmark_command.py").read_text()
-    for path in (ROOT / "configs").rglob("*.yaml"):
-        stem = path.stem if path.parent.name in ("logger",) else path.name
-        assert stem in text, f"configs/{path.relative_to(ROOT / 'configs')} is run by no test"
+    names = {f"configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")}
+    named = {name for name in names if (Path(name).stem if "/logger/" in name else Path(name).name) in text}
+    run = {path for name in named for path, _ in load(name)}
+    assert names == run, f"run by no test: {sorted(names - run)}"
 
 
 def test_paper_preset_is_the_published_recipe(capsys):

@@ -202,7 +202,7 @@ def fine_tune(folder, pretrained, *options):
     """From the checkpoint, with a frozen encoder."""
     checkpoint = pretrained / "checkpoints" / "last.ckpt"
     start = [f"--model.init_args.pretrained={checkpoint}", "--model.init_args.lr_multipliers={encoder: 0}"]
-    return fit(folder, "finetune.yaml", options=[*QUIET, *start, *options], backbone=TINY_NET)
+    return fit(folder, "demo_finetune.yaml", options=[*QUIET, *start, *options], backbone=TINY_NET)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_scores_files_and_pictures(run, pretrained, capsys):
 def test_prediction_of_a_folder_and_of_a_file(run, bids):
     """From phantoms of 5 mm to files of 4 mm, whose grid the label maps take."""
     command = ["predict", "--config", str(run / "config.yaml"), "--ckpt_path", "best"]
-    main([*command, "--data.init_args.root", str(bids)])
+    main([*command, "--data", str(bids)])
     folder = run / "segmentations"
     files = sorted(path.name for path in folder.rglob("*.nii.gz"))
     assert len(files) == 10
@@ -260,7 +260,7 @@ def test_prediction_of_a_folder_and_of_a_file(run, bids):
     assert mine == (labels == 3).sum() * 64
     assert (folder / "desc-lssl_dseg.tsv").read_text() == "index\tname\n2\twhite matter\n3\tcortex\n"
     file = bids / "sub-02" / "ses-M012" / "anat" / "sub-02_ses-M012_T1w.nii.gz"
-    main([*command, "--data.init_args.root", str(file)])
+    main([*command, "--data", str(file)])
     assert len(pd.read_csv(folder / "volumes.csv")) == 2
     assert len(pd.read_csv(folder / "volumes.1.csv")) == 20
     assert not [path for path in folder.rglob("*") if ".part" in path.name]
@@ -292,7 +292,7 @@ def test_a_resumed_run_continues_exactly(tmp_path):
             options += ["--model.init_args.loss_weights.consistency=1"]
             if number:  # what it once started from may be gone
                 options += ["--ckpt_path=last", "--model.init_args.pretrained=nowhere.ckpt"]
-            made = fit(tmp_path / name, "finetune.yaml", options=options, backbone=TINY_NET)
+            made = fit(tmp_path / name, "demo_finetune.yaml", options=options, backbone=TINY_NET)
         weights.append(state(made))
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=0, msg=name)
@@ -301,7 +301,7 @@ def test_a_resumed_run_continues_exactly(tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_together(tmp_path):
     options = [*QUIET, "--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.subjects=6"]
-    args = ["fit", "--config", "configs/finetune.yaml", *tiny(tmp_path, backbone=TINY_NET), *options]
+    args = ["fit", "--config", "configs/demo_finetune.yaml", *tiny(tmp_path, backbone=TINY_NET), *options]
     command = [sys.executable, "-m", "lssl", *args, "--model.init_args.loss_weights.consistency=1"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 0, result.stderr
@@ -312,7 +312,7 @@ def test_two_processes_train_together(tmp_path):
 
 
 def refused(capsys, tmp_path, *options):
-    args = ["fit", "--config", "configs/finetune.yaml", *tiny(tmp_path, backbone=TINY_NET), *QUIET]
+    args = ["fit", "--config", "configs/demo_finetune.yaml", *tiny(tmp_path, backbone=TINY_NET), *QUIET]
     text = sentence(capsys, *args, *options)
     assert not list((tmp_path / "run").glob("*"))
     return text
@@ -348,8 +348,8 @@ def test_no_labelled_visit_and_no_image(capsys, tmp_path, bids, run):
     assert "no labelled visit to train on" in refused(capsys, tmp_path, "--data=NiftiDataModule", *files)
     (tmp_path / "empty").mkdir()
     command = ["predict", "--config", str(run / "config.yaml"), "--ckpt_path", "best"]
-    text = sentence(capsys, *command, "--data.init_args.root", str(tmp_path / "empty"))
-    assert "holds no sub-* folders" in text
+    text = sentence(capsys, *command, "--data", str(tmp_path / "empty"))
+    assert "nor a BIDS folder (sub-*)" in text
 
 
 @pytest.mark.parametrize(
