@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark test slow lint clean
+.PHONY: help setup demo benchmark test coverage slow lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ benchmark: setup ## every strategy against scratch on procedural heads: table, f
 test: lint ## lint, types, and all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
+coverage: lint ## as test, and the share of lines that it ran: stops below the gate of pyproject.toml
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
 slow: setup ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
@@ -32,5 +35,5 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 clean: ## removes caches and build products, not runs
-	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf .coverage* .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -not -path "./.venv/*" -prune -exec rm -rf {} +

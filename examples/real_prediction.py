@@ -1,7 +1,7 @@
 """Draws docs/oms01.png: the tissue that `lssl predict` wrote for both visits of a real subject, over their images.
 
-``python examples/real_prediction.py ../shared/data/mri runs/tissue/segmentations sub-oms01``; docs/finetuning.md
-says how the segmentations were made.
+``python examples/real_prediction.py ../shared/data/mri runs/tissue/segmentations sub-oms01``;
+docs/results/finetuning.md says how the segmentations were made.
 """
 
 from __future__ import annotations
