@@ -30,7 +30,7 @@ class CsvOnly(PairDataModule):
         self.path = path
 
     def visit_table(self) -> pd.DataFrame:
-        return csv_table(self.path)
+        return csv_table(self.path)[0]
 
     def read(self, row: int) -> Visit:
         raise NotImplementedError

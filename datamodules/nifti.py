@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 
 from lssl.data.batch import Visit
+from lssl.data.bids import bids_table, match_files
 from lssl.data.datamodule import PairDataModule
 from lssl.data.nifti import Grid, automatic_foreground, read_grids, read_image, read_label, read_mask, scale
 from lssl.data.pairs import count, visit_name
 from lssl.data.recognise import is_prepared
-from lssl.data.tables import bids_table, csv_table, file_table, match_files
+from lssl.data.tables import csv_table, file_table
 from lssl.utils.errors import InputError
 
 __all__ = ["NiftiDataModule"]
@@ -26,8 +27,9 @@ class NiftiDataModule(PairDataModule):
 
     A BIDS folder holds ``sub-*/[ses-*]/anat/*_<suffix>.nii[.gz]``. A table (CSV or TSV) has the columns subject,
     session, image, and optionally age, days or date, mask, label, site, split. In a BIDS folder, times are read from
-    ``sub-*_sessions.tsv`` (days_since_baseline, acq_time or age), else from session labels that carry them
-    (``ses-d0129`` in days, ``ses-M024`` in months); ``participants.tsv`` gives ages at baseline.
+    ``sessions.tsv``, ``scans.tsv``, ``participants.tsv`` and session labels that carry them (``ses-d0129`` in days,
+    ``ses-M024`` in months); ``docs/times.md`` has the order of trust. Subjects whose visits have no known order are
+    counted, and give no pairs to the policies that need one.
 
     All visits of a subject must lie on one grid in one space. Headers of all files are checked before training, and
     every read decompresses a whole file. Voxels are turned to the closest canonical axes and scaled per visit:
@@ -38,6 +40,8 @@ class NiftiDataModule(PairDataModule):
             (default: the table's own).
         suffix: end of the image names in the BIDS folder, which may carry entities: ``T1w``, ``run-1_T1w``,
             ``ce-gad_T1w``. Images with contrast agent are left out unless it names them.
+        select: which image of a visit is taken where there are several, ``"run=last rec=norm,none space=native"``; see
+            :func:`lssl.data.selection.choose` for the defaults.
         masks: pattern of brain or head masks below ``root``, such as
             ``derivatives/masks/{subject}/**/{subject}_{session}_desc-brain_mask.nii.gz``; without ``{session}``, one
             mask serves all visits of a subject. Visits without a mask get an automatic foreground.
@@ -52,6 +56,7 @@ class NiftiDataModule(PairDataModule):
         self,
         root: str | Path | None = None,
         suffix: str = "T1w",
+        select: str = "",
         masks: str | None = None,
         labels: str | None = None,
         table: str | Path | None = None,
@@ -63,7 +68,8 @@ class NiftiDataModule(PairDataModule):
             raise InputError("There is no data: give root (a BIDS folder or a NIfTI file) or table (a CSV of visits).")
         if is_prepared(root):
             raise InputError(f"{root} was written by `lssl prepare`; read it with PreparedDataModule.")
-        self.root, self.suffix, self.masks, self.labels, self.csv = root, suffix, masks, labels, table
+        self.root, self.suffix, self.select, self.csv = root, suffix, select, table
+        self.masks, self.labels = masks, labels
         self.common_frame = common_frame
 
     def visit_table(self) -> pd.DataFrame:
@@ -72,10 +78,13 @@ class NiftiDataModule(PairDataModule):
         if self.csv is None and Path(str(self.root)).is_file():
             return file_table(str(self.root))
         if self.csv is None:
-            table, left_out = bids_table(str(self.root), self.suffix, self.masks, labels)
-            self.excluded += left_out
+            table, notes = bids_table(str(self.root), self.suffix, self.masks, labels, self.select)
+            self.notes += notes
             return table
-        table = csv_table(self.csv, self.root)
+        if self.select:
+            raise InputError("select chooses among the images of a BIDS folder; a table names one image per visit.")
+        table, notes = csv_table(self.csv, self.root)
+        self.notes += notes
         folder = Path(self.csv).parent if self.root is None else self.root
         for column, pattern in (("mask", self.masks), ("label", labels)):
             if pattern and not table[column].any():

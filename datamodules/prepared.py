@@ -78,7 +78,8 @@ class PreparedDataModule(PairDataModule):
 
     def visit_table(self) -> pd.DataFrame:
         """One row per visit, with the path and the size of its file."""
-        table = csv_table(self.csv, self.root, WANTED)
+        table, notes = csv_table(self.csv, self.root, WANTED)
+        self.notes += notes
         if missing := [name for name in ("size_d", "size_h", "size_w") if name not in table]:
             raise InputError(
                 f"The table {self.csv} lacks the columns {', '.join(missing)}; make it from the rows of "

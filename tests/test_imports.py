@@ -90,7 +90,10 @@ def test_light_modules_import_nothing_heavy(module: str):
 
 def test_preparation_and_the_tables_of_runs_need_no_torch():
     rooms = [path for room in ("prepare",) for path in sorted((ROOT / "lssl" / room).glob("*.py"))]
-    rooms += [ROOT / "lssl/data" / f"{name}.py" for name in ("nifti", "pairs", "store", "tables")]
+    rooms += [
+        ROOT / "lssl/data" / f"{name}.py"
+        for name in ("bids", "labels", "nifti", "pairs", "selection", "sidecars", "store", "tables", "times")
+    ]
     rooms += [ROOT / "lssl/runs/outputs.py"]
     modules = ", ".join(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in rooms)
     code = (

@@ -19,7 +19,17 @@ from lssl.data.batch import Visit, collate
 from lssl.data.boxes import crop, source_box
 from lssl.data.few_shot import FewShot, choose_labelled, repeated
 from lssl.data.loading import PairDataset, PairSampler, one_thread
-from lssl.data.pairs import SPLITS, build_pairs, count, given_split, order_visits, split_subjects, visit_name
+from lssl.data.pairs import (
+    ORDERED_POLICIES,
+    SPLITS,
+    build_pairs,
+    count,
+    given_split,
+    order_notes,
+    order_visits,
+    split_subjects,
+    visit_name,
+)
 from lssl.utils.errors import InputError
 
 __all__ = ["PairDataModule", "PairDataset", "PairSampler"]
@@ -182,7 +192,13 @@ class PairDataModule(L.LightningDataModule):
         self.excluded, self.notes = [], []
         table = order_visits(self.visit_table())
         self.inspect(table)
+        self.notes += order_notes(table)
         index = build_pairs(table, self.policy, self.min_interval, self.max_interval)
+        if self.policy in ORDERED_POLICIES and not len(index.pairs) and (table["ordered_by"] == "").any():
+            raise InputError(
+                f"pairs is {self.policy}, which needs the order of visits, but {'; '.join(order_notes(table))}; give "
+                f"dates or ages (in sessions.tsv, scans.tsv or a table), or set pairs to any."
+            )
         self._subject = index.subject
         self.subjects = table["subject"].iloc[np.flatnonzero(np.diff(index.subject, prepend=-1))].tolist()
         part = self._parts(table, index.subject, index.pairs)

@@ -13,11 +13,23 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from lssl.data.labels import visit_ranks
 from lssl.utils.errors import InputError
 
-__all__ = ["PairIndex", "build_pairs", "count", "given_split", "order_visits", "split_subjects", "visit_name"]
+__all__ = [
+    "ORDERED_POLICIES",
+    "PairIndex",
+    "build_pairs",
+    "count",
+    "given_split",
+    "order_notes",
+    "order_visits",
+    "split_subjects",
+    "visit_name",
+]
 
 SPLITS = ("train", "val", "test")
+ORDERED_POLICIES = ("consecutive", "baseline")
 
 
 def count(number: int, noun: str) -> str:
@@ -33,14 +45,16 @@ def visit_name(table: pd.DataFrame, row: int) -> str:
 def order_visits(table: pd.DataFrame) -> pd.DataFrame:
     """Checks a visit table and sorts it by subject, then time.
 
-    Visits of a subject whose times are not all known are sorted by session label, numbers within it by value
-    (``ses-2`` before ``ses-10``).
+    Visits of a subject whose times are not all known are sorted by what their labels say (see
+    :func:`lssl.data.labels.label_keys`). Where these say nothing or contradict the known times, the subject is
+    *unordered*: its visits stand in the order of their labels, numbers by value, and nothing may rest on that order.
 
     Args:
         table: one row per visit, with the columns subject, session, age, time and, if the split is given, split.
 
     Returns:
-        The sorted table with rows numbered from 0.
+        The sorted table with rows numbered from 0, and the column ``ordered_by``: ``time``, ``words``, ``numbers``, or
+        empty for unordered subjects.
     """
     if table.empty:
         raise InputError("The visit table is empty: there is nothing to make pairs of.")
@@ -48,16 +62,31 @@ def order_visits(table: pd.DataFrame) -> pd.DataFrame:
         missing = np.flatnonzero(table[column].isna())
         if len(missing):
             raise InputError(f"Row {missing[0] + 1} of the visit table has no {column}; fill it in or remove the row.")
-    subject, names = pd.factorize(table["subject"], sort=True)
-    time = table["time"].to_numpy(float)
-    timed = np.bincount(subject, weights=np.isnan(time), minlength=len(names)) == 0
+    subject, _ = pd.factorize(table["subject"], sort=True)
     session, labels = pd.factorize(table["session"])
-    rank = np.argsort(np.argsort([_natural(label) for label in labels], kind="stable"))
-    order = np.lexsort((rank[session], np.where(timed[subject], time, 0.0), subject))
-    table = table.iloc[order].reset_index(drop=True)
-    _refuse_duplicates(table, subject[order], session[order])
-    _refuse_backward_times(table, subject[order])
-    return table
+    _refuse_duplicates(table, subject, session)
+    time = table["time"].to_numpy(float)
+    if "ordered_by" not in table:
+        rank, known = visit_ranks(subject, table["session"].tolist(), time)
+        table = table.assign(visit_rank=rank, ordered_by=known)
+    natural = np.argsort(np.argsort([_natural(label) for label in labels], kind="stable"))[session]
+    order = np.lexsort((natural, time, table["visit_rank"].to_numpy(float), subject))  # NaN comes last
+    return table.iloc[order].reset_index(drop=True)
+
+
+def order_notes(table: pd.DataFrame) -> list[str]:
+    """What is to be said of the order of an ordered table: who has none, and who has it from numbers alone."""
+    notes = []
+    for how, text in (
+        ("", "whose visits have no known order and time (no date, age, or word such as baseline)"),
+        ("numbers", "whose visits are ordered by the number in their session label, as no time is known"),
+        ("words", "whose visits are ordered by the words of their session labels, as no time is known"),
+    ):
+        names = table["subject"][(table["ordered_by"] == how).to_numpy()].unique()
+        if len(names):
+            sessions = table["session"][(table["subject"] == names[0]).to_numpy()]
+            notes.append(f"{count(len(names), 'subject')} {text}, such as {names[0]}: {', '.join(sessions)}")
+    return notes
 
 
 def _natural(label: str) -> str:
@@ -74,20 +103,6 @@ def _refuse_duplicates(table: pd.DataFrame, subject: np.ndarray, session: np.nda
         raise InputError(
             f"Duplicate visit: {name} stands {number[repeated[0]]} times in the visit table "
             f"({count(len(repeated), 'such visit')} in all); keep one row per visit."
-        )
-
-
-def _refuse_backward_times(table: pd.DataFrame, subject: np.ndarray) -> None:
-    """Known times of a subject sorted by session label must not run backwards."""
-    time = table["time"].to_numpy(float)
-    known = np.flatnonzero(~np.isnan(time))
-    backward = (np.diff(time[known]) < 0) & (np.diff(subject[known]) == 0)
-    if backward.any():
-        first, second = known[np.flatnonzero(backward)[0] :][:2]
-        raise InputError(
-            f"The times of {table['subject'].iat[first]} contradict the order of its sessions: "
-            f"{table['session'].iat[second]} is earlier than {table['session'].iat[first]}, and other visits have no "
-            f"time to sort by; give every visit of the subject a time, or none."
         )
 
 
@@ -111,7 +126,8 @@ def build_pairs(table: pd.DataFrame, policy: str, min_interval: float, max_inter
     Args:
         table: the visit table.
         policy: ``any`` and ``all``: every two visits of a subject; ``consecutive``: neighbours in time;
-            ``baseline``: the first visit with each later one.
+            ``baseline``: the first visit with each later one. The last two need an order: unordered subjects give them
+            no pair, which is counted.
         min_interval: shortest interval in years.
         max_interval: longest interval in years; ``None``: no limit.
 
@@ -123,6 +139,13 @@ def build_pairs(table: pd.DataFrame, policy: str, min_interval: float, max_inter
     first = np.cumsum(visits) - visits
     pairs = _candidates(subject, first, visits, policy)
     keep, excluded = _interval_filter(table["time"].to_numpy(float), pairs, min_interval, max_interval)
+    if policy in ORDERED_POLICIES and "ordered_by" in table:
+        unordered = (table["ordered_by"].to_numpy() == "")[pairs[:, 0]]
+        if unordered.any():
+            excluded.insert(
+                0, f"{count(int(unordered.sum()), 'pair')} of unordered visits, as pairs: {policy} needs an order"
+            )
+        keep &= ~unordered
     paired = np.bincount(subject[pairs[keep, 0]], minlength=len(names)) > 0
     lost = int(((visits > 1) & ~paired).sum())
     if lost:

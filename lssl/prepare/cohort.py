@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lssl.data.pairs import count, order_visits
-from lssl.data.tables import bids_table, match_files
+from lssl.data.bids import bids_table, match_files
+from lssl.data.pairs import count, order_notes, order_visits
+from lssl.data.tables import csv_table
 from lssl.utils.errors import InputError
 
 __all__ = ["CohortSubject", "Options", "Session", "find_subjects"]
@@ -27,6 +29,7 @@ class Options:
 
     Attributes:
         suffixes: image suffixes, the channels of a visit; the first one is registered between visits.
+        select: which image of a visit is taken, see :func:`lssl.data.selection.choose`.
         spacing: mm of the isotropic grid.
         transform: ``rigid`` or ``affine``, between visits.
         n4: whether N4 evens out the bias field.
@@ -38,6 +41,7 @@ class Options:
     """
 
     suffixes: tuple[str, ...] = ("T1w",)
+    select: str = ""
     spacing: float = 1.0
     transform: str = "rigid"
     n4: bool = False
@@ -74,15 +78,19 @@ class CohortSubject:
 
 
 def find_subjects(root: Path, options: Options) -> tuple[list[CohortSubject], pd.DataFrame, list[str]]:
-    """The subjects of a BIDS folder, their visit table, and remarks on what was left out.
+    """The subjects of a BIDS folder or a table of visits, their visit table, and remarks on what was left out.
 
     A visit that lacks one of the suffixes is left out and counted.
     """
     first, *others = options.suffixes
-    table, notes = bids_table(root, first)
+    listed = root.is_file()
+    if listed and (others or options.select):
+        raise InputError(f"{root} is a table, which names one image per visit; leave --select and more suffixes out.")
+    table, notes = csv_table(root) if listed else bids_table(root, first, select=options.select)
+    folder = root.parent if listed else root
     table["image_0"] = table.pop("image")
     for number, suffix in enumerate(others, 1):
-        more, _ = bids_table(root, suffix)
+        more, _ = bids_table(root, suffix, select=options.select)
         merged = table.merge(more[["subject", "session", "image"]], on=["subject", "session"])
         if len(merged) < len(table):
             notes.append(f"{count(len(table) - len(merged), 'visit')} with {first} but without {suffix}")
@@ -90,24 +98,29 @@ def find_subjects(root: Path, options: Options) -> tuple[list[CohortSubject], pd
     if table.empty:
         raise InputError(f"No visit of {root} has images of all of {', '.join(options.suffixes)}; name fewer suffixes.")
     for column, pattern, kind in (("mask", options.masks, MASKS), ("label", options.labels, LABELS)):
+        if listed and table[column].any():
+            continue
         if pattern == AUTO:
-            table[column], several = _derivatives(root, table, kind)
+            table[column], several = _derivatives(folder, table, kind)
             if several:
                 notes.append(
                     f"{count(several, 'visit')} with several {column}s, none of which is taken; "
                     f"say which by --{column}s"
                 )
         else:
-            table[column] = "" if pattern == "none" else match_files(root, pattern, table, f"{column}s")
+            table[column] = "" if pattern == "none" else match_files(folder, pattern, table, f"{column}s")
     table = order_visits(table)
     subjects: dict[str, CohortSubject] = {}
     for row in _rows(table):
         images = {suffix: row[f"image_{number}"] for number, suffix in enumerate(options.suffixes)}
         session = Session(row["session"], images, row["mask"], row["label"])
         subjects.setdefault(row["subject"], CohortSubject(row["subject"])).sessions.append(session)
+    for name in subjects:
+        if not re.fullmatch(r"[\w.+@ -]+", name) or name.startswith("."):
+            raise InputError(f"The subject {name!r} cannot be the name of a file; rename it in {root}.")
     if unknown := int(np.isnan(table["time"].to_numpy(float)).sum()):
-        notes.append(f"{count(unknown, 'visit')} without a time (no sessions.tsv, no label such as ses-M012)")
-    return list(subjects.values()), table, notes
+        notes.append(f"{count(unknown, 'visit')} without a time (no date, age, or label such as ses-M012)")
+    return list(subjects.values()), table, notes + order_notes(table)
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +39,32 @@ def _positive(text: str) -> float:
     return value
 
 
+def _add_selection(add: Callable[..., Any]) -> None:
+    """Options of the commands that read a BIDS folder."""
+    add(
+        "--select",
+        nargs="+",
+        default=[],
+        metavar="ENTITY=VALUE",
+        help="which image of a session is taken, such as run=last rec=norm,none space=native; default: no ce, native "
+        "space, the last run, and the most common value of any other entity",
+    )
+    add("--list", action="store_true", help="only list which images are taken, which are left, and why")
+
+
+def _print_files(root: Path, suffixes: Sequence[str], select: str) -> None:
+    """A dry listing of every image of the suffixes."""
+    from lssl.data.bids import bids_files
+
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder: a table names one image per visit, so there is nothing to choose.")
+    for suffix in suffixes:
+        files, notes = bids_files(root, suffix, select)
+        for path, taken, why in zip(files["file"], files["taken"], files["why"], strict=True):
+            print(f"{'taken' if taken else 'left '}  {Path(path).relative_to(root)}{'' if taken else f'  ({why})'}")
+        print("; ".join([f"{suffix}: {int(files['taken'].sum())} of {len(files)} images taken", *notes]) + ".")
+
+
 def _prepare_parser() -> Parser:
     parser = Parser(
         prog="lssl prepare",
@@ -45,7 +72,12 @@ def _prepare_parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("bids", type=Path, metavar="BIDS_DIR", help="folder with sub-*/[ses-*]/anat/*_<suffix>.nii[.gz]; only read")
+    add(
+        "bids",
+        type=Path,
+        metavar="BIDS_DIR|TABLE",
+        help="folder with sub-*/[ses-*]/anat/*_<suffix>.nii[.gz], or a table of visits (CSV); only read",
+    )
     add("out", type=Path, metavar="OUT_DIR", help="new folder, or one that an earlier run on this cohort wrote")
     add(
         "--suffix",
@@ -54,6 +86,7 @@ def _prepare_parser() -> Parser:
         metavar="NAME",
         help="image suffixes; several become channels of one visit, registered within the session to the first (T1w)",
     )
+    _add_selection(add)
     add("--spacing", type=_positive, default=1.0, metavar="MM", help="side of the isotropic voxels (1.0)")
     add("--transform", choices=["rigid", "affine"], default="rigid", help="between visits (rigid)")
     add("--n4", action="store_true", help="even out the bias field by N4 before anything else")
@@ -80,6 +113,9 @@ def prepare_command(args: list[str]) -> None:
         raise InputError(f"--workers is {chosen.workers}; at least one process is needed.")
     if len(set(chosen.suffix)) < len(chosen.suffix):
         raise InputError(f"--suffix names {' '.join(chosen.suffix)}; name every suffix once.")
+    if chosen.list:
+        _print_files(chosen.bids, chosen.suffix, " ".join(chosen.select))
+        return
     if chosen.template and not Path(chosen.template).is_file():
         raise InputError(f"The template {chosen.template} does not exist; correct its path.")
     from lssl.prepare.cohort import Options
@@ -87,6 +123,7 @@ def prepare_command(args: list[str]) -> None:
 
     options = Options(
         suffixes=tuple(chosen.suffix),
+        select=" ".join(chosen.select),
         spacing=chosen.spacing,
         transform=chosen.transform,
         n4=chosen.n4,
@@ -117,8 +154,9 @@ def _print_fates(outcome: Any, table: Path) -> None:
 def _inspect_parser() -> Parser:
     parser = Parser(prog="lssl inspect", description="Says what a BIDS or prepared folder holds.", allow_abbrev=False)
     add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="a BIDS folder, or one that lssl prepare wrote")
+    add("folder", type=Path, metavar="DIR", help="a BIDS folder, a table of visits, or what lssl prepare wrote")
     add("--suffix", default="T1w", metavar="NAME", help="of the images in a BIDS folder (T1w)")
+    _add_selection(add)
     add(
         "--subjects",
         type=int,
@@ -137,7 +175,10 @@ def inspect_command(args: list[str]) -> None:
     chosen = _inspect_parser().parse_args(args)
     from lssl.prepare.inspection import inspect_folder
 
-    report = inspect_folder(chosen.folder, chosen.suffix, chosen.subjects, chosen.spacing)
+    if chosen.list:
+        _print_files(chosen.folder, [chosen.suffix], " ".join(chosen.select))
+        return
+    report = inspect_folder(chosen.folder, chosen.suffix, chosen.subjects, chosen.spacing, " ".join(chosen.select))
     if chosen.json:
         import json
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lssl.data.pairs import build_pairs, count, order_visits
-from lssl.data.tables import bids_table, csv_table
+from lssl.data.bids import bids_table
+from lssl.data.pairs import build_pairs, count, order_notes, order_visits
+from lssl.data.tables import csv_table
 from lssl.prepare.quality import THICKEST
 from lssl.utils.errors import InputError
 from lssl.utils.files import fingerprint, read_json
@@ -96,21 +97,24 @@ class Inspection:
         return np.histogram(self.intervals(), [*EDGES, np.inf])[0]
 
 
-def inspect_folder(folder: Path, suffix: str = "T1w", subjects: int = 10, spacing: float = 1.0) -> Inspection:
-    """Looks at a folder.
+def inspect_folder(
+    folder: Path, suffix: str = "T1w", subjects: int = 10, spacing: float = 1.0, select: str = ""
+) -> Inspection:
+    """Looks at a folder or a table.
 
     Args:
-        folder: a BIDS folder, or one that ``lssl prepare`` wrote.
+        folder: a BIDS folder, a table of visits, or a folder that ``lssl prepare`` wrote.
         suffix: of the images in a BIDS folder.
         subjects: of how many subjects of a BIDS folder the voxels are read.
         spacing: mm of the voxels for which size and time of a cache are estimated.
+        select: which image of a visit is taken, see :func:`lssl.data.selection.choose`.
     """
-    if not folder.is_dir():
+    if not folder.is_dir() and folder.suffix not in (".csv", ".tsv"):
         raise InputError(f"There is no folder {folder}; name a BIDS folder or one that `lssl prepare` wrote.")
     described = read_json(folder / "dataset.json")
     if described and "settings" in described:
         return _prepared(folder, described)
-    return _bids(folder, suffix, subjects, spacing)
+    return _raw(folder, suffix, subjects, spacing, select)
 
 
 # --- prepared ---------------------------------------------------------------------------------------------------------
@@ -120,12 +124,12 @@ def _prepared(folder: Path, described: dict[str, Any]) -> Inspection:
     path = folder / "visits.csv"
     if not path.is_file():
         raise InputError(f"{folder} has no visits.csv: its preparation was interrupted; run `lssl prepare` again.")
-    table = csv_table(path, folder)
+    table, notes = csv_table(path, folder)
     if table.empty:
         raise InputError(f"{folder} holds no finished visits yet; run `lssl prepare` again.")
     figures = pd.read_csv(folder / "quality.csv", dtype={"subject": str, "session": str})
     table = order_visits(table.merge(figures, how="left", on=["subject", "session"]))
-    report = Inspection(str(folder), "prepared", table, described["options"]["suffixes"])
+    report = Inspection(str(folder), "prepared", table, described["options"]["suffixes"], notes + order_notes(table))
     sizes = table[["size_d", "size_h", "size_w"]].astype(str).agg("×".join, axis=1)
     report.shapes, report.spacings = Counter(sizes), Counter(f"{float(value):.3g}" for value in table["spacing"])
     report.orientations = Counter({"RAS": len(table)})
@@ -161,10 +165,13 @@ def _repeated(names: list[str], hashes: list[str]) -> list[tuple[str, str]]:
 # --- BIDS -------------------------------------------------------------------------------------------------------------
 
 
-def _bids(folder: Path, suffix: str, subjects: int, spacing: float) -> Inspection:
-    table, left_out = bids_table(folder, suffix)
+def _raw(folder: Path, suffix: str, subjects: int, spacing: float, select: str) -> Inspection:
+    """Of a BIDS folder, or of a table of visits."""
+    listed = folder.suffix in (".csv", ".tsv") and not folder.is_dir()
+    table, left_out = csv_table(folder) if listed else bids_table(folder, suffix, select=select)
     table = order_visits(table)
-    report = Inspection(str(folder), "BIDS", table, [suffix], left_out)
+    left_out += order_notes(table)
+    report = Inspection(str(folder), "table" if listed else "BIDS", table, [suffix], left_out)
     names, images = _names(table), table["image"].tolist()
     grids = _headers(report, names, images)
     _refuse_moved(report, table, grids)

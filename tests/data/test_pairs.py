@@ -13,7 +13,7 @@ import torch
 from lssl.data import loading
 from lssl.data.batch import PairBatch, Visit
 from lssl.data.datamodule import PairDataModule
-from lssl.data.pairs import build_pairs, given_split, order_visits, split_subjects
+from lssl.data.pairs import build_pairs, given_split, order_notes, order_visits, split_subjects
 from lssl.utils.errors import InputError
 
 SHAPE = (20, 24, 22)
@@ -107,7 +107,6 @@ def test_visits_sort_by_time_else_by_the_numbers_in_their_label():
         (table_of(), "visit table is empty"),
         (table_of(a=[0, 1]).assign(session="ses-1"), "Duplicate visit: a ses-1 stands 2 times"),
         (table_of(a=[0, 1]).assign(session=["ses-1", None]), "Row 2 of the visit table has no session"),
-        (table_of(a=[1, np.nan, 0]), "times of a contradict the order of its sessions: ses-3 is earlier than ses-1"),
     ],
 )
 def test_bad_tables_are_refused(table, message):
@@ -312,3 +311,43 @@ def test_crop_must_fit():
 def test_options_are_checked(options, message):
     with pytest.raises(InputError, match=message):
         Toy(table_of(a=[0, 1]), **options)
+
+
+def test_unordered_visits_pair_without_order_only():
+    rows = [("a", "x"), ("a", "y"), ("b", "post"), ("b", "pre"), ("c", "02"), ("c", "01")]
+    table = pd.DataFrame(rows, columns=["subject", "session"]).assign(age=np.nan, time=np.nan)
+    table = order_visits(table)
+    assert table["session"].tolist() == ["x", "y", "pre", "post", "01", "02"]
+    assert table["ordered_by"].tolist() == ["", "", "words", "words", "numbers", "numbers"]
+    assert build_pairs(table, "any", 0.0, None).pairs.tolist() == [[0, 1], [2, 3], [4, 5]]
+    for policy in ("baseline", "consecutive"):
+        index = build_pairs(table, policy, 0.0, None)
+        assert index.pairs.tolist() == [[2, 3], [4, 5]]
+        assert index.excluded[0] == f"1 pair of unordered visits, as pairs: {policy} needs an order"
+    assert [note.split(" whose")[0] for note in order_notes(table)] == ["1 subject"] * 3
+
+
+def test_known_times_against_the_labels_leave_no_order():
+    table = order_visits(table_of(a=[1, np.nan, 0]))
+    assert (table["ordered_by"] == "").all()
+    assert table["time"].tolist()[:2] == [0, 1]
+
+
+def test_a_policy_that_needs_order_is_refused_where_there_is_none():
+    table = table_of(a=[np.nan] * 2, b=[np.nan] * 2).assign(session=["x", "y"] * 2)
+    source = Toy(table, pairs="baseline")
+    with pytest.raises(InputError, match=r"pairs is baseline, which needs the order .* 2 subjects .*: x, y; give"):
+        source.setup()
+    source = Toy(table)
+    source.setup()
+    assert "2 subjects whose visits have no known order and time" in source.summary
+    batch = next(iter(source.train_dataloader()))
+    assert batch.times.isnan().all()
+
+
+def test_times_reach_the_batch_without_ages():
+    source = Toy(table_of(a=[0, 1.5], b=[0, 1.5]), split=(1, 0, 0))
+    source.setup()
+    batch = next(iter(source.train_dataloader()))
+    assert batch.times.tolist() == [[0, 1.5]] * 2
+    assert batch.ages.isnan().all()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lssl.data.tables import bids_table, csv_table, label_days
+from lssl.data.bids import bids_table
+from lssl.data.labels import label_time
+from lssl.data.tables import csv_table
 from lssl.utils.errors import InputError
 
 
@@ -55,11 +58,12 @@ def test_contrast_images_are_left_out_unless_asked_for(tmp_path):
     assert left_out == []
 
 
-def test_several_runs_are_a_duplicate_visit_until_the_suffix_says_which(tmp_path):
-    touch(tmp_path, *(f"sub-a/ses-01/anat/sub-a_ses-01_run-{run}_T1w.nii.gz" for run in (1, 2)))
-    with pytest.raises(InputError, match=r"Duplicate visit: sub-a ses-01 has 2 images .*run-1_T1w.*run-2_T1w"):
-        bids_table(tmp_path, "T1w")
-    assert len(bids_table(tmp_path, "run-2_T1w")[0]) == 1
+def test_of_several_runs_the_last_is_taken_and_said_until_the_suffix_says_which(tmp_path):
+    touch(tmp_path, *(f"sub-a/ses-01/anat/sub-a_ses-01_run-{run}_T1w.nii.gz" for run in (1, 2, 10)))
+    table, notes = bids_table(tmp_path, "T1w")
+    assert table["image"].str.endswith("run-10_T1w.nii.gz").tolist() == [True]
+    assert notes == ["1 visit with several images, of which run-10 is taken (select run=… to choose)"]
+    assert bids_table(tmp_path, "run-2_T1w")[0]["image"].str.endswith("run-2_T1w.nii.gz").tolist() == [True]
 
 
 def test_missing_folder_and_missing_suffix(tmp_path):
@@ -98,8 +102,9 @@ def test_times_from_session_labels(tmp_path):
     assert time["sub-oas", "ses-d0860"] == pytest.approx(731 / 365.25)
     assert time["sub-adni", "ses-M024"] == pytest.approx(2)
     assert time["sub-other"].isna().all()
-    assert [label_days(label) for label in ("ses-d0129", "M012", "y2")] == [129, 365.25, 730.5]
-    assert np.isnan([label_days(label) for label in ("ses-01", "ses-MR1", "ses-d", "")]).all()
+    years = [label_time(label).years for label in ("ses-d0129", "M012", "y2")]
+    assert years == pytest.approx([129 / 365.25, 1, 2])
+    assert np.isnan([label_time(label).years for label in ("ses-01", "ses-MR1", "ses-d", "")]).all()
 
 
 def test_labels_go_before_ages_in_whole_years_only(tmp_path):
@@ -146,22 +151,23 @@ def test_a_csv_with_all_columns(tmp_path):
         "s1,v2,s1/v2.nii.gz,365.25,,l/2.nii.gz,B,train\n"
         "007,v1,/abs/x.nii.gz,n/a,,,A,test\n",
     )
-    table = csv_table(path)
+    table, notes = csv_table(path)
+    assert notes == []
     assert table["image"].tolist() == [str(tmp_path / "s1/v1.nii.gz"), str(tmp_path / "s1/v2.nii.gz"), "/abs/x.nii.gz"]
     assert table["mask"].tolist() == [str(tmp_path / "m/1.nii.gz"), "", ""]
     assert table["subject"].iat[2] == "007"
     assert table["time"].tolist() == [0, 1, 0]
     assert table["split"].tolist() == ["train", "train", "test"]
-    assert csv_table(path, "/data")["image"].iat[0] == "/data/s1/v1.nii.gz"
+    assert csv_table(path, "/data")[0]["image"].iat[0] == "/data/s1/v1.nii.gz"
 
 
 def test_a_csv_with_dates_and_ages(tmp_path):
     lines = "subject,session,image,date,age\na,1,1.nii,2020-01-01,60\na,2,2.nii,2021-01-01,\n"
-    table = csv_table(write_csv(tmp_path / "visits.csv", lines))
+    table, _ = csv_table(write_csv(tmp_path / "visits.csv", lines))
     assert table["time"].iat[1] == pytest.approx(366 / 365.25)
     assert table["age"].iat[1] == pytest.approx(60 + 366 / 365.25)
     tabs = write_csv(tmp_path / "visits.tsv", "subject\tsession\timage\na\t1\t1.nii\n")
-    assert csv_table(tabs)["time"].tolist() == [0]
+    assert csv_table(tabs)[0]["time"].tolist() == [0]
 
 
 HEAD = "subject,session,image"
@@ -173,12 +179,6 @@ HEAD = "subject,session,image"
         ("subject,scan,days\na,b,0\n", "lacks the columns session, image; it has subject, scan, days"),
         (f"{HEAD}\na,1,\n", "Line 2 of .* has no image"),
         (f"{HEAD}\na,1,x.nii\na,2,x.nii\n", "Duplicate visit: lines 2 and 3 of .* name the same image"),
-        (f"{HEAD},days\na,1,1.nii,-5\n", "The days of a 1 in .* is -5.0; days count from"),
-        (f"{HEAD},days\na,1,1.nii,soon\n", "The days of a 1 in .* is soon; write a number"),
-        (f"{HEAD},age\na,1,1.nii,-1\n", "The age of a 1 in .* is -1.0; ages are years"),
-        (f"{HEAD},age\na,1,1.nii,25000\n", "The age of a 1 in .* is 25000.0; ages are years"),
-        (f"{HEAD},date\na,1,1.nii,31.12.2020\n", "The date of a 1 in .* is 31.12.2020; write YYYY-MM-DD"),
-        (f"{HEAD},days,age\na,1,1.nii,0,60\na,2,2.nii,100,70\n", "times of a in .* contradict each other.*9.7 years"),
         ("", "cannot be read .* write it as a CSV with a header line"),
         (f"{HEAD}\na,1,1.nii\na,2,2.nii,x,y\n", "cannot be read"),
     ],
@@ -187,6 +187,74 @@ def test_bad_csvs_are_refused(tmp_path, text, message):
     path = write_csv(tmp_path / "visits.csv", text)
     with pytest.raises(InputError, match=message):
         csv_table(path)
+
+
+@pytest.mark.parametrize(
+    ("cells", "age", "note"),
+    [
+        ("days\n-5", np.nan, "days in visits.csv is -5: not between 0 and 130 years, so unknown"),
+        ("days\nsoon", np.nan, "days in visits.csv is soon: no number, so unknown"),
+        ("age\n-4", np.nan, "age in visits.csv is -4: not between 0 and 130 years, so unknown"),
+        ("age\n25000", np.nan, "age in visits.csv is 25000: not between 0 and 130 years, so unknown"),
+        ("age\n89+", 89, r"age in visits.csv is 89\+: taken as 89 years, and no interval rests on it"),
+        ("age\n>89", 89, "age in visits.csv is >89: taken as 89 years"),
+        ("age\n70-74", 72, "age in visits.csv is 70-74: taken as 72 years"),
+        ('age\n"72,5"', 72.5, ""),
+        ("age_months\n18", 1.5, ""),
+        ("AGE (days)\n730.5", 2, ""),
+        ("age\n072Y", 72, ""),
+        ("date\n31.12.2020", np.nan, ""),
+        ("date\n12/31/2020", np.nan, "date in visits.csv is 12/31/2020: no date such as"),
+        ("age\nn/a", np.nan, ""),
+    ],
+)
+def test_an_odd_cell_is_listed_and_refuses_no_cohort(tmp_path, cells, age, note):
+    column, cell = cells.split("\n")
+    path = write_csv(tmp_path / "visits.csv", f"{HEAD},{column}\na,1,1.nii,{cell}\nb,1,2.nii,\n")
+    table, notes = csv_table(path)
+    np.testing.assert_allclose(table["age"], [age, np.nan])
+    assert bool(notes) == bool(note)
+    if note:
+        assert re.fullmatch(f"1 value odd: a 1: {note}.*", notes[0])
+
+
+def test_contradictions_are_reported_with_both_values(tmp_path):
+    path = write_csv(tmp_path / "visits.csv", f"{HEAD},days,age\na,1,1.nii,0,60\na,2,2.nii,100,70\nb,1,3.nii,0,5\n")
+    table, notes = csv_table(path)
+    assert table["time"].tolist() == pytest.approx([0, 100 / 365.25, 0])
+    assert notes == [
+        "1 contradiction between sources of time: a 2 is 0.27 years after 1 by the time since the baseline (taken), "
+        "10.00 by the age in whole years"
+    ]
+
+
+def test_blanks_around_cells_make_no_other_person(tmp_path):
+    text = " Subject , session,image\n sub-000 ,1,1.nii\nsub-000, 2 , 2.nii\n,3,3.nii\n000,1,4.nii\n"
+    table, notes = csv_table(write_csv(tmp_path / "visits.csv", text))
+    assert table["subject"].tolist() == ["sub-000", "sub-000", "000"]
+    assert table["session"].tolist() == ["1", "2", "1"]
+    assert table["image"].iat[1] == str(tmp_path / "2.nii")
+    assert notes == [
+        "1 line of visits.csv without subject, the first being 4",
+        "subjects 000 and sub-000 may be one person; they are taken as two",
+    ]
+
+
+def test_one_path_spelled_twice_is_a_duplicate(tmp_path):
+    text = f"{HEAD}\na,1,x/../a.nii\nb,1,./a.nii\n"
+    with pytest.raises(InputError, match=r"lines 2 and 3 of .* name the same image"):
+        csv_table(write_csv(tmp_path / "visits.csv", text))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_any_encoding_and_line_end(tmp_path, encoding, end):
+    lines = ["subject,session,image,site,age", "a,1,1.nii,Zürich,70", "b,1,2.nii,Köln,71"]
+    (tmp_path / "visits.csv").write_bytes((end.join(lines) + end).encode(encoding))
+    table, notes = csv_table(tmp_path / "visits.csv")
+    assert table["site"].tolist() == ["Zürich", "Köln"]
+    assert table["age"].tolist() == [70, 71]
+    assert notes == []
 
 
 def test_a_missing_csv(tmp_path):

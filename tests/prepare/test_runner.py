@@ -319,7 +319,7 @@ def test_visits_without_a_suffix_or_a_time_are_counted(tmp_path):
     assert len(table) == 1
     assert "1 visit with T1w but without FLAIR" in notes
     _, _, notes = find_subjects(bids, Options())
-    assert "2 visits without a time (no sessions.tsv, no label such as ses-M012)" in notes
+    assert "2 visits without a time (no date, age, or label such as ses-M012)" in notes
 
 
 def sentence(capsys, *args: str) -> str:
