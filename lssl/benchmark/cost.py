@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lssl.runs.outputs import RunCost, write_cost
 
@@ -31,16 +32,29 @@ class Cost(L.Callback):
         self.warm_up = warm_up
         self.pairs = self.steps = self.timed = 0
         self.seconds = 0.0
+        self.flops = 0
         self._mark: float | None = None
+        self._counter: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The clock starts."""
         self._mark = _now(pl_module)
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Operations of the first step are counted, which is not timed."""
+        if self.steps == 0 and self._counter is None:
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts; after the warm-up the clock starts anew."""
+        if self._counter is not None and self.steps == 0:
+            self._counter.__exit__(None, None, None)
+            self.flops = self._counter.get_total_flops()
         self.steps, self.timed = self.steps + 1, self.timed + 1
         self.pairs = sum(map(len, batch.values())) if isinstance(batch, Mapping) else len(batch)
         if self.steps == self.warm_up < trainer.max_steps:
@@ -65,6 +79,7 @@ class Cost(L.Callback):
         cost = RunCost(
             parameters=sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             ms_per_step=1000 * self.seconds / max(1, self.timed),
+            flops_per_step=self.flops,
             pairs_per_step=self.pairs,
             steps=self.steps,
             memory=_most_memory(),

@@ -101,7 +101,7 @@ def _forest(axis: Axes, compared: list[Result], strategies: list[str]) -> None:
     names = [f"{entry.strategy}, {entry.labelled}, {entry.budget}" for entry in compared]
     axis.set_yticks(range(len(compared)), names, fontsize=8)
     axis.invert_yaxis()
-    axis.set_title("Dice − scratch, 95 % over seeds and subjects", fontsize=10)
+    axis.set_title("Dice − scratch, 95 % interval", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import html
+import sys
 from pathlib import Path
+
+import pandas as pd
 
 from lssl.benchmark.figure import draw_curves, draw_results
 from lssl.benchmark.fingerprints import code_version
 from lssl.benchmark.output_folder import read_done, writing
 from lssl.benchmark.plan import Cell, Plan
-from lssl.benchmark.results import Result, collect, entries
-from lssl.benchmark.tables import as_html, as_markdown, sheets
+from lssl.benchmark.results import Result, collect, differences, entries
+from lssl.benchmark.tables import as_html, as_markdown, ceiling_warnings, sheets
 from lssl.utils.files import atomic_write
 
 __all__ = ["write_results"]
@@ -25,7 +28,7 @@ STYLE = (
 
 
 def write_results(plan: Plan, fingerprints: dict[str, str], page: bool) -> list[Path]:
-    """Files of all finished cells, below the output folder.
+    """Files of all finished cells, below the output folder; warns of ceilings below a row.
 
     Args:
         plan: the cells.
@@ -39,7 +42,7 @@ def write_results(plan: Plan, fingerprints: dict[str, str], page: bool) -> list[
     written = [plan.out / name for name in ("results.csv", "table.md", "figure.png")]
     with writing(plan.out):
         with atomic_write(written[0]) as part:
-            table.to_csv(part, index=False)
+            pd.concat([table, differences(found)], ignore_index=True).to_csv(part, index=False)
         _write(written[1], f"{intro}\n\n{as_markdown(tables)}")
         draw_results(found, list(plan.parts), written[2])
         if page:
@@ -53,6 +56,8 @@ def write_results(plan: Plan, fingerprints: dict[str, str], page: bool) -> list[
             name = html.escape(plan.out.name)
             head = f"<!doctype html><meta charset='utf-8'><title>{name}</title><style>{STYLE}</style>"
             _write(written[-1], f"{head}<h1>Benchmark: {name}</h1>{''.join(body)}\n")
+    for text in ceiling_warnings(found):
+        print(f"Warning: {text}", file=sys.stderr)
     return written
 
 

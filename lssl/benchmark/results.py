@@ -1,10 +1,11 @@
 """From finished cells to one tidy table, the learning rate of each row, and its paired differences; without torch.
 
 ``results.csv`` has a row per value: ``stage, strategy, seed, labelled, budget, learning_rate, chosen, subject, session,
-structure, metric, value``. Scores of test subjects come from the cell's ``test/segmentation.csv``; figures of a whole
-cell have no subject: ``val_dice``, ``parameters``, ``ms_per_step``, ``pairs_per_second``, ``hours`` (of ``lssl fit``),
-``memory`` and ``device_memory`` (GB, at most), and of a pretraining ``rank/<tap>``, ``retrieval/<tap>`` and so on, as
-its report has them, beside ``untrained/…``.
+structure, metric, value, cluster``. Scores of test subjects come from the cell's ``test/segmentation.csv``; figures of
+a whole cell have no subject: ``val_dice``, ``parameters``, ``ms_per_step``, ``pairs_per_second``, ``hours`` (of
+``lssl fit``), ``memory`` and ``device_memory`` (GB, at most), and of a pretraining ``rank/<tap>``, ``retrieval/<tap>``
+as its report has them, beside ``untrained/…``. Of ``dice_minus_scratch``, the paired mean difference of a row, the
+columns ``low, high, p, p_holm, ci_method, seeds, clusters`` are filled, too.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lssl.benchmark.flatness import FALL, loss_fall
 from lssl.benchmark.output_folder import read_done
 from lssl.benchmark.plan import SCRATCH, Cell, Plan
-from lssl.benchmark.statistics import Difference, paired
+from lssl.benchmark.statistics import Difference, holm, paired
 from lssl.runs.outputs import read_cost, read_report, read_scores
 from lssl.utils.errors import InputError
 
-__all__ = ["Result", "by_subject", "choose", "collect", "entries"]
+__all__ = ["Result", "by_subject", "choose", "collect", "differences", "entries"]
 
 COLUMNS = ["stage", "strategy", "seed", "labelled", "budget", "learning_rate"]
-VALUES = ["subject", "session", "structure", "metric", "value"]
+VALUES = ["subject", "session", "structure", "metric", "value", "cluster"]
 ROW = ["strategy", "labelled", "budget"]
 
 
@@ -44,6 +46,11 @@ class Result:
         structures: structure → mean Dice.
         hours: of fine-tuning one seed; pretraining apart.
         pretraining_hours: of pretraining one seed.
+        compute: floating-point operations of fine-tuning one seed: steps × operations of a step.
+        pretraining_compute: of pretraining one seed.
+        clusters: subject → cluster, where subjects are related.
+        rising: why the row is not flat (see :mod:`lssl.benchmark.flatness`), or nothing.
+        p: of no difference to scratch, corrected (Holm) over all rows of the comparison; NaN where it is unknown.
         difference: of Dice to scratch at the same budget and labels; ``None`` for scratch itself.
         equal: the budget of the scratch row of equal total compute, and the difference to it.
     """
@@ -57,6 +64,11 @@ class Result:
     structures: dict[str, float]
     hours: float
     pretraining_hours: float
+    compute: float
+    pretraining_compute: float
+    clusters: dict[str, str]
+    rising: str = ""
+    p: float = float("nan")
     difference: Difference | None = None
     equal: tuple[str, Difference] | None = None
 
@@ -64,6 +76,11 @@ class Result:
     def validation(self) -> float:
         """Mean validation Dice."""
         return self.means["val_dice"]
+
+    @property
+    def mean(self) -> float:
+        """Mean Dice over seeds and subjects."""
+        return float(self.dice.mean(axis=1).mean())
 
 
 def collect(plan: Plan, fingerprints: dict[str, str]) -> pd.DataFrame:
@@ -106,23 +123,65 @@ def entries(table: pd.DataFrame, order: list[str]) -> list[Result]:
         table: of :func:`collect`.
         order: of the strategies.
     """
-    tuned = table[table["stage"] == "finetune"]
-    hours = table[(table["stage"] == "pretrain") & (table["metric"] == "hours")].groupby("strategy")["value"].mean()
+    tuned, pretrained = (table[table["stage"] == stage] for stage in ("finetune", "pretrain"))
+    before = {str(name): _named(part) for name, part in pretrained.groupby("strategy")}
     found = [
-        _result((str(a), str(b), str(c)), part, float(hours.get(a, 0.0)))
+        _result((str(a), str(b), str(c)), part, before.get(str(a), {}))
         for (a, b, c), part in tuned[tuned["chosen"]].groupby(ROW)
     ]
     scratch = [entry for entry in found if entry.strategy == SCRATCH]
     budgets = [*tuned["budget"].unique()]  # as in the plan
     found.sort(key=lambda e: (_number(e.labelled), budgets.index(e.budget), order.index(e.strategy)))
-    return [entry if entry.strategy == SCRATCH else _compared(entry, scratch) for entry in found]
+    found = [entry if entry.strategy == SCRATCH else _compared(entry, scratch) for entry in found]
+    found = [dataclasses.replace(entry, rising=_rising(entry, found)) for entry in found]
+    adjusted = holm([np.nan if entry.difference is None else entry.difference.p for entry in found])
+    return [dataclasses.replace(entry, p=p) for entry, p in zip(found, adjusted, strict=True)]
 
 
-def _result(row: tuple[str, str, str], part: pd.DataFrame, pretraining_hours: float) -> Result:
-    scores, figures = part[part["subject"].notna()], part[part["subject"].isna()]
+def differences(found: list[Result]) -> pd.DataFrame:
+    """The paired mean differences to scratch, as rows of ``results.csv``."""
+    rows = [
+        {
+            "stage": "finetune",
+            "strategy": entry.strategy,
+            "labelled": entry.labelled,
+            "budget": entry.budget,
+            "learning_rate": entry.rate,
+            "chosen": True,
+            "metric": "dice_minus_scratch",
+            "value": entry.difference.mean,
+            "low": entry.difference.low,
+            "high": entry.difference.high,
+            "p": entry.difference.p,
+            "p_holm": entry.p,
+            "ci_method": entry.difference.method,
+            "seeds": entry.difference.seeds,
+            "clusters": entry.difference.clusters,
+        }
+        for entry in found
+        if entry.difference is not None
+    ]
+    columns = ["low", "high", "p", "p_holm", "ci_method", "seeds", "clusters"]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "chosen", *VALUES, *columns])
+
+
+def _named(part: pd.DataFrame) -> dict[str, float]:
+    """Metric → mean over seeds, of the figures of whole cells."""
+    figures = part[part["subject"].isna()].groupby("metric")["value"].mean()
+    return {str(metric): float(value) for metric, value in figures.items()}
+
+
+def _compute(figures: dict[str, float]) -> float:
+    return figures.get("steps", 0.0) * figures.get("flops_per_step", 0.0)
+
+
+def _result(row: tuple[str, str, str], part: pd.DataFrame, before: dict[str, float]) -> Result:
+    """A row from its cells; ``before`` are the figures of its pretraining."""
+    scores = part[part["subject"].notna()]
     dice = scores[scores["metric"] == "dice"]
     means = {str(metric): float(np.nanmean(by_subject(scores, metric))) for metric in scores["metric"].unique()}
-    means |= {str(metric): float(value) for metric, value in figures.groupby("metric")["value"].mean().items()}
+    means |= _named(part)
+    related = scores[scores["cluster"].fillna("") != ""].drop_duplicates("subject")
     subjects = dice.groupby(["structure", "seed", "subject"], sort=False)["value"].mean()
     structures = {str(name): float(value) for name, value in subjects.groupby("structure", sort=False).mean().items()}
     return Result(
@@ -132,23 +191,40 @@ def _result(row: tuple[str, str, str], part: pd.DataFrame, pretraining_hours: fl
         means,
         structures,
         means["hours"],
-        pretraining_hours,
+        before.get("hours", 0.0),
+        _compute(means),
+        _compute(before),
+        dict(zip(related["subject"], related["cluster"], strict=True)),
     )
 
 
 def _compared(entry: Result, scratch: list[Result]) -> Result:
-    """With its differences to scratch: at the same budget, and at no more compute than both stages took.
+    """With its differences to scratch: at the same budget, and with no more compute than both stages took.
 
-    Of the scratch rows within that compute, the one that validation subjects prefer is taken.
+    Of the scratch rows within that compute, the one that validation subjects prefer is taken. Where none of them is
+    longer than the row's own fine-tuning, there is no scratch of equal compute.
     """
     alike = [other for other in scratch if other.labelled == entry.labelled]
     same = next((other for other in alike if other.budget == entry.budget), None)
-    total = entry.hours + entry.pretraining_hours
-    within = [other for other in alike if other.hours <= total or other is same]
-    best = max(within, key=lambda other: other.validation, default=None)
-    difference = paired(entry.dice, same.dice) if same else None
-    equal = paired(entry.dice, best.dice) if best else None
+    total = entry.compute + entry.pretraining_compute
+    within = [other for other in alike if other.compute <= total or other is same]
+    longer = same is not None and any(other.compute > same.compute for other in within)
+    best = max(within, key=lambda other: other.validation) if longer else None
+    difference = paired(entry.dice, same.dice, entry.clusters) if same else None
+    equal = paired(entry.dice, best.dice, entry.clusters) if best else None
     return dataclasses.replace(entry, difference=difference, equal=(best.budget, equal) if best and equal else None)
+
+
+def _rising(entry: Result, found: list[Result]) -> str:
+    """The sign that a row is not flat; see :mod:`lssl.benchmark.flatness`."""
+    for other in found:
+        same = (other.strategy, other.labelled) == (entry.strategy, entry.labelled)
+        if same and other.means.get("steps", 0) > entry.means.get("steps", 0):
+            gain = paired(other.dice, entry.dice, entry.clusters)
+            if gain is not None and gain.low > 0:
+                return f"{other.budget} is better by {gain}"
+    loss = entry.means.get("loss_fall", 0.0)
+    return f"its training loss fell by {loss:.0%} over the last third" if loss > FALL else ""
 
 
 def _cell_table(cell: Cell, note: dict) -> pd.DataFrame:
@@ -174,6 +250,8 @@ def _figures(cell: Cell, note: dict) -> Iterator[tuple[str, float]]:
             yield "pairs_per_second", 1000 * cost.pairs_per_step / cost.ms_per_step
     if cell.stage == "finetune":
         yield "val_dice", validation_dice(cell)
+        if (loss := loss_fall(cell.run / "metrics.csv")) is not None:
+            yield "loss_fall", loss
     if report := read_report(cell.run):
         yield from report.trained.items()
         yield from ((f"untrained/{name}", value) for name, value in report.untrained.items())

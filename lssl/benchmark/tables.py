@@ -11,8 +11,11 @@ import pandas as pd
 
 from lssl.benchmark.plan import SCRATCH, Plan
 from lssl.benchmark.results import Result
+from lssl.benchmark.statistics import METHOD
 
-__all__ = ["Table", "as_html", "as_markdown", "sheets"]
+__all__ = ["Table", "as_html", "as_markdown", "ceiling_warnings", "is_ceiling", "sheets"]
+
+ALPHA = 0.05
 
 #: Kinds of the pretraining's report that are shown: title and note.
 FROZEN = {
@@ -46,13 +49,13 @@ def _scores(plan: Plan, found: list[Result]) -> Table:
     rows = []
     for entry in found:
         sd = entry.dice.mean(axis=1).std(ddof=1)  # of seeds' means
-        dice = f"{_mean(entry):.3f}" + (f" ± {sd:.3f}" if len(entry.dice) > 1 else "")
+        dice = f"{entry.mean:.3f}" + (f" ± {sd:.3f}" if len(entry.dice) > 1 else "")
         equal = "–" if entry.equal is None else f"{entry.equal[1]} ({entry.equal[0]})"
         mean = entry.means
         rows.append(
             [
-                f"{entry.labelled}{' (ceiling)' if _ceiling(plan, entry) else ''}",
-                entry.budget,
+                f"{entry.labelled}{' (ceiling)' if is_ceiling(entry) else ''}",
+                f"{entry.budget}{' (not flat)' if entry.rising else ''}",
                 entry.strategy,
                 plan.parts[entry.strategy],
                 f"**{dice}**" if id(entry) in bold else dice,
@@ -62,7 +65,7 @@ def _scores(plan: Plan, found: list[Result]) -> Table:
                 _beside(mean, "stcs"),
                 _beside(mean, "aspc"),
                 _figure(mean, "trajectory_error", 2),
-                f"{entry.pretraining_hours:.3f} + {entry.hours:.3f}",
+                f"{entry.pretraining_compute / 1e12:.3g} + {entry.compute / 1e12:.3g}",
             ]
         )
     head = [
@@ -77,20 +80,59 @@ def _scores(plan: Plan, found: list[Result]) -> Table:
         "STCS (true)",
         "ASPC, % (true)",
         "↓ trajectory error, %/y",
-        "hours, pretraining + fine-tuning",
+        "compute of a seed, TFLOP, pretraining + fine-tuning",
     ]
+    return Table("Fine-tuned on few labels", head, rows, _score_notes(found))
+
+
+def _score_notes(found: list[Result]) -> list[str]:
+    """What the intervals, the bold and the compute mean; and what in the rows is not to be trusted."""
     seeds, subjects = max(len(entry.dice) for entry in found), max(entry.dice.shape[1] for entry in found)
+    clusters = max((entry.difference.clusters for entry in found if entry.difference), default=subjects)
+    of_clusters = f" in {clusters} clusters (family, site or label map)" if clusters < subjects else ""
     notes = [
-        f"{seeds} seeds, {subjects} test subjects. Intervals are bootstraps over seeds and test subjects together, of "
-        "paired differences.",
-        "Bold: the best of its group, where the interval of its difference to scratch lies above 0.",
+        f"{seeds} seeds, {subjects} test subjects{of_clusters}. Intervals of paired differences: {METHOD}; seeds and "
+        "clusters are both random, and clusters weigh alike.",
+        "Bold: the best of its group, where its difference to scratch is above 0 (p < 0.05, Holm-corrected over the "
+        "rows of this table).",
         "Rates were chosen from one grid for all, by validation subjects alone. Equal total compute: scratch at the "
-        "budget that validation prefers among those that take no more hours than both stages together.",
+        "budget that validation prefers among those that take no more operations than both stages together; – where "
+        "no longer scratch fits. Operations are those of convolutions, matrix products and attention, steps × the "
+        "first step's, whatever the machine.",
     ]
-    if seeds < 5:
-        few = "With one seed the intervals are over subjects alone" if seeds == 1 else "With so few seeds intervals"
-        notes.append(f"{few}{' and' if seeds == 1 else ''} are too narrow; take 5 or more before you believe a row.")
-    return Table("Fine-tuned on few labels", head, rows, notes)
+    if seeds == 1:
+        notes.append("One seed gives no interval: take 5 or more before you believe a row.")
+    elif seeds < 5:
+        notes.append(
+            "With 2 to 4 seeds the intervals are wide. With 2 they cover .92 instead of .95 where seeds differ most, "
+            "and up to a tenth of the tables has a bold row by chance; take 5 or more before you believe a row."
+        )
+    notes += [
+        f"Not flat: {entry.strategy}, {entry.labelled} labelled, {entry.budget}: {entry.rising}."
+        for entry in found
+        if entry.rising
+    ]
+    return notes + ceiling_warnings(found)
+
+
+def is_ceiling(entry: Result) -> bool:
+    """Whether a row is scratch on all labels."""
+    return entry.strategy == SCRATCH and entry.labelled == "all"
+
+
+def ceiling_warnings(found: list[Result]) -> list[str]:
+    """A sentence for each ceiling that lies below a row: the plan has not fitted its labels."""
+    texts = []
+    for ceiling in (entry for entry in found if is_ceiling(entry)):
+        rows = [entry for entry in found if entry.labelled != "all" and entry.mean > ceiling.mean]
+        if rows:
+            best = max(rows, key=lambda entry: entry.mean)
+            texts.append(
+                f"The ceiling (scratch on all labels, {ceiling.budget}: {ceiling.mean:.3f}) lies below {len(rows)} of "
+                f"the rows with fewer labels (highest: {best.strategy}, {best.labelled}, {best.budget}: "
+                f"{best.mean:.3f}). Fine-tuning is too short to fit all labels; give it more steps before you compare."
+            )
+    return texts
 
 
 def _structures(found: list[Result]) -> Table:
@@ -157,18 +199,10 @@ def _best(found: list[Result]) -> set[int]:
     """Entries in bold."""
     bold = set()
     for group in {(entry.labelled, entry.budget) for entry in found}:
-        best = max((e for e in found if (e.labelled, e.budget) == group), key=_mean)
-        if best.difference is not None and best.difference.above:
+        best = max((e for e in found if (e.labelled, e.budget) == group), key=lambda entry: entry.mean)
+        if best.difference is not None and best.difference.mean > 0 and best.p < ALPHA:
             bold.add(id(best))
     return bold
-
-
-def _mean(entry: Result) -> float:
-    return float(entry.dice.mean(axis=1).mean())
-
-
-def _ceiling(plan: Plan, entry: Result) -> bool:
-    return entry.strategy == SCRATCH and entry.labelled == "all"
 
 
 def _beside(mean: dict[str, float], metric: str) -> str:

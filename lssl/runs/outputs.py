@@ -46,6 +46,8 @@ class RunCost:
     Attributes:
         parameters: trained ones, heads included.
         ms_per_step: mean of the steps after the warm-up; of all steps, where there are no more.
+        flops_per_step: floating-point operations of the first step, forward and backward, as torch counts them
+            (convolutions, matrix products, attention). Unlike time it does not depend on the machine and its load.
         pairs_per_step: pairs in the last batch; in fine-tuning, labelled visits and unlabelled pairs.
         steps: number of steps.
         memory: peak of the process in GB, without its workers.
@@ -54,6 +56,7 @@ class RunCost:
 
     parameters: int
     ms_per_step: float
+    flops_per_step: int
     pairs_per_step: int
     steps: int
     memory: float
@@ -78,6 +81,7 @@ class Score:
         structure: name of the class.
         metric: one of :data:`lssl.segmentation.scores.METRICS`, ``volume`` or ``true_volume``.
         value: in the metric's unit.
+        cluster: of related subjects (see :func:`lssl.data.clusters.subject_clusters`), or empty.
     """
 
     subject: str
@@ -85,6 +89,7 @@ class Score:
     structure: str
     metric: str
     value: float
+    cluster: str = ""
 
 
 def write_cost(run: Path, cost: RunCost) -> None:
@@ -122,7 +127,7 @@ def read_scores(run: Path) -> pd.DataFrame:
     path = run / SCORES
     try:
         table = pd.read_csv(
-            path, dtype={"subject": str, "session": str}, keep_default_na=False, na_values={"value": ""}
+            path, dtype={"subject": str, "session": str, "cluster": str}, keep_default_na=False, na_values={"value": ""}
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); `lssl test` writes it.") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
+from lssl.data.clusters import subject_clusters
 from lssl.runs.outputs import Score, write_scores
 from lssl.segmentation.scores import METRICS, SegmentedVisit, score_subject
 
@@ -21,8 +23,8 @@ __all__ = ["SegmentationReport", "averages"]
 class SegmentationReport(L.Callback):
     """Scores each test subject once all of its visits are segmented, and shows the averages at the end.
 
-    Below the run folder, ``test/segmentation.csv`` holds every value (subject, session, structure, metric, value; see
-    :data:`lssl.segmentation.scores.METRICS`), ``test/pictures`` one picture per subject.
+    Below the run folder, ``test/segmentation.csv`` holds every value (subject, session, structure, metric,
+    value, cluster; see :data:`lssl.segmentation.scores.METRICS`), ``test/pictures`` one picture per subject.
     """
 
     def __init__(self) -> None:
@@ -76,7 +78,10 @@ class SegmentationReport(L.Callback):
         from lssl.segmentation.picture import draw_subject
 
         names = pl_module.classes.names
-        self.rows += score_subject(self._subject, self._visits, names)
+        table = trainer.datamodule.table  # type: ignore[attr-defined]
+        cluster = subject_clusters(table[table["split"] == "test"]).get(self._subject, "")
+        scores = score_subject(self._subject, self._visits, names)
+        self.rows += [dataclasses.replace(score, cluster=cluster) for score in scores]
         draw_subject(self._subject, self._visits, len(names), _folder(trainer) / "pictures" / f"{self._subject}.png")
         self._visits = []
 

@@ -59,20 +59,20 @@ if command == "fit":
         figures = {"rank/a": 7.5, "retrieval/a": 0.8, "dice/a": 0.4}
         (run / "report.json").write_text(json.dumps({"trained": figures, "untrained": {"rank/a": 2.5}}))
     (run / "metrics.csv").write_text(loss)
-    cost = {"parameters": 1234, "ms_per_step": 20.0, "pairs_per_step": 4, "steps": 3}
-    cost |= {"memory": 0.5, "device_memory": 0.0}
+    cost = {"parameters": 1234, "ms_per_step": 20.0, "flops_per_step": 10**9, "pairs_per_step": 4}
+    cost |= {"steps": config["trainer"]["max_steps"], "memory": 0.5, "device_memory": 0.0}
     (run / "cost.json").write_text(json.dumps(cost))
 else:
     seed, name = config["seed_everything"], str(run)
     rate = config["model"]["init_args"]["optimizer"]["init_args"]["lr"]
     better = 0.1 * ("/good/" in name) - 0.1 * ("/bad/" in name) + 0.05 * (rate == 0.01) + 0.2 * ("labelled-all" in name)
     (run / "test").mkdir()
-    lines = ["subject,session,structure,metric,value"]
+    lines = ["subject,session,structure,metric,value,cluster"]
     for subject in range(4):
         for structure, level in (("cortex", 0.0), ("csf", 0.2)):
             own = 0.3 + level + 0.05 * subject + 0.02 * seed + 0.01 * ((seed * 7 + subject * 3) % 5) + better
-            lines.append(f"{subject:03},v0,{structure},dice,{own:.6f}")
-            lines.append(f"{subject:03},v0/v1,{structure},stcs,0.7")
+            lines.append(f"{subject:03},v0,{structure},dice,{own:.6f},")
+            lines.append(f"{subject:03},v0/v1,{structure},stcs,0.7,")
     (run / "test" / "segmentation.csv").write_text("\\n".join(lines) + "\\n")
 """
 

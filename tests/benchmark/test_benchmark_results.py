@@ -1,6 +1,7 @@
 """The tables: values known in advance, rates chosen on validation alone, bold only where the interval says so."""
 
 import base64
+import dataclasses
 import io
 import re
 
@@ -10,11 +11,13 @@ import pytest
 from plans import fake, write_plan
 
 from lssl.benchmark.fingerprints import cell_fingerprints
+from lssl.benchmark.flatness import fall
 from lssl.benchmark.plan import read_plan
 from lssl.benchmark.report import write_results
-from lssl.benchmark.results import by_subject, choose, collect, entries
+from lssl.benchmark.results import _compared, by_subject, choose, collect, differences, entries
 from lssl.benchmark.run import run_cells
-from lssl.benchmark.tables import sheets
+from lssl.benchmark.statistics import METHOD
+from lssl.benchmark.tables import _best, ceiling_warnings, sheets
 from lssl.utils.errors import InputError
 
 
@@ -66,28 +69,89 @@ def test_differences_are_paired_and_exact(finished):
     assert scratch.difference is None
     assert good.dice.shape == (2, 4)
     assert ("scratch", "all", "long") in found
-    assert good.equal is not None
+    assert good.equal is None  # no scratch is longer
+    assert (good.compute, good.pretraining_compute) == (9e9, 5e9)  # steps × operations
     assert good.structures["csf"] - good.structures["cortex"] == pytest.approx(0.2)
 
 
-def test_equal_compute_takes_the_scratch_row_that_validation_prefers_within_the_hours(finished):
-    import dataclasses
-
-    from lssl.benchmark.results import _compared
-
+def test_equal_compute_takes_the_scratch_row_that_validation_prefers_within_the_operations(finished):
     plan, fingerprints = finished
     found = {(e.strategy, e.labelled, e.budget): e for e in entries(collect(plan, fingerprints), list(plan.parts))}
     short, long = (found["scratch", "1", budget] for budget in ("short", "long"))
-    short = dataclasses.replace(short, hours=1.0, means={"val_dice": 0.4})
-    long = dataclasses.replace(long, hours=3.0, means={"val_dice": 0.6}, dice=long.dice + 0.3)
-    good = dataclasses.replace(found["good", "1", "short"], hours=1.0, pretraining_hours=1.5)
-    assert _compared(good, [short, long]).equal[0] == "short"  # 2.5 hours are fewer than 3
-    assert _compared(dataclasses.replace(good, pretraining_hours=2.5), [short, long]).equal[0] == "long"
+    short = dataclasses.replace(short, compute=1.0, means={"val_dice": 0.4})
+    long = dataclasses.replace(long, compute=3.0, means={"val_dice": 0.6}, dice=long.dice + 0.3)
+    good = dataclasses.replace(found["good", "1", "short"], compute=1.0, pretraining_compute=1.5, hours=99.0)
+    assert _compared(good, [short, long]).equal is None  # 2.5 are fewer than 3, and hours are of no account
+    assert _compared(dataclasses.replace(good, pretraining_compute=2.5), [short]).equal is None  # no longer scratch
+    assert _compared(dataclasses.replace(good, pretraining_compute=2.5), [short, long]).equal[0] == "long"
     worse = dataclasses.replace(long, means={"val_dice": 0.3})
-    assert _compared(dataclasses.replace(good, pretraining_hours=2.5), [short, worse]).equal[0] == "short"
-    paid = _compared(dataclasses.replace(good, pretraining_hours=2.5), [short, long])
+    assert _compared(dataclasses.replace(good, pretraining_compute=2.5), [short, worse]).equal[0] == "short"
+    paid = _compared(dataclasses.replace(good, pretraining_compute=2.5), [short, long])
     assert paid.difference.mean == pytest.approx(0.1)  # of its own budget
     assert paid.equal[1].mean == pytest.approx(0.1 - 0.3)
+
+
+def test_the_csv_holds_the_differences_with_their_method(finished):
+    plan, fingerprints = finished
+    found = entries(collect(plan, fingerprints), list(plan.parts))
+    rows = differences(found)
+    assert len(rows) == sum(entry.difference is not None for entry in found) == 4
+    row = rows.query("strategy == 'good' and budget == 'long'").iloc[0]
+    assert row["value"] == pytest.approx(0.1)
+    assert (row["ci_method"], row["seeds"], row["clusters"]) == (METHOD, 2, 4)
+    assert row["p_holm"] >= row["p"]
+
+
+def test_subjects_of_one_cluster_are_one(finished):
+    plan, fingerprints = finished
+    table = collect(plan, fingerprints)
+    table.loc[table["subject"].isin(["000", "001"]), "cluster"] = "one map"
+    entry = next(e for e in entries(table, list(plan.parts)) if e.difference is not None)
+    assert (entry.difference.subjects, entry.difference.clusters) == (4, 3)
+    assert "4 test subjects in 3 clusters" in sheets(plan, table, entries(table, list(plan.parts)))[0].notes[0]
+
+
+def test_bold_is_corrected_over_the_rows(finished):
+    plan, fingerprints = finished
+    found = entries(collect(plan, fingerprints), list(plan.parts))
+    row = next(e for e in found if e.strategy == "good")
+    p = row.difference.p
+    assert row.p == pytest.approx(min(1.0, 4 * p), rel=1e-6) or row.p >= p
+    sure = dataclasses.replace(row, p=0.04)
+    unsure = dataclasses.replace(row, p=0.06, difference=dataclasses.replace(row.difference, low=0.01, p=0.02))
+    assert _best([sure]) == {id(sure)}
+    assert _best([unsure]) == set()  # its own interval lies above 0
+
+
+def test_a_ceiling_below_a_row_is_a_warning_and_rows_that_rise_are_marked(finished, capsys):
+    plan, fingerprints = finished
+    table = collect(plan, fingerprints)
+    assert ceiling_warnings(entries(table, list(plan.parts))) == []
+    longer = (table["budget"] == "long") & (table["metric"] == "dice") & (table["strategy"] == "good")
+    table.loc[longer, "value"] += 0.2
+    found = entries(table, list(plan.parts))
+    assert "(highest: good, 1, long" in ceiling_warnings(found)[0]
+    scores = sheets(plan, table, found)[0]
+    assert {tuple(row[1:3]) for row in scores.rows if "not flat" in row[1]} == {("short (not flat)", "good")}
+    assert any("Not flat: good, 1 labelled, short: long is better by +0.2" in note for note in scores.notes)
+    low = collect(plan, fingerprints)
+    low.loc[(low["labelled"] == "all") & (low["metric"] == "dice"), "value"] -= 0.4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lssl.benchmark.report.collect", lambda *args: low)
+        write_results(plan, fingerprints, page=False)
+    assert "Warning: The ceiling" in capsys.readouterr().err
+    write_results(plan, fingerprints, page=False)
+    assert "Warning" not in capsys.readouterr().err
+
+
+def test_a_loss_that_still_falls_at_the_end():
+    steps, noise = list(range(0, 300, 10)), np.random.default_rng(0).normal(size=30)
+    assert fall(steps, list(2.0 - 0.005 * np.array(steps) + 0.01 * noise)) == pytest.approx(
+        0.005 * 90 / (2.0 - 0.005 * 245), rel=0.05
+    )
+    assert fall(steps, list(1.0 + 0.1 * noise)) == 0.0
+    assert fall(steps, list(1.0 + 0.001 * np.array(steps))) == 0.0  # it rises
+    assert fall(steps[:9], [1.0] * 9) is None
 
 
 def test_structures_weigh_alike_and_visits_within_them():
@@ -134,7 +198,7 @@ def test_the_page_needs_no_other_file(finished):
     markdown = (plan.out / "table.md").read_text()
     assert "Demonstration" in markdown
     assert "seeds 0, 1" in markdown
-    assert len(pd.read_csv(io.StringIO((plan.out / "results.csv").read_text()))) == len(collect(plan, fingerprints))
+    assert len(pd.read_csv(io.StringIO((plan.out / "results.csv").read_text()))) == len(collect(plan, fingerprints)) + 4
 
 
 def test_nothing_finished_and_a_run_without_validation(finished, tmp_path):

@@ -230,7 +230,7 @@ def test_scores_files_and_pictures(run, pretrained, capsys):
     shutil.move(kept, pretrained)
     assert "mean over subjects" in capsys.readouterr().out
     table = pd.read_csv(run / "test" / "segmentation.csv")
-    assert list(table.columns) == ["subject", "session", "structure", "metric", "value"]
+    assert list(table.columns) == ["subject", "session", "structure", "metric", "value", "cluster"]
     assert set(table["structure"]) == {"white matter", "cortex"}
     assert {"dice", "missed", "volume", "true_volume", "true_aspc", "true_stcs", "trajectory_error"} <= set(
         table["metric"]
