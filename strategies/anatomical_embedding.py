@@ -28,6 +28,7 @@ A checkpoint of it is what :class:`lssl.correspondence.matchers.EmbeddingMatcher
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -41,6 +42,7 @@ from lssl.losses import MinedInfoNCE
 from lssl.networks.backbone import Backbone, Tap
 from lssl.networks.heads import Projector, TapHeads, feature_std, to_rows
 from lssl.strategy import Strategy
+from lssl.utils.distributed import gather, world_size
 from lssl.utils.errors import InputError, positive
 from lssl.views import geometry as geo
 from lssl.views.points import at_points, corresponding_points
@@ -209,9 +211,11 @@ class AnatomicalEmbedding(Strategy):
         if not wanted:
             return None
         samples, each = rows.shape[:2]
-        drawn = torch.rand(samples * each, generator=self.generator).topk(min(wanted, samples * each)).indices
+        count = min(math.ceil(wanted / world_size()), samples * each)  # every rank draws its share
+        drawn = torch.rand(samples * each, generator=self.generator).topk(count).indices
         drawn = drawn.to(rows.device, non_blocking=True)
-        return rows.flatten(0, 1)[drawn], subject[:, None] != subject[drawn // each]
+        strangers = subject[:, None] != gather(subject[drawn // each])
+        return gather(rows.flatten(0, 1)[drawn]), strangers
 
     def _check_views(self) -> None:
         views = self.views

@@ -58,7 +58,7 @@ from lssl.networks.backbone import Backbone
 from lssl.networks.heads import Projector, feature_std, mean_and_max, rowwise, to_rows
 from lssl.networks.teacher import Teacher
 from lssl.strategy import Strategy
-from lssl.utils.distributed import gather, rank, world_size
+from lssl.utils.distributed import gather, rank, weighted_mean, world_size
 from lssl.utils.errors import InputError, positive
 from lssl.views import geometry as geo
 from lssl.views.masking import BlockMasking
@@ -297,7 +297,9 @@ class AnatomicalInvariance(Strategy):
         if self.uses("reconstruction"):
             error = (self.to_image(online["output"]).float() - images).square()
             share = torch.ones_like(masked) if self.full else masked
-            terms["reconstruction"] = (error * share).sum() / (share.sum() * images.shape[1])
+            each = share.flatten(1).sum(1).float()  # masks differ in size where blocks do not fit into the view
+            mean = (error * share).flatten(1).sum(1) / (each * images.shape[1]).clamp_min(1)
+            terms["reconstruction"] = weighted_mean(mean, each)
         return terms
 
     def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:

@@ -42,6 +42,7 @@ from lssl.losses import Covariance, DenseInfoNCE, NegativeCosine, Orthogonality,
 from lssl.networks.backbone import Backbone
 from lssl.networks.heads import Projector, TapHeads
 from lssl.strategy import Strategy
+from lssl.utils.distributed import gather
 from lssl.utils.errors import InputError
 from lssl.views.points import at_points, corresponding_points
 from lssl.views.sampler import View
@@ -191,16 +192,16 @@ class LongitudinalLocal(Strategy):
         terms: dict[str, Tensor] = {}
         drawn, projected = {}, {}
         for tap in self.compared:
-            drawn[tap], weight = self._draw(first, second, tap)
-            z = projected[tap] = self._project(tap, features[tap], first, second, drawn[tap])
+            drawn[tap] = places, weight = self._draw(first, second, tap)
+            z = projected[tap] = self._project(tap, features[tap], first, second, places)
             share = self.tap_weights[tap]
             if self.uses("similarity"):
                 p = self.predictors.rows(tap, torch.cat(z)).chunk(2) if tap in self.predictors else z
-                similarity = self.objective(z, p, drawn[tap], weight)
+                similarity = self.objective(z, p, places, weight)
                 terms["similarity"] = terms.get("similarity", zero) + share * similarity
-            for name, loss in (("variance", self.variance), ("covariance", self.covariance)):
-                if tap in self.regularised and self.uses(name):
-                    terms[name] = terms.get(name, zero) + share * loss(z[0].flatten(0, 1), z[1].flatten(0, 1))
+            if tap in self.regularised:
+                for name, value in self._spread(z, weight).items():
+                    terms[name] = terms.get(name, zero) + share * value
         if self.uses("orthogonality"):
             terms["orthogonality"] = self._orthogonality(features, first, second, drawn, projected)
         if self.uses("reconstruction"):
@@ -214,18 +215,27 @@ class LongitudinalLocal(Strategy):
             return None
         return view.image, self.to_image(self.backbone(view.image, output=True)["output"])
 
+    def _spread(self, z: Views, weight: Tensor) -> dict[str, Tensor]:
+        """Variance and covariance over the rows of all ranks, without pairs that share no place."""
+        losses = {"variance": self.variance, "covariance": self.covariance}
+        if not any(map(self.uses, losses)):
+            return {}
+        rows = [gather(side.flatten(0, 1)) for side in z]
+        used = gather(weight[:, None].expand(z[0].shape[:2]).flatten())
+        return {name: loss(*rows, used, used) for name, loss in losses.items() if self.uses(name)}
+
     def _orthogonality(
         self, features: dict[str, Tensor], first: View, second: View, drawn: dict, projected: dict
     ) -> Tensor:
         """Encoder against decoder at the same voxels of the same visit."""
         skip, decoder = self.orthogonal_taps
-        places = drawn[decoder] if decoder in drawn else self._draw(first, second, decoder)[0]
+        places, weight = drawn[decoder] if decoder in drawn else self._draw(first, second, decoder)
         if self.raw_orthogonality:
             pair = [self._gather(tap, features[tap], first, second, places) for tap in (skip, decoder)]
         else:
             pair = [self._project(skip, features[skip], first, second, places)]
             pair.append(projected.get(decoder) or self._project(decoder, features[decoder], first, second, places))
-        return self.orthogonality(*(torch.cat(both) for both in pair))
+        return self.orthogonality(*(torch.cat(both) for both in pair), weight.repeat(2))
 
     def _draw(self, first: View, second: View, tap: str) -> tuple[Tensor, Tensor]:
         """Places and weights of corresponding voxels."""

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssl.utils.distributed import gather, weighted_mean
+
 __all__ = ["DiceCE"]
 
 
@@ -16,7 +18,8 @@ class DiceCE(nn.Module):
     logits, y the labels as 0 and 1, c over the classes but the background (0), ε = 1e-5, and sums over voxels *and*
     samples (batch Dice: a class that a crop does not show is judged where another shows it). Where every voxel has a
     label and w = 1 it is ``monai.losses.DiceCELoss(include_background=False, batch=True)``. The weights w act on the
-    cross-entropy alone, while MONAI's act on both. Soft-max and sums are float32.
+    cross-entropy alone, while MONAI's act on both. Sums run over the samples of all ranks, which MONAI's do not.
+    Soft-max and sums are float32.
 
     Args:
         weight: ``(K,)`` w of each class, background first; ``None`` weighs all alike.
@@ -33,10 +36,7 @@ class DiceCE(nn.Module):
 
     def __init__(self, weight: Tensor | None = None) -> None:
         super().__init__()
-        from monai.losses import DiceLoss
-
         self.register_buffer("weight", weight)
-        self.dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss.
@@ -49,9 +49,14 @@ class DiceCE(nn.Module):
             logits, known = logits.float(), target >= 0
             total = F.cross_entropy(logits, target, self.weight, ignore_index=-1, reduction="sum")
             each = known.float() if self.weight is None else self.weight[target.clamp_min(0)] * known
-            entropy = total / each.sum().clamp_min(1e-8)
-            # A voxel without a label becomes certain background in both, which is no class of the Dice: it adds 0.
-            background = torch.full_like(logits, -1e4)
-            background[:, 0] = 1e4
-            logits = torch.where(known[:, None], logits, background)
-            return self.dice(logits, target.clamp_min(0)[:, None]) + entropy
+            counted = each.sum()
+            entropy = weighted_mean((total / counted.clamp_min(1e-8))[None], counted[None])
+            return self._dice(logits.softmax(1)[:, 1:] * known[:, None], target) + entropy
+
+    @staticmethod
+    def _dice(p: Tensor, target: Tensor) -> Tensor:
+        """Of the classes but the background; three sums a class are all that the ranks exchange."""
+        y = target[:, None] == torch.arange(1, p.shape[1] + 1, device=p.device)[:, None, None, None]
+        sums = torch.stack([volume.sum((0, 2, 3, 4)) for volume in (p * y, p, y.to(p.dtype))])
+        both, predicted, true = gather(sums[None]).sum(0)
+        return (1 - (2 * both + 1e-5) / (predicted + true + 1e-5)).mean()

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssl.utils.distributed import weighted_mean
+
 __all__ = ["Orthogonality"]
 
 
@@ -13,7 +15,7 @@ class Orthogonality(nn.Module):
     """``mean cos(e, d)²``: 0 if the decoder says something new at a voxel, 1 if it passes the skip connection on.
 
     Ren et al. (NeurIPS 2022), encoder against decoder at the first concatenation after the bottleneck. Gradients flow
-    to both sides.
+    to both sides. The mean is over the samples of all ranks.
 
     Example:
         >>> import torch
@@ -21,7 +23,14 @@ class Orthogonality(nn.Module):
         0.0
     """
 
-    def forward(self, encoder: Tensor, decoder: Tensor) -> Tensor:
-        """Loss of vectors ``(..., D)`` at the same voxels."""
+    def forward(self, encoder: Tensor, decoder: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Loss of vectors ``(B, ..., D)`` at the same voxels.
+
+        Args:
+            encoder: features of the skip connection.
+            decoder: features after it.
+            weight: ``(B,)`` share of each sample in the mean; ``None`` weighs all alike.
+        """
         with torch.autocast(encoder.device.type, enabled=False):
-            return F.cosine_similarity(encoder.float(), decoder.float(), dim=-1).square().mean()
+            squared = F.cosine_similarity(encoder.float(), decoder.float(), dim=-1).square()
+            return weighted_mean(squared.flatten(1).mean(1) if squared.ndim > 1 else squared, weight)
