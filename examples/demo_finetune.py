@@ -107,7 +107,7 @@ def pretrained() -> str:
         }
         changes = OUT / f"pretraining{AFTER}.yaml"
         changes.write_text(yaml.safe_dump(small))
-        main(["fit", "--config", str(ROOT / "configs/longitudinal_local.yaml"), "--config", str(changes)])
+        main(["fit", "--config", str(ROOT / "configs/longitudinal_infonce.yaml"), "--config", str(changes)])
     return str(path)
 
 

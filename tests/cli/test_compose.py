@@ -24,6 +24,7 @@ from lssl.utils.errors import InputError
 
 CONFIGS = ROOT / "configs"
 RECIPES = [
+    "longitudinal_infonce",
     "longitudinal_local",
     "prior_guided_local",
     "prior_guided_local_multiscale",

@@ -12,15 +12,18 @@ import yaml
 from helpers import ROOT, TINY_NET, fit, resolved, tiny
 from jsonargparse import ArgumentParser
 
+from lssl.benchmark.plan import read_plan
 from lssl.checkpoint import load_task
-from lssl.cli.compose import load
+from lssl.cli.compose import compose, load
 from lssl.cli.main import main
 from lssl.correspondence.matchers import EmbeddingMatcher, Matcher, full_view
 from lssl.datamodules.phantom import PhantomDataModule
 from lssl.synthetic.phantom_image import scan
 
 
-@pytest.mark.parametrize("config", ["demo.yaml", "longitudinal_local.yaml", "paper/longitudinal_local.yaml"])
+@pytest.mark.parametrize(
+    "config", ["demo.yaml", "longitudinal_infonce.yaml", "longitudinal_local.yaml", "paper/longitudinal_local.yaml"]
+)
 def test_methods(config, tmp_path):
     heads = ["--model.init_args.hidden=16", "--model.init_args.projection=16"]
     run = fit(tmp_path, config, options=[*heads, "--model.init_args.samples=16"], backbone=TINY_NET)
@@ -148,7 +151,7 @@ def test_prior_guided_local_changes_its_objective_in_one_line(config, objective,
 def test_backbones(backbone, size, smaller, tmp_path):
     options = [f"--backbone.network.init_args.{name}={value}" for name, value in smaller.items()]
     options += [f"--views.size={size}", f"--data.init_args.size={size}", "--trainer.max_steps=1"]
-    run = fit(tmp_path, "longitudinal_local.yaml", f"network/{backbone}", options=options)
+    run = fit(tmp_path, "longitudinal_infonce.yaml", f"network/{backbone}", options=options)
     assert (run / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -249,3 +252,24 @@ def test_two_runs_with_one_seed_agree_to_the_bit(tmp_path):
         losses.append({key: value.clone() for key, value in weights.items()})
     assert losses[0] == losses[2]
     assert all(torch.equal(value, losses[3][key]) for key, value in losses[1].items())
+
+
+def test_recipes_are_named_for_what_they_are():
+    """Published terms on shifted views; dense InfoNCE with three terms off; the paper's own; and a row for each."""
+    from lssl.strategies.longitudinal_local import LongitudinalLocal
+
+    published = dict(LongitudinalLocal.LOSS_WEIGHTS)
+    local, infonce, paper = (
+        compose([name]).values for name in ("longitudinal_local", "longitudinal_infonce", "paper/longitudinal_local")
+    )
+    for config, geometry in ((local, "independent"), (paper, "shared")):
+        options = config["model"]["init_args"]
+        assert options["loss_weights"] == published
+        assert options["objective"]["class_path"] == "Cosine"
+        assert config["views"]["geometry"] == geometry
+    options = infonce["model"]["init_args"]
+    assert options["objective"] == "InfoNCE"
+    assert [term for term, weight in options["loss_weights"].items() if weight] == ["similarity", "reconstruction"]
+    rows = {"longitudinal_local", "longitudinal_infonce", "paper_longitudinal_local"}
+    for plan in ("demo", "brains"):
+        assert rows <= set(read_plan(ROOT / "configs" / "benchmark" / f"{plan}.yaml").parts)
