@@ -36,6 +36,7 @@ import yaml
 from monai.networks.nets import BasicUNet
 
 from lssl import Backbone, Segmenter, ViewSampler
+from lssl.cli.compose import compose
 from lssl.cli.main import _hush, main
 from lssl.data.few_shot import FewShot
 from lssl.datamodules.label_maps import LabelMapDataModule
@@ -45,7 +46,7 @@ from lssl.utils.allocator import keep_freed_memory
 ROOT = Path(__file__).parents[1]
 COHORT = os.environ.get("COHORT", "phantom")
 OUT = ROOT / "runs" / ("demonstration" if COHORT == "phantom" else f"demonstration-{COHORT}")
-RECIPE = yaml.safe_load((ROOT / "configs/finetune.yaml").read_text())
+RECIPE = compose(["demo_finetune"]).values
 STEPS, LR = int(os.environ.get("STEPS", "600")), float(os.environ.get("LR", "0.01"))
 PRETRAINING = int(os.environ.get("PRETRAINING", "400"))
 AFTER = "" if PRETRAINING == 400 else f" after {PRETRAINING}"  # names results and pretrainings of another length
@@ -92,7 +93,7 @@ def pretrained() -> str:
     if not path.is_file():
         network = {**RECIPE["backbone"], "padding": "zeros", "channels_last": True}
         small = {
-            "data": {"class_path": KIND.__name__, "init_args": DATA},
+            "data": {"class_path": KIND.__name__, "init_args": {**DATA, "source_size": None, "num_workers": 0}},
             "views": {"size": 32},
             "backbone": network,
             "model": {"class_path": "LongitudinalLocal", "init_args": {"optimizer": {"init_args": {"lr": 1e-3}}}},

@@ -22,7 +22,7 @@ from lssl.callbacks import DataWait, EmbeddingWriter, RepresentationMonitor
 from lssl.checkpoint import read_checkpoint
 from lssl.cli.arguments import asks_for_help, read_arguments
 from lssl.cli.compose import OF_THE_RECIPE, Config, compose
-from lssl.cli.messages import explain
+from lssl.cli.messages import explain, refuse_unknown
 from lssl.cli.references import from_environment, resolved
 from lssl.data.datamodule import PairDataModule
 from lssl.networks.backbone import Backbone
@@ -102,7 +102,12 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; prints the config and ends, if that was asked for."""
-        self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
+        if isinstance(args, dict):
+            known = self._parser(self.command).get_defaults().as_dict()
+            refuse_unknown(args[self.command], known, ("backbone", "monitor", "trainer", "views"))
+            self.config = parser.parse_object(args)
+        else:  # for help
+            self.config = parser.parse_args(args)
         if self.show == "config":
             print(self._dump(), end="")
         elif self.show == "sources":
@@ -191,11 +196,10 @@ def explained(classes: Sequence[type]) -> Iterator[None]:
     try:
         yield
     except ArgumentError as error:
-        groups = {"trainer": L.Trainer, "views": ViewSampler, "backbone": Backbone, "monitor": RepresentationMonitor}
         rooms = {sys.modules[cls.__module__] for cls in classes}
         beside = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())}
         known = sorted(filter(inspect.isclass, {*beside, *classes, Segmenter}), key=lambda cls: cls.__name__)
-        raise explain(error, groups, known) from None
+        raise explain(error, known) from None
 
 
 def complete(files: Sequence[str], data: str | None = None, options: Sequence[tuple[str, str]] = ()) -> Config:
