@@ -41,7 +41,7 @@ from lssl.networks.teacher import Teacher
 from lssl.strategy import Strategy
 from lssl.utils.distributed import gather, weighted_mean, world_size
 from lssl.utils.errors import InputError, positive
-from lssl.utils.intervals import interval_weight
+from lssl.utils.intervals import interval_weight, require_intervals
 from lssl.views.sampler import View
 
 __all__ = ["BYOL", "GlobalContrastive", "MoCo", "Objective", "SimCLR", "VICReg"]
@@ -264,6 +264,12 @@ class GlobalContrastive(Strategy):
         if self.objective.momentum is not None:
             followed = {"backbone": backbone, "projector": self.objective.projector}
             self.teacher = Teacher(followed, *self.objective.momentum)
+
+    def setup(self, stage: str) -> None:
+        """Refuses to weigh by intervals that nobody knows."""
+        super().setup(stage)
+        if self.interval is not None and stage == "fit":
+            require_intervals(self.data_source.table)
 
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """The objective's terms of the two embeddings."""

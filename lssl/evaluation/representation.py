@@ -80,6 +80,7 @@ class HeldOutPair:
         subject: its id.
         sessions: ``(V,)`` ids of visits that no earlier case has shown.
         ages: ``(V,)`` years.
+        times: ``(V,)`` years since the subject's first visit.
         images: ``(V, C, ...)`` unaugmented views of these visits; for the first pair of a subject then view 1, view 2
             and noise of view 1's mean and deviation.
         affines: ``(V or V + 2, 4, 4)`` of the same views, noise left out.
@@ -95,6 +96,7 @@ class HeldOutPair:
     subject: int
     sessions: Tensor
     ages: Tensor
+    times: Tensor
     images: Tensor
     affines: Tensor
     foreground: Tensor
@@ -142,6 +144,7 @@ def _held_out_pair(task: Task, pair: PairBatch, new: list[int], number: int, fir
         subject=int(pair.subject),
         sessions=pair.session[0, new],
         ages=pair.ages[0, new],
+        times=pair.times[0, new],
         images=torch.cat([view.image for view in shown]),
         affines=torch.cat([view.affine for view in shown]),
         foreground=torch.cat([view.foreground for view in shown]),
@@ -261,14 +264,14 @@ class _Meters:
         self._points(rows, rows, True)  # so that a process without cases takes part
         self._voxels(rows, rows, rows[:, :1].expand(-1, 3), ids.bool(), 0)
         self.metrics["dice"].update(rows, ids, ids)
-        self._visits(torch.cat([rows, rows], 1), ids, ids, rows[:, 0])
+        self._visits(torch.cat([rows, rows], 1), ids, ids, rows[:, 0], rows[:, 0])
 
     def add(self, name: str, case: HeldOutPair, features: Tensor) -> None:
         """Adds a case's features ``(N, C, ...)`` at the tap of this name."""
         seen = len(case.sessions)
         weight = _shrunk(case.foreground, features.shape[2:])
         subject = torch.full_like(case.sessions, case.subject)
-        self._visits(mean_and_max(features[:seen], weight), subject, case.sessions, case.ages)
+        self._visits(mean_and_max(features[:seen], weight), subject, case.sessions, case.ages, case.times)
         if name not in case.places:
             return
         one, other = (self._at(features, case, image, case.places[name]) for image in (seen, seen + 1))
@@ -306,6 +309,6 @@ class _Meters:
         self.metrics["position"].update(image, places, crop)
         self.metrics["shortcut"].update(noise, places, crop)
 
-    def _visits(self, embedding: Tensor, subject: Tensor, session: Tensor, age: Tensor) -> None:
+    def _visits(self, embedding: Tensor, subject: Tensor, session: Tensor, age: Tensor, time: Tensor) -> None:
         for kind in self.VISITS:
-            self.metrics[kind].update(embedding, subject, session, age)
+            self.metrics[kind].update(embedding, subject, session, age, time)

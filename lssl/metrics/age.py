@@ -19,7 +19,7 @@ class AgeR2(VisitMetric):
 
     def compute(self) -> Tensor:
         """NaN with fewer than three subjects of known age."""
-        rows, subject, age = self.visits()
+        rows, subject, age, _ = self.visits()
         known = ~age.isnan()
         rows, subject, age = rows[known], subject[known], age[known]
         if len(subject.unique()) < 3:

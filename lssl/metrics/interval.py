@@ -19,9 +19,9 @@ class IntervalCorrelation(VisitMetric):
 
     def compute(self) -> Tensor:
         """NaN with fewer than three pairs of known interval, or where all distances or all intervals are one."""
-        rows, subject, age = self.visits()
-        earlier, later = visit_pairs(subject, age)
-        distance, interval = (rows[later] - rows[earlier]).norm(dim=1), age[later] - age[earlier]
+        rows, subject, _, time = self.visits()
+        earlier, later = visit_pairs(subject, time)
+        distance, interval = (rows[later] - rows[earlier]).norm(dim=1), time[later] - time[earlier]
         if len(interval) < 3 or distance.max() == distance.min() or interval.max() == interval.min():
             return torch.full((), float("nan"), device=rows.device)
         return spearman_corrcoef(distance, interval).float()

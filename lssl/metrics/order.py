@@ -20,8 +20,8 @@ class OrderAUC(VisitMetric):
 
     def compute(self) -> Tensor:
         """NaN with fewer than two subjects of two visits."""
-        rows, subject, age = self.visits()
-        earlier, later = visit_pairs(subject, age)
+        rows, subject, _, time = self.visits()
+        earlier, later = visit_pairs(subject, time)
         owner = subject[later]
         if len(owner.unique()) < 2:
             return torch.full((), float("nan"), device=rows.device)

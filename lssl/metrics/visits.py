@@ -22,13 +22,21 @@ class VisitMetric(Metric):
     subjects: list[Tensor]
     sessions: list[Tensor]
     ages: list[Tensor]
+    times: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("embeddings", "subjects", "sessions", "ages"):
+        for name in ("embeddings", "subjects", "sessions", "ages", "times"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, embedding: Tensor, subject: Tensor, session: Tensor, age: Tensor | None = None) -> None:
+    def update(
+        self,
+        embedding: Tensor,
+        subject: Tensor,
+        session: Tensor,
+        age: Tensor | None = None,
+        time: Tensor | None = None,
+    ) -> None:
         """Adds visits.
 
         Args:
@@ -36,14 +44,17 @@ class VisitMetric(Metric):
             subject: ``(B,)`` subject ids.
             session: ``(B,)`` visit ids.
             age: ``(B,)`` years, NaN where unknown; ``None``: unknown.
+            time: ``(B,)`` years since the subject's first visit, likewise.
         """
+        unknown = torch.full(subject.shape, float("nan"), device=subject.device)
         self.embeddings.append(embedding.float())
         self.subjects.append(subject)
         self.sessions.append(session)
-        self.ages.append(torch.full(subject.shape, float("nan"), device=subject.device) if age is None else age.float())
+        self.ages.append(unknown if age is None else age.float())
+        self.times.append(unknown if time is None else time.float())
 
-    def visits(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Standardised embeddings ``(V, C)`` float64, subjects and ages ``(V,)``, in the order of the visits' ids."""
+    def visits(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Standardised embeddings ``(V, C)`` float64, subjects, ages and times ``(V,)``, in order of visit ids."""
         sessions = dim_zero_cat(self.sessions)
         order = sessions.argsort(stable=True)
         first = torch.ones_like(order, dtype=torch.bool)
@@ -52,19 +63,20 @@ class VisitMetric(Metric):
         embedding = dim_zero_cat(self.embeddings)[keep].double()
         deviation = embedding.std(0) if len(keep) > 1 else embedding.new_zeros(embedding.shape[1])
         standard = (embedding - embedding.mean(0)) / deviation.clamp_min(1e-8)
-        return standard, dim_zero_cat(self.subjects)[keep], dim_zero_cat(self.ages)[keep].double()
+        ages, times = (dim_zero_cat(values)[keep].double() for values in (self.ages, self.times))
+        return standard, dim_zero_cat(self.subjects)[keep], ages, times
 
     def similarities(self) -> tuple[Tensor, Tensor]:
         """Cosines of all visits ``(V, V)``, -∞ on the diagonal, and which two are of one subject."""
-        standard, subject, _ = self.visits()
+        standard, subject, *_ = self.visits()
         unit = F.normalize(standard, dim=1)
         similarity = (unit @ unit.T).fill_diagonal_(float("-inf"))
         return similarity, (subject[:, None] == subject).fill_diagonal_(False)
 
 
-def visit_pairs(subject: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the earlier and the later visit of all pairs of one subject whose ages are known and differ."""
-    pairs = ((subject[:, None] == subject) & (age[:, None] < age)).nonzero()
+def visit_pairs(subject: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the earlier and the later visit of all pairs of one subject whose times are known and differ."""
+    pairs = ((subject[:, None] == subject) & (time[:, None] < time)).nonzero()
     return pairs[:, 0], pairs[:, 1]
 
 

@@ -55,6 +55,8 @@ class SegmentationReport(L.Callback):
             SegmentedVisit(
                 session=visit["session"],
                 age=float(batch.ages[0, 0]),
+                time=float(batch.times[0, 0]),
+                ordered=bool(visit["ordered_by"]),
                 affine=batch.affines[0, 0].cpu(),
                 image=batch.images[0, 0, 0].float().cpu(),
                 predicted=outputs["predicted"].cpu(),

@@ -45,6 +45,8 @@ class SegmentedVisit:
     Attributes:
         session: its name.
         age: years, NaN where unknown.
+        time: years since the subject's first visit, NaN where unknown.
+        ordered: whether the order of the subject's visits is known.
         affine: ``(4, 4)`` index → frame in mm.
         image: ``(D, H, W)``, for pictures.
         predicted: ``(D, H, W)`` classes.
@@ -53,6 +55,8 @@ class SegmentedVisit:
 
     session: str
     age: float
+    time: float
+    ordered: bool
     affine: Tensor
     image: Tensor
     predicted: Tensor
@@ -74,7 +78,8 @@ def score_subject(subject: str, visits: Sequence[SegmentedVisit], names: Sequenc
 
     Args:
         subject: its name.
-        visits: in time order, on the CPU.
+        visits: in time order, if there is one, on the CPU. Visits without times give no ``trajectory_error``, those
+            without an order no ``reversal_rate``.
         names: of the classes but the background.
     """
     rows: list[Score] = []
@@ -96,10 +101,12 @@ def score_subject(subject: str, visits: Sequence[SegmentedVisit], names: Sequenc
         for metric, values in _between(one, other, volumes[number - 1 :], truths[number - 1 :], len(names)):
             add(f"{one.session}/{other.session}", metric, values)
     if len(visits) > 1:
-        error, reversal = TrajectoryError(len(names)), ReversalRate(len(names))
-        error.update(torch.stack(volumes), torch.stack(truths), torch.tensor([visit.age for visit in visits]))
-        reversal.update(torch.stack(volumes), torch.stack(truths))
+        error = TrajectoryError(len(names))
+        error.update(torch.stack(volumes), torch.stack(truths), torch.tensor([visit.time for visit in visits]))
         add("", "trajectory_error", error.compute())
+    if len(visits) > 1 and all(visit.ordered for visit in visits):
+        reversal = ReversalRate(len(names))
+        reversal.update(torch.stack(volumes), torch.stack(truths))
         add("", "reversal_rate", reversal.compute())
     return rows
 

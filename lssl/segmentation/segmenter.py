@@ -37,7 +37,7 @@ from lssl.segmentation.scores import dice_scores
 from lssl.segmentation.volumes import segment
 from lssl.task import Task
 from lssl.utils.errors import InputError, nearest, positive
-from lssl.utils.intervals import interval_weight
+from lssl.utils.intervals import interval_weight, require_intervals
 from lssl.views import geometry as geo
 from lssl.views.sampler import View
 
@@ -129,6 +129,8 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         data.use_labels(unlabelled_pairs=self.uses("consistency"))
         if stage == "fit":
             super().setup(stage)
+            if self.interval is not None and self.uses("consistency"):
+                require_intervals(data.table)
             self._learn_classes(data)
             if self.pretrained:
                 rank_zero_info(load_pretrained(self.backbone, self.pretrained, self.part, self.partial))

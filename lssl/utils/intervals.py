@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 from torch import Tensor
 
-__all__ = ["interval_weight"]
+from lssl.utils.errors import InputError
+
+__all__ = ["interval_weight", "require_intervals"]
 
 
 def interval_weight(first_time: Tensor, second_time: Tensor, tau: float) -> Tensor:
@@ -23,3 +26,17 @@ def interval_weight(first_time: Tensor, second_time: Tensor, tau: float) -> Tens
         ``(B,)`` float32 weights from 0 to 1.
     """
     return torch.exp(-(second_time - first_time).abs().float() / tau).nan_to_num(0.0)
+
+
+def require_intervals(visits: pd.DataFrame) -> None:
+    """Refuses to weigh pairs by their interval where no interval is known: all of them would count 0.
+
+    Args:
+        visits: the table, with ``subject`` and ``time`` (years, NaN where unknown).
+    """
+    several = visits[visits.groupby("subject")["time"].transform("size") > 1]
+    if len(several) and not (several.groupby("subject")["time"].count() > 1).any():
+        raise InputError(
+            "interval weighs pairs by the years between their visits, but of no subject are two visits known in time; "
+            "give dates, ages or days (see docs/times.md), or set interval to null."
+        )

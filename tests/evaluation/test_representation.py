@@ -58,7 +58,9 @@ def batch(make_batch) -> PairBatch:
     session = torch.tensor([[0, 1], [0, 2], [1, 2], [3, 4], [5, 6], [7, 8], [9, 9]])
     ages = torch.tensor([40.0, 42, 45, 50, 51, 60, 66, 70, 71.5, 30])
     subject = torch.tensor([0, 0, 0, 1, 2, 3, 4])
-    return dataclasses.replace(seven, images=images[session], session=session, ages=ages[session], subject=subject)
+    times = torch.tensor([0.0, 2, 5, 0, 1, 0, 6, 0, 1.5, 0])
+    batch = dataclasses.replace(seven, images=images[session], session=session, subject=subject)
+    return dataclasses.replace(batch, ages=ages[session], times=times[session])
 
 
 def test_every_visit_once_and_views_for_each_subject_once(batch):

@@ -100,5 +100,5 @@ def test_a_nan_prediction_is_not_hidden():
 
 
 def test_visits_must_fit():
-    with pytest.raises(InputError, match=r"\(2, 3\) and \(2, 3\) .* do not fit to 3 ages"):
+    with pytest.raises(InputError, match=r"\(2, 3\) and \(2, 3\) .* do not fit to 3 times"):
         TrajectoryError(3).update(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3))

@@ -29,7 +29,7 @@ def visits(ageing: float = 1.0, identity: float = 1.0, seed: int = 0, subjects: 
 
 def of(metric, data: Visits, parts: int = 1) -> float:
     for index in torch.arange(len(data[0])).chunk(parts):
-        metric.update(*(column[index] for column in data))
+        metric.update(*(column[index] for column in (*data, data[3])))  # ages stand for times, too
     return metric.compute().item()
 
 

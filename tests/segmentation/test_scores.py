@@ -14,9 +14,9 @@ NAMES = ("a", "b", "c")
 SPACING = (1.0, 2.0, 1.5)
 
 
-def visit(predicted, truth, session="ses-1", age=70.0, shift=(0.0, 0.0, 0.0)):
+def visit(predicted, truth, session="ses-1", time=0.0, shift=(0.0, 0.0, 0.0), ordered=True):
     affine = geo.translation(torch.tensor(shift).double()) @ geo.scaling(torch.tensor(SPACING).double())
-    return SegmentedVisit(session, age, affine, torch.zeros(predicted.shape), predicted, truth)
+    return SegmentedVisit(session, float("nan"), time, ordered, affine, torch.zeros(predicted.shape), predicted, truth)
 
 
 def box(low, high, number, size=(10, 9, 8)):
@@ -82,15 +82,25 @@ def test_a_structure_that_is_not_found_is_no_distance_but_missed():
 def test_visits_against_one_another():
     """Growth from 27 to 36 voxels in two years, seen; and the same prediction twice, which agrees and is wrong."""
     first, second = box((1, 1, 1), (4, 4, 4), 1), box((1, 1, 1), (5, 4, 4), 1)
-    seen = [visit(first, first), visit(second, second, "ses-2", 72.0)]
+    seen = [visit(first, first), visit(second, second, "ses-2", 2.0)]
     rows = score_subject("s", seen, NAMES)
     assert value(rows, "aspc", session="ses-1/ses-2") == value(rows, "true_aspc") == pytest.approx(100 * 9 / 31.5)
     assert value(rows, "stcs") == value(rows, "true_stcs") == pytest.approx(2 * 27 / 63)
     assert value(rows, "trajectory_error") == pytest.approx(0.0)
-    copied = [visit(first, first), visit(first, second, "ses-2", 72.0)]
+    copied = [visit(first, first), visit(first, second, "ses-2", 2.0)]
     rows = score_subject("s", copied, NAMES)
     assert (value(rows, "aspc"), value(rows, "stcs"), value(rows, "reversal_rate")) == (0, 1, 0)
-    assert value(rows, "trajectory_error") == pytest.approx(100 * 9 / 31.5 / 2)
+    assert value(rows, "trajectory_error") == pytest.approx(100 * 9 / 31.5 / 2)  # ages are unknown: times suffice
+
+
+def test_visits_without_time_or_order_give_no_rate_and_no_reversal():
+    first, second = box((1, 1, 1), (4, 4, 4), 1), box((1, 1, 1), (5, 4, 4), 1)
+    unknown = [visit(first, first, time=float("nan")), visit(second, second, "ses-2", float("nan"))]
+    metrics = {row.metric for row in score_subject("s", unknown, NAMES)}
+    assert "trajectory_error" not in metrics
+    assert {"reversal_rate", "aspc", "stcs"} <= metrics
+    unordered = [visit(first, first, ordered=False), visit(second, second, "ses-2", ordered=False)]
+    assert "reversal_rate" not in {row.metric for row in score_subject("s", unordered, NAMES)}
 
 
 def test_visits_are_compared_where_they_lie():
