@@ -1,7 +1,13 @@
-"""Whether a finished cell is the one that is asked for: a hash of its config, its data and the code; without torch."""
+"""Whether a finished cell is the one that is asked for: a hash of its config and of all it reads; without torch.
+
+A cell reads what its config names: files (a matcher's checkpoint, pretrained weights, a table), folders of data, the
+images that a table lists, and classes of the user's own modules with whatever these import. :func:`cell_inputs` lists
+them with their hashes; ``OUT/cells/…/inputs.json`` keeps the list of each cell.
+"""
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 import importlib.util
 import os
@@ -10,13 +16,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lssl.benchmark.plan import Plan
+from lssl.benchmark.plan import Cell, Plan
+from lssl.benchmark.user_modules import search_folders, user_sources
 from lssl.utils.files import digest, fingerprint
 
-__all__ = ["cell_fingerprints", "code_version"]
+__all__ = ["Inputs", "cell_fingerprints", "cell_inputs", "code_version"]
 
 LIBRARIES = ("torch", "lightning", "monai")
 TABLES = ("visits.csv", "dataset.json")  # of a prepared folder: they change whenever a visit does
+SMALL = 1 << 20  # bytes; of larger images size and time of change are taken
+_known: dict[str, dict[str, Any]] = {}
 
 
 def cell_fingerprints(plan: Plan) -> dict[str, str]:
@@ -26,19 +35,21 @@ def cell_fingerprints(plan: Plan) -> dict[str, str]:
     output folder lies is of no account. A fine-tuning key contains its pretraining's.
     """
     fingerprints: dict[str, str] = {}
+    inputs = Inputs(plan)
     for cell in plan.cells:
         parts = [
             _without(cell.config, str(plan.out)),
-            [data_fingerprint(value) for value in _texts(cell.config.get("data"))],
+            inputs.of(cell),
             code_version(),
-            [
-                user_file(value, plan.path.parent)
-                for value in _texts([cell.config.get(group) for group in ("model", "data", "backbone")])
-            ],
             fingerprints.get(cell.needs or "", ""),
         ]
         fingerprints[cell.name] = digest(parts)
     return fingerprints
+
+
+def cell_inputs(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """What a cell reads, beside lssl's own code: path → hash, or ``[size, time of change]`` of a large image."""
+    return Inputs(plan).of(cell)
 
 
 @cache
@@ -56,35 +67,95 @@ def code_version() -> str:
     return digest([versions, [[path.name, path.read_text()] for path in files]])
 
 
-@cache
-def data_fingerprint(value: str) -> Any:
-    """What a path in the data's settings holds: a file's content, a folder's table, or its files' names and sizes."""
-    path = Path(value)
-    if path.is_file():
-        return fingerprint(str(path))["hash"]
-    if not path.is_dir():
-        return None
-    if tables := [name for name in TABLES if (path / name).is_file()]:
-        return {name: fingerprint(str(path / name))["hash"] for name in tables}
-    return [
-        [os.path.relpath(os.path.join(folder, name), path), status.st_size, status.st_mtime_ns]
-        for folder, _, names in sorted(os.walk(path))
-        for name in sorted(names)
-        if (status := os.stat(os.path.join(folder, name)))
-    ]
+class Inputs:
+    """What the cells of a plan read; each path is looked at once.
 
+    Args:
+        plan: the cells. What lies in its output folder is made by the cells and no input.
+    """
 
-@cache
-def user_file(value: str, beside: Path) -> str | None:
-    """Hash of the file that a class path such as ``my_methods.VisitOrder`` names, beside the plan or here."""
-    parts = value.split(".")
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        return None
-    for folder in (Path.cwd(), beside):
-        path = folder.joinpath(*parts[:-1]).with_suffix(".py")
+    def __init__(self, plan: Plan) -> None:
+        self.out = plan.out.resolve()
+        self.folders = search_folders(plan.path.parent)
+        self._paths: dict[tuple[str, bool, tuple[str, ...]], dict[str, Any]] = {}
+        self._modules: dict[str, dict[str, Any]] = {}
+
+    def of(self, cell: Cell) -> dict[str, Any]:
+        """Path → hash, of one cell."""
+        found: dict[str, Any] = {}
+        roots = tuple(text for text in _texts(cell.config.get("data")) if os.path.isdir(text))
+        for group, content in cell.config.items():
+            for text in _texts(content):
+                key = (text, group == "data", roots)
+                if key not in self._paths:
+                    self._paths[key] = self._path(*key)
+                if text not in self._modules:
+                    paths = user_sources(text, self.folders)
+                    self._modules[text] = {self._name(path): _content(path) for path in paths}
+                found |= self._paths[key] | self._modules[text]
+        return dict(sorted(found.items()))
+
+    def _path(self, text: str, is_data: bool, roots: tuple[str, ...]) -> dict[str, Any]:
+        """A file that a setting names, with the files of a table; of data, a folder's too."""
+        path = Path(text)
+        try:
+            if not path.exists() or self.out in (path.resolve(), *path.resolve().parents):
+                return {}
+        except OSError:  # no path at all: a name that is too long
+            return {}
         if path.is_file():
-            return fingerprint(str(path))["hash"]
-    return None
+            listed = _listed(path, roots) if is_data and path.suffix in (".csv", ".tsv") else {}
+            return {text: _content(path), **listed}
+        return _folder(path) if is_data and path.is_dir() else {}
+
+    def _name(self, path: Path) -> str:
+        """The same wherever the project lies."""
+        for folder in self.folders:
+            if folder.resolve() in path.parents:
+                return str(path.relative_to(folder.resolve()))
+        return path.name
+
+
+def _listed(table: Path, roots: tuple[str, ...]) -> dict[str, Any]:
+    """The files that the cells of a table name, relative to a folder of the data's settings or to the table's own."""
+    found = {}
+    with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        for row in csv.reader(file, delimiter="\t" if table.suffix == ".tsv" else ","):
+            for text in filter(_like_a_path, row):
+                for root in (*map(Path, roots), table.parent):
+                    path = root / text
+                    if path.is_file():
+                        found[str(path)] = _light(path)
+                        break
+    return found
+
+
+def _like_a_path(text: str) -> bool:
+    return "." in text and len(text) < 1024 and "\0" not in text
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    """A prepared folder's tables, or sizes and times of all files of another one."""
+    if tables := [name for name in TABLES if (path / name).is_file()]:
+        return {str(path / name): _content(path / name) for name in tables}
+    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    sizes = [[os.path.relpath(file, path), *_size(file)] for file in sorted(files)]
+    return {str(path): digest(sizes)}
+
+
+def _size(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _light(path: Path) -> Any:
+    return _content(path) if path.stat().st_size <= SMALL else _size(path)
+
+
+def _content(path: Path) -> str:
+    name = str(path.resolve())
+    _known[name] = fingerprint(name, _known.get(name))
+    return str(_known[name]["hash"])
 
 
 def _texts(content: Any) -> Iterator[str]:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from lssl.benchmark.fingerprints import cell_inputs
 from lssl.benchmark.output_folder import mark_done, read_done, reset, writing
 from lssl.benchmark.plan import Cell, Plan
+from lssl.utils.files import write_json
 
 __all__ = ["BenchmarkOutcome", "environment", "last_line", "run_cells"]
 
-LOG = "log.txt"
+LOG, INPUTS = "log.txt", "inputs.json"
 POLL = 0.1  # seconds
 PROGRAM = (sys.executable, "-m", "lssl")
 
@@ -140,6 +142,7 @@ class _Pool:
         self.waiting.remove(cell)
         with writing(self.plan.out):
             reset(cell)
+            write_json(cell.folder / INPUTS, cell_inputs(self.plan, cell))
             task = _Running(cell, cell.commands(), (cell.folder / LOG).open("wb"))
         self.running.append(task)
         self._launch(task)

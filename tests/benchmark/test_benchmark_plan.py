@@ -8,7 +8,7 @@ import pytest
 import yaml
 from plans import PLAN, write_plan
 
-from lssl.benchmark.fingerprints import cell_fingerprints, data_fingerprint, user_file
+from lssl.benchmark.fingerprints import cell_fingerprints
 from lssl.benchmark.plan import read_plan
 from lssl.cli.compose import merged
 from lssl.utils.errors import InputError
@@ -126,7 +126,6 @@ def test_a_key_follows_the_users_own_file_and_the_data(tmp_path, monkeypatch):
     strategies = {"mine": {"model": {"class_path": "own_way.Mine"}}}
 
     def key(name="pretrain/mine/seed-0"):
-        user_file.cache_clear(), data_fingerprint.cache_clear()
         return cell_fingerprints(read_plan(write_plan(tmp_path, strategies=strategies, data=data)))[name]
 
     first = key()
