@@ -1,22 +1,22 @@
-"""Reading NIfTI as visits: canonical axes, checked values, foreground and robust scaling.
+"""Reading images as visits: canonical axes, checked values, foreground and robust scaling.
 
-Header functions never touch voxels, so a whole cohort is checked before training starts.
+Header functions never touch voxels, so the grids of a whole cohort are checked before training starts. Voxels of
+compressed files are read to the end, where gzip keeps its checksum: a flipped bit is an error, never a voxel.
 """
 
 from __future__ import annotations
 
-import os
-import zlib
+import gzip
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import inv_ornt_aff, io_orientation
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
+from lssl.data.header import READ_ERRORS, affine_mm, damaged, is_gzip, memory_needed, open_image
 from lssl.utils.errors import InputError
+from lssl.utils.memory import refuse_larger_than_memory
 
 __all__ = [
     "Grid",
@@ -30,8 +30,8 @@ __all__ = [
     "scale",
 ]
 
-GRID_TOLERANCE = 1e-3  # mm: rounding of affines in float32 headers stays far below, a shifted scan far above
-READ_ERRORS = (OSError, EOFError, ValueError, TypeError, zlib.error, ImageFileError)
+GRID_TOLERANCE = 0.01  # voxels: rounding of affines in headers and tools stays below, a moved scan far above
+LABEL_TOLERANCE = 1e-3  # what scaled and interpolated storage leaves of whole numbers
 
 
 class Grid(NamedTuple):
@@ -46,25 +46,34 @@ class Grid(NamedTuple):
     affine: np.ndarray
 
     def same(self, other: Grid) -> bool:
-        """Whether both grids have the same voxels at the same places."""
-        return np.array_equal(self.shape, other.shape) and self.distance(other) <= GRID_TOLERANCE
+        """Whether every voxel of one grid lies on that of the other, to a hundredth of the smaller voxel side."""
+        if not np.array_equal(self.shape, other.shape):
+            return False
+        side = min(float(np.linalg.norm(grid.affine[:3, :3], axis=0).min()) for grid in (self, other))
+        return self.distance(other) <= GRID_TOLERANCE * side
 
     def distance(self, other: Grid) -> float:
-        """Largest difference between the two affines."""
-        return float(np.abs(self.affine - other.affine).max())
+        """Largest distance in mm between voxels of one index, over the whole grid: it is reached at a corner."""
+        index = np.stack(np.meshgrid(*[(0.0, float(length - 1)) for length in self.shape], indexing="ij"), -1)
+        difference = self.affine - other.affine
+        apart = index.reshape(-1, 3) @ difference[:3, :3].T + difference[:3, 3]
+        return float(np.linalg.norm(apart, axis=1).max())
 
 
-def read_grid(path: str) -> Grid:
-    """The grid of a file from its header alone."""
-    image = _open(path)
+def read_grid(path: str, strict: bool = True) -> Grid:
+    """The grid of a file from its header alone.
+
+    Args:
+        path: the file.
+        strict: refuses a header that does not know its orientation.
+    """
+    image = open_image(path)
     shape = image.shape
     if len(shape) < 3 or any(length != 1 for length in shape[3:]) or min(shape) < 1:
         raise InputError(
             f"{path} has the shape {'×'.join(map(str, shape))}, but a visit is one 3D volume; split it or choose one."
         )
-    affine = image.affine
-    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(f"{path} has no valid affine, so its voxels have no place in space; repair its header.")
+    affine = affine_mm(image, path, strict)
     orientation = io_orientation(affine)
     canonical = np.empty(3, dtype=np.int64)
     canonical[orientation[:, 0].astype(int)] = shape[:3]
@@ -100,18 +109,25 @@ def read_mask(path: str) -> np.ndarray:
 
 
 def read_label(path: str) -> np.ndarray:
-    """``(D, H, W)`` int16; refuses values that are not whole numbers from 0 on."""
+    """``(D, H, W)`` int16; values within 0.001 of a whole number are rounded, others are refused by name."""
     voxels, _ = _read(path)
-    label = np.nan_to_num(voxels, nan=0.5).round()
-    if not np.array_equal(label, voxels) or np.abs(label).max() > np.iinfo(np.int16).max:
+    label = np.nan_to_num(voxels, nan=0.5, posinf=0.5, neginf=0.5).round()
+    with np.errstate(invalid="ignore"):
+        broken = ~(np.abs(label - voxels) <= LABEL_TOLERANCE)
+    if broken.any():
         raise InputError(
-            f"The label map {path} holds values that are not whole numbers of 16 bits; "
-            f"a label map must be resampled with nearest neighbours and hold classes, not probabilities."
+            f"The label map {path} holds {voxels[broken][0]:.6g} and {int(broken.sum()) - 1} other values that are no "
+            f"whole numbers; a label map must be resampled with nearest neighbours and hold classes, not probabilities."
         )
     if label.min() < 0:
         raise InputError(
             f"The label map {path} holds the negative value {label.min():g}; give its classes numbers from 1 on, and "
             f"0 to the background."
+        )
+    if label.max() > np.iinfo(np.int16).max:
+        raise InputError(
+            f"The label map {path} holds the class {label.max():.0f}; classes are kept as 16 bits, up to "
+            f"{np.iinfo(np.int16).max}: give it a smaller number."
         )
     return label.astype(np.int16)
 
@@ -216,27 +232,35 @@ def _otsu(values: np.ndarray) -> float:
     return float(middle[contrast.argmax()])
 
 
-def _open(path: str) -> Any:
-    if not os.path.exists(path):
-        raise InputError(f"{path} does not exist; correct its path or remove its visit.")
-    try:
-        return nib.load(path)
-    except READ_ERRORS as error:
-        raise InputError(_damaged(path, error)) from error
-
-
 def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels and affine in closest canonical axes."""
-    image = _open(path)
+    """``(D, H, W)`` float32 voxels and affine (mm) in closest canonical axes."""
+    image = open_image(path)
+    affine = affine_mm(image, path)
+    refuse_larger_than_memory(memory_needed(image), f"Reading {path}", "leave it out, or repair its header")
     try:
-        image = nib.as_closest_canonical(image)
-        voxels = np.asarray(image.dataobj, dtype=np.float32)
+        voxels = _voxels(image, path)
     except READ_ERRORS as error:
-        raise InputError(_damaged(path, error)) from error
+        raise InputError(damaged(path, error)) from error
+    orientation = io_orientation(affine)
     voxels = voxels.reshape(voxels.shape[:3])
-    return np.ascontiguousarray(voxels), np.asarray(image.affine, dtype=np.float64)
+    affine = affine @ inv_ornt_aff(orientation, voxels.shape)
+    return np.ascontiguousarray(apply_orientation(voxels, orientation)), affine
 
 
-def _damaged(path: str, error: Exception) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{path} cannot be read and seems damaged or cut off ({reason}); restore the file or leave the visit out."
+def _voxels(image: Any, path: str) -> np.ndarray:
+    """Stored voxels as float32. gzip verifies its checksum at its end, so compressed files are read to there."""
+    if is_gzip(path) and hasattr(type(image), "from_stream"):
+        with gzip.open(path) as stream:
+            voxels = np.asarray(type(image).from_stream(stream).dataobj, dtype=np.float32)
+            _to_the_end(stream)
+        return voxels
+    for part in image.file_map.values():  # a pair of header and voxels
+        if part.filename and is_gzip(part.filename):
+            with gzip.open(part.filename) as stream:
+                _to_the_end(stream)
+    return np.asarray(image.dataobj, dtype=np.float32)
+
+
+def _to_the_end(stream: gzip.GzipFile) -> None:
+    while stream.read(1 << 20):
+        pass

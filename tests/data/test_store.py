@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lssl.data import STEP
+from lssl.data import STEP, store
 from lssl.data.nifti import intensity_range, scale
-from lssl.data.store import quantise, read_stored, write_stored
+from lssl.data.store import Native, quantise, read_stored, write_stored
 from lssl.utils.errors import InputError
 from lssl.utils.files import atomic_write, fingerprint
 
@@ -116,3 +116,50 @@ def test_a_touched_file_is_read_again_and_found_the_same(tmp_path):
     assert fingerprint(str(path), known) is known
     path.write_text("two")
     assert fingerprint(str(path), known)["hash"] != known["hash"]
+
+
+def test_a_flipped_bit_never_becomes_a_voxel(visit, tmp_path):
+    """Anywhere in the file, above all in its header and metadata: refused, or without any effect."""
+    path = visit[0]
+    whole = read_stored(path)
+    truth, content = whole.box((0, 0, 0), SHAPE), path.read_bytes()
+    rng, damaged, refused = np.random.default_rng(0), tmp_path / "damaged.b2nd", 0
+    last = len(content)
+    for low, high in ((0, last), (0, 300), (last - 1500, last)):
+        for place in rng.integers(low, high, 100):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << int(rng.integers(8))
+            damaged.write_bytes(flipped)
+            store._verified.clear()
+            try:
+                read = read_stored(damaged)
+                found = read.box((0, 0, 0), SHAPE)
+            except InputError:
+                refused += 1
+                continue
+            for one, other in zip(found, truth, strict=True):
+                np.testing.assert_array_equal(one, other)
+            np.testing.assert_array_equal(read.affine, whole.affine)
+            np.testing.assert_array_equal(read.places, whole.places)
+            assert read.limits == whole.limits
+    assert refused > 200
+
+
+def test_a_box_verifies_the_chunks_that_it_touches(visit):
+    stored = read_stored(visit[0])
+    assert list(stored._touched((0, 0, 0), (64, 40, 50))) == [0, 2, 4]  # 3 channels of 2 chunks along the first axis
+    assert list(stored._touched((64, 0, 0), (1, 1, 1))) == [1, 3, 5]
+    assert list(stored._touched((63, 0, 0), (2, 1, 1))) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_visit_knows_the_scan_it_came_from(tmp_path):
+    rng = np.random.default_rng(0)
+    native = Native("scan.nii.gz", (5, 6, 7), np.diag([2.0, 2.0, 2.0, 1.0]), np.linalg.inv(rng.random((4, 4))))
+    foreground = np.ones((8, 8, 8), bool)
+    write_stored(
+        tmp_path / "v", rng.random((1, 8, 8, 8)), foreground, None, AFFINE, ["T1w"], [(0, 1)], {}, native=native
+    )
+    back = read_stored(tmp_path / "v").native
+    assert (back.file, back.shape) == (native.file, native.shape)
+    np.testing.assert_array_equal(back.affine, native.affine)
+    np.testing.assert_array_equal(back.matrix, native.matrix)

@@ -1,0 +1,138 @@
+"""Headers of image files: where voxels lie in mm, and which files are refused because they do not say so.
+
+Read are NIfTI-1 and NIfTI-2 (single files and pairs) and FreeSurfer's MGH, compressed or not.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from lssl.utils.errors import InputError
+
+__all__ = [
+    "READ_ERRORS",
+    "affine_mm",
+    "damaged",
+    "file_affine",
+    "is_gzip",
+    "knows_orientation",
+    "memory_needed",
+    "open_image",
+]
+
+READ_ERRORS = (OSError, EOFError, ValueError, TypeError, zlib.error, ImageFileError)
+UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}  # NIfTI-1, xyzt_units
+SMALLEST, LARGEST = 1.0, 5000.0  # mm of the longest side of a scan, from a mouse's cortex to a whole body
+LFS = b"version https://git-lfs"
+
+
+def open_image(path: str) -> Any:
+    """The image of a file, voxels unread.
+
+    Raises:
+        InputError: if it is absent, without content (git-annex, Git LFS), damaged, or Analyze.
+    """
+    if not os.path.exists(path):
+        if os.path.islink(path):
+            raise InputError(
+                f"{path} is a link to content that is not here; fetch it (`datalad get` or `git annex get`) or leave "
+                f"the visit out."
+            )
+        raise InputError(f"{path} does not exist; correct its path or remove its visit.")
+    try:
+        image: Any = nib.load(path)
+    except READ_ERRORS as error:
+        raise InputError(damaged(path, error)) from error
+    if isinstance(image, nib.AnalyzeImage) and not isinstance(image, nib.Nifti1Pair):
+        raise InputError(
+            f"{path} is Analyze 7.5, a format that does not tell left from right; convert the scan to NIfTI again."
+        )
+    return image
+
+
+def damaged(path: str, error: Exception) -> str:
+    """The sentence for a file that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(LFS)) == LFS:
+                return f"{path} is a Git LFS pointer without content; fetch it (`git lfs pull`) or leave the visit out."
+    except OSError:
+        pass
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{path} cannot be read and seems damaged or cut off ({reason}); restore the file or leave the visit out."
+
+
+def knows_orientation(image: Any) -> bool:
+    """Whether a header tells left from right: a NIfTI's sform or qform code, an MGH's flag."""
+    header = image.header
+    if hasattr(header, "get_sform"):
+        return int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+    return not isinstance(image, nib.MGHImage) or int(header["goodRASFlag"]) > 0
+
+
+def _valid(affine: np.ndarray | None) -> bool:
+    if affine is None or not np.isfinite(affine).all():
+        return False
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(steps.min() > 0 and abs(np.linalg.det(affine[:3, :3] / steps)) > 1e-6)
+
+
+def file_affine(image: Any, path: str) -> np.ndarray:
+    """``(4, 4)`` float64, index → place in the file's own unit; the qform where the sform is coded but not valid."""
+    affine = image.affine
+    if not _valid(affine) and hasattr(image.header, "get_qform") and int(image.header["qform_code"]) > 0:
+        try:
+            affine = image.header.get_qform()
+        except ValueError:  # a quaternion longer than 1
+            affine = None
+    if not _valid(affine):
+        raise InputError(f"{path} has no valid affine, so its voxels have no place in space; repair its header.")
+    return np.asarray(affine, np.float64)
+
+
+def affine_mm(image: Any, path: str, strict: bool = True) -> np.ndarray:
+    """``(4, 4)`` float64, index → mm, whatever unit the header is written in (metre, mm, micron).
+
+    Args:
+        image: the open file.
+        path: its name, for messages.
+        strict: refuses a header that does not know its orientation.
+
+    Raises:
+        InputError: if the orientation is unknown, or if the scan would be smaller than 1 mm or larger than 5 m.
+    """
+    if strict and not knows_orientation(image):
+        raise InputError(
+            f"{path} says nothing of its orientation (sform and qform codes are 0), so left and right cannot be told "
+            f"apart; restore the header, for example by converting the scan again."
+        )
+    affine = file_affine(image, path).copy()
+    unit = image.header.get_xyzt_units()[0] if isinstance(image, nib.Nifti1Pair) else "mm"
+    affine[:3] *= UNITS.get(unit, 1.0)
+    longest = float((np.linalg.norm(affine[:3, :3], axis=0) * image.shape[:3]).max())
+    if not SMALLEST <= longest <= LARGEST:
+        said = "of an unknown unit" if unit == "unknown" else f"in {unit}"
+        raise InputError(
+            f"{path} would be {longest:.3g} mm long by its header, whose lengths are {said}; correct the voxel size "
+            f"(pixdim, sform) or the unit (xyzt_units)."
+        )
+    return affine
+
+
+def memory_needed(image: Any) -> int:
+    """Bytes to read the voxels as float32: the stored ones, and the result."""
+    stored = int(np.dtype(image.get_data_dtype()).itemsize)
+    return int(np.prod([int(length) for length in image.shape], dtype=np.float64)) * (stored + 4)
+
+
+def is_gzip(path: str) -> bool:
+    """Whether a file is compressed by gzip, by its first bytes."""
+    with Path(path).open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"

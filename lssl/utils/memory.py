@@ -1,0 +1,62 @@
+"""Memory that is left, asked before a large array is."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+from lssl.utils.errors import InputError
+
+__all__ = ["available_memory", "refuse_larger_than_memory"]
+
+
+def _number(path: str) -> int | None:
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take; ``None`` where the system does not tell.
+
+    It is the least of what the machine has free (``MemAvailable``), of what its control group leaves (versions 1 and
+    2) and of what the limit on its address space leaves.
+    """
+    left: list[int] = []
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        left.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        pass
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, taken = (_number(f"/sys/fs/cgroup/{name}") for name in (most, used))
+        if limit is not None and taken is not None:
+            left.append(max(0, limit - taken))
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        try:
+            mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        except (OSError, ValueError):
+            mapped = 0
+        left.append(max(0, limit - mapped))
+    return min(left) if left else None
+
+
+def refuse_larger_than_memory(needed: int, what: str, instead: str) -> None:
+    """Stops before an allocation that cannot succeed.
+
+    Args:
+        needed: bytes.
+        what: what needs them, as the subject of a sentence.
+        instead: what to do.
+    """
+    left = available_memory()
+    if left is not None and needed > left:
+        raise InputError(
+            f"{what} needs {needed / 1e9:.3g} GB of memory, of which {left / 1e9:.3g} are left; {instead}."
+        )
