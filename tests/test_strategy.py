@@ -1,5 +1,7 @@
 """What every strategy inherits: seeding, weighting, pooling, precision."""
 
+import inspect
+import pickle
 from functools import partial
 from types import SimpleNamespace
 from typing import ClassVar
@@ -10,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
-from lssl import Backbone, InputError, Strategy, ViewSampler
+from lssl import Backbone, InputError, Segmenter, Strategy, ViewSampler
 from lssl.checkpoint import read_checkpoint
 from lssl.correspondence.matched_views import Matching
 from lssl.data.source import DataSource
@@ -257,3 +259,18 @@ def test_a_bug_raised_while_a_mistake_is_handled_is_a_bug():
 
     assert fail(KeyError("bug"), by_cause=False) is None
     assert str(fail(KeyError("wrapped"), by_cause=True)) == "what the user did"
+
+
+@pytest.mark.parametrize(
+    "cls", [Segmenter, *(type(make(ViewSampler(16, overlap=0.7))) for make in STRATEGIES.values())]
+)
+def test_no_constructor_asks_for_more_than_sixteen_things(cls):
+    assert len(inspect.signature(cls.__init__).parameters) - 1 <= 16
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategies_pickle(name):
+    """As processes that are spawned need."""
+    strategy = STRATEGIES[name](ViewSampler(16, overlap=0.7))
+    twin = pickle.loads(pickle.dumps(strategy))
+    assert twin.state_dict().keys() == strategy.state_dict().keys()

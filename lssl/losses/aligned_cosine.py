@@ -17,6 +17,9 @@ class AlignedCosine(nn.Module):
     BYOL's loss (Grill et al., NeurIPS 2020, eq. 2) at every voxel x that both views show, as in PGL (Xie et al.,
     arXiv 2011.12640). Each voxel is normalised by itself, and each sample by its own number of voxels.
 
+    Papers: https://arxiv.org/abs/2006.07733 and https://arxiv.org/abs/2011.12640. Reference code:
+    https://github.com/google-deepmind/deepmind-research/tree/master/byol.
+
     Example:
         >>> import torch
         >>> q = torch.randn(2, 5, 8)

@@ -24,6 +24,9 @@ class Consistency(nn.Module):
     The published loss penalises true change between the visits as well; ``threshold``, and the weights that the caller
     gives to samples, are there for that. Constant predictions have loss 0: it is of use beside a supervised term only.
 
+    Paper: https://arxiv.org/abs/2206.04281. Reference code:
+    https://github.com/mengweiren/longitudinal-representation-learning.
+
     Args:
         targets: ``hard`` or ``soft``.
         threshold: voxels count where the target's largest probability is at least this; published: 0.

@@ -15,6 +15,8 @@ class Covariance(nn.Module):
     in Ren et al. (NeurIPS 2022). With fewer rows than dimensions it cannot reach 0: for standardised rows its floor is
     ``D/(N - 1) - 1`` per view.
 
+    Paper: https://arxiv.org/abs/2105.04906. Reference code: https://github.com/facebookresearch/vicreg.
+
     Example:
         >>> import torch
         >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])

@@ -20,6 +20,9 @@ class DenseInfoNCE(nn.Module):
     Nearer points are neither positive nor negative: their logit is -∞. (van den Oord et al., 2018; per voxel as in
     Chaitanya et al., NeurIPS 2020.)
 
+    Papers: https://arxiv.org/abs/1807.03748 and https://arxiv.org/abs/2006.10511. Reference code:
+    https://github.com/krishnabits001/domain_specific_cl.
+
     Args:
         temperature: τ.
         exclusion: r in mm.

@@ -21,6 +21,8 @@ class DiceCE(nn.Module):
     cross-entropy alone, while MONAI's act on both. Sums run over the samples of all ranks, which MONAI's do not.
     Soft-max and sums are float32.
 
+    Paper: https://arxiv.org/abs/1606.04797. Reference code: https://github.com/Project-MONAI/MONAI.
+
     Args:
         weight: ``(K,)`` w of each class, background first; ``None`` weighs all alike.
 

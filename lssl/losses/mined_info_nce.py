@@ -19,7 +19,10 @@ class MinedInfoNCE(nn.Module):
     are ``diverse`` candidates drawn at random among the ``hard`` allowed ones that rank highest for ``a``: the top
     alone would be a few neighbourhoods over and over. ``o`` are further negatives common to all anchors, such as
     places of other subjects. What is not allowed has the logit -∞, not 0: a similarity of 0 would outrank true
-    negatives, whose similarity is often below it. (SAM: Yan et al., IEEE TMI 2022, arXiv 2012.02383.)
+    negatives, whose similarity is often below it. (SAM: Yan et al., IEEE TMI 2022.)
+
+    Paper: https://arxiv.org/abs/2012.02383. Reference code:
+    https://github.com/alibaba-damo-academy/self-supervised-anatomical-embedding-v2.
 
     Args:
         temperature: τ; SAM's 0.5.

@@ -17,6 +17,9 @@ class NegativeCosine(nn.Module):
     The mean runs over samples and points; ``sg`` stops the gradient. SimSiam (Chen & He, CVPR 2021), used per voxel and
     tap by Ren et al. (NeurIPS 2022).
 
+    Papers: https://arxiv.org/abs/2011.10566 and https://arxiv.org/abs/2206.04281. Reference code:
+    https://github.com/facebookresearch/simsiam and https://github.com/mengweiren/longitudinal-representation-learning.
+
     Example:
         >>> import torch
         >>> z = torch.randn(2, 5, 8)

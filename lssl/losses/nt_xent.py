@@ -20,6 +20,8 @@ class NTXent(nn.Module):
     (SimCLR, Chen et al., ICML 2020, eq. 1). Other views of the same subject are neither positive nor negative.
     Logits are float32 and the soft-max a log-sum-exp; gradients flow to queries and keys, across ranks too.
 
+    Paper: https://arxiv.org/abs/2002.05709. Reference code: https://github.com/google-research/simclr.
+
     Args:
         temperature: τ.
 

@@ -17,6 +17,9 @@ class Orthogonality(nn.Module):
     Ren et al. (NeurIPS 2022), encoder against decoder at the first concatenation after the bottleneck. Gradients flow
     to both sides. The mean is over the samples of all ranks.
 
+    Paper: https://arxiv.org/abs/2206.04281. Reference code:
+    https://github.com/mengweiren/longitudinal-representation-learning.
+
     Example:
         >>> import torch
         >>> Orthogonality()(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])).item()

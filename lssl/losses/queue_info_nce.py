@@ -18,6 +18,8 @@ class QueueInfoNCE(nn.Module):
     MoCo (He et al., CVPR 2020, eq. 1), q, k L2-normalised, keys without gradient. Places of the queue that are not
     filled yet, and keys of the query's own subject, are left out.
 
+    Paper: https://arxiv.org/abs/1911.05722. Reference code: https://github.com/facebookresearch/moco.
+
     Args:
         temperature: τ.
 

@@ -38,6 +38,9 @@ class SelfDistillation(nn.Module):
     ``c ← m c + (1 - m) mean(t)``, which keeps one prototype from taking all; sharpening keeps them from being equal.
     τ_t goes linearly from its first to its last value. Centre and τ_t are buffers, hence in every checkpoint.
 
+    Papers: https://arxiv.org/abs/2104.14294 and https://arxiv.org/abs/2302.05615. Reference code:
+    https://github.com/facebookresearch/dino and https://github.com/alibaba-damo-academy/alice.
+
     Args:
         prototypes: K.
         student_temperature: τ_s.

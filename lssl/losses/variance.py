@@ -14,6 +14,8 @@ class Variance(nn.Module):
     VICReg (Bardes et al., ICLR 2022, eq. 1); the variance is unbiased, over all rows of one view. On decoder taps in
     Ren et al. (NeurIPS 2022).
 
+    Paper: https://arxiv.org/abs/2105.04906. Reference code: https://github.com/facebookresearch/vicreg.
+
     Args:
         eps: added to the variance before the root.
 
