@@ -30,6 +30,11 @@ def benchmark_command(args: list[str]) -> None:
     )
     add = parser.add_argument
     add("--config", required=True, metavar="NAME", help="the plan; benchmark/demo is one")
+    add(
+        "--data",
+        metavar="PATH",
+        help="a prepared folder, a BIDS folder or a table of visits, instead of the plan's own",
+    )
     add("--out", type=Path, metavar="DIR", help="instead of the plan's own out")
     add(
         "--jobs",
@@ -44,7 +49,7 @@ def benchmark_command(args: list[str]) -> None:
     chosen = parser.parse_args(args)
     if chosen.jobs < 1:
         raise InputError(f"--jobs is {chosen.jobs}; at least one process is needed.")
-    plan = read_plan(find_config(chosen.config), chosen.out)
+    plan = read_plan(find_config(chosen.config), chosen.out, chosen.data)
     if plan.note:
         print(plan.note)
     fingerprints = cell_fingerprints(plan)

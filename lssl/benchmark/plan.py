@@ -27,6 +27,7 @@ __all__ = ["SCRATCH", "Cell", "Plan", "read_plan"]
 SCRATCH = "scratch"
 GROUPS = ("data", "backbone", "views", "model", "trainer")
 KEYS = ("out", "seeds", "labelled", "data", "backbone", "views", "pretrain", "finetune", "strategies", "slurm")
+WANDB = ("RunWandb", "WandbLogger")
 REPORTS = ("lssl.callbacks.Report", "lssl.callbacks.report.Report", "Report")  # the names of one class
 STAGE_KEYS = {
     "pretrain": ("config", *GROUPS),
@@ -117,16 +118,19 @@ class Plan:
         return {key: row for key, row in table.items() if len({str(value) for value in row.values()}) > 1}
 
 
-def read_plan(path: Path, out: Path | None = None) -> Plan:
+def read_plan(path: Path, out: Path | None = None, data: str | None = None) -> Plan:
     """Reads a benchmark's YAML.
 
     Args:
         path: the file.
         out: takes the place of its ``out``.
+        data: a path or the name of a class, as ``--data`` of ``lssl fit``.
     """
     whole = Config()
     for source, layer in load(str(path)):
         whole.add(layer, source)
+    if data is not None:
+        whole.set("data", data)
     text = whole.values
     _check_keys(text, KEYS, "")
     for stage in ("pretrain", "finetune", "strategies"):
@@ -245,9 +249,13 @@ def _trainer(out: Path, name: str, config: Mapping[str, Any], callbacks: list[di
 
 def _grouped(logger: Any, out: Path, name: str) -> Any:
     """Weights & Biases shows the cells of a benchmark as one group."""
-    if not isinstance(logger, Mapping) or not logger["class_path"].endswith("WandbLogger"):
+    if not isinstance(logger, Mapping) or _last(logger) not in WANDB:
         return logger
     return merged(logger, {"init_args": {"name": name, "group": out.name}})
+
+
+def _last(node: Mapping[str, Any]) -> str:
+    return str(node.get("class_path")).rpartition(".")[2]
 
 
 def _pretraining_callbacks(config: Mapping[str, Any]) -> list[dict[str, Any]]:

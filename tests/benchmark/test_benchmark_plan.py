@@ -92,8 +92,9 @@ def test_merging_leaves_the_arguments_of_another_class_behind():
     assert base["optimizer"]["init_args"]["lr"] == 1
 
 
-def test_weights_and_biases_gets_one_group_beside_the_csv(tmp_path):
-    wandb = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "p"}}
+@pytest.mark.parametrize("name", ["lightning.pytorch.loggers.WandbLogger", "lssl.runs.loggers.RunWandb"])
+def test_weights_and_biases_gets_one_group_beside_the_csv(name, tmp_path):
+    wandb = {"class_path": name, "init_args": {"project": "p"}}
     trainer = {"max_steps": 5, "logger": wandb}
     first = read_plan(write_plan(tmp_path, pretrain={"trainer": trainer})).cells[0]
     csv, other = first.config["trainer"]["logger"]
@@ -171,3 +172,35 @@ def test_planning_needs_no_torch():
     code = f"import sys, {modules}; print(*{{'torch', 'lightning', 'monai'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_data_by_path_in_the_plan_or_beside_it(tmp_path):
+    """They are recognised as by `lssl fit`, and change nothing of what the recipes need."""
+    table = tmp_path / "visits.csv"
+    table.write_text("subject,session,image\na,1,x\na,2,y\n")
+    (tmp_path / "recipe.yaml").write_text("data: {init_args: {batch_size: 7}}\nmodel: LongitudinalLocal\n")
+    strategies = {"mine": {"config": "recipe"}}
+    inside = read_plan(write_plan(tmp_path, data=str(table), strategies=strategies))
+    beside = read_plan(write_plan(tmp_path, strategies=strategies), data=str(table))
+    for plan in (inside, beside):
+        assert plan.note == f"{table}: table, 2 visits of 1 subject, 0 left out"
+        data = cell(plan, "pretrain/mine").config["data"]
+        assert data["class_path"] == "NiftiDataModule"
+        assert data["init_args"] == {"batch_size": 7, "root": None, "table": str(table)}
+    with pytest.raises(InputError, match="says no 'data' for"):
+        read_plan(write_plan(tmp_path, data=None))
+
+
+def test_a_plan_may_have_a_base(tmp_path):
+    write_plan(tmp_path).rename(tmp_path / "base.yaml")
+    (tmp_path / "plan.yaml").write_text("base: base.yaml\nseeds: [4]\n")
+    assert {one.seed for one in read_plan(tmp_path / "plan.yaml").cells} == {4}
+
+
+@pytest.mark.parametrize("name", ["lssl.callbacks.Report", "my.Report", "lssl.callbacks.Pictures"])
+def test_only_a_report_keeps_its_options_in_pretraining(name, tmp_path):
+    """A class of another package that is called Report, too, is none."""
+    callback = {"class_path": name, "init_args": {"tap": "x"}}
+    plan = read_plan(write_plan(tmp_path, pretrain={"trainer": {"max_steps": 5, "callbacks": [callback]}}))
+    ours = cell(plan, "pretrain/good").config["trainer"]["callbacks"][1:]
+    assert ours == ([callback] if name == "lssl.callbacks.Report" else [{"class_path": "lssl.callbacks.Report"}])

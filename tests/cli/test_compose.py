@@ -23,18 +23,12 @@ from lssl.data.datamodule import PairDataModule
 from lssl.utils.errors import InputError
 
 CONFIGS = ROOT / "configs"
-RECIPES = [
-    "longitudinal_infonce",
-    "longitudinal_local",
-    "prior_guided_local",
-    "prior_guided_local_multiscale",
-    "global_contrastive",
-    "masked_autoencoder",
-    "anatomical_embedding",
-    "anatomical_invariance",
-    "paper/longitudinal_local",
-    "finetune",
-]
+SHOWN = {"demo", "demo_finetune"}  # these ask for procedural heads
+RECIPES = sorted(
+    str(path.relative_to(CONFIGS).with_suffix(""))
+    for path in [*CONFIGS.glob("*.yaml"), *(CONFIGS / "paper").glob("*.yaml")]
+    if path.stem not in SHOWN
+)
 
 
 def write(path: Path, text: str) -> str:
@@ -94,6 +88,14 @@ def test_what_the_method_needs_of_any_data_outlives_their_class():
     assert merged(one, other)["data"]["init_args"] == {"batch_size": 8, "root": "x"}
     assert merged(other, one)["data"]["init_args"] == one["data"]["init_args"]
     assert without_data(one)["data"] == {"init_args": {"batch_size": 8}}
+
+
+def test_recipes_bring_no_data_of_their_own():
+    assert len(RECIPES) >= 10
+    for name in RECIPES:
+        values = compose([name]).values
+        assert values["data"].keys() == {"init_args"}
+        assert {*values["data"]["init_args"]} <= {*OF_THE_RECIPE}
 
 
 def test_every_option_of_a_datamodule_belongs_to_the_recipe_or_to_the_data():
