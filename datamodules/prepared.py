@@ -30,6 +30,7 @@ WANTED = (
     "days",
     "image",
     "site",
+    "voxel_hash",
     "split",
     "size_d",
     "size_h",

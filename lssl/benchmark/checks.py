@@ -11,6 +11,7 @@ from typing import Any
 from lssl.benchmark.plan import Cell, Plan
 from lssl.cli.compose import Config
 from lssl.cli.references import resolved
+from lssl.data.duplicates import check_duplicates
 from lssl.utils.errors import InputError
 from lssl.utils.files import digest
 
@@ -47,12 +48,19 @@ def resolve(cells: Sequence[Cell]) -> None:
 
 
 def check_leakage(cells: Sequence[Cell]) -> None:
-    """Refuses a subject that any cell trains or validates on and any cell tests on; subjects go by their names."""
+    """Refuses a subject, or a scan, that any cell trains or validates on and any cell tests on.
+
+    Subjects go by their names, scans by their voxels (:mod:`lssl.data.duplicates`).
+    """
+    import pandas as pd
+
+    tables = []
     trained: dict[str, str] = {}
     tested: dict[str, str] = {}
     alike = {digest([cell.stage, _data(cell)]): cell for cell in reversed(cells)}
     for cell in reversed(alike.values()):
         table = _instantiate(_data(cell)).table
+        tables.append(table.assign(split=["test" if part == "test" else "train" for part in table["split"]]))
         parts = {part: set(table["subject"][table["split"] == part]) for part in ("train", "val", "test")}
         if cell.stage == "finetune":
             for part, why in (("val", "to choose the learning rate on"), ("test", "to compare the rows on")):
@@ -66,6 +74,7 @@ def check_leakage(cells: Sequence[Cell]) -> None:
             f"cells one split (data.init_args.seed and split, or a column split), or the subjects of two cohorts other "
             f"names."
         )
+    check_duplicates(pd.concat(tables, ignore_index=True).drop_duplicates(["subject", "session", "split"]))
 
 
 def _data(cell: Cell) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from lssl.data.balance import pair_weights
 from lssl.data.batch import Visit, collate
 from lssl.data.boxes import crop, source_box
+from lssl.data.duplicates import check_duplicates
 from lssl.data.few_shot import FewShot, choose_labelled, repeated
 from lssl.data.loading import PairDataset, PairSampler, one_thread
 from lssl.data.pairs import (
@@ -203,6 +204,8 @@ class PairDataModule(L.LightningDataModule):
         self.subjects = table["subject"].iloc[np.flatnonzero(np.diff(index.subject, prepend=-1))].tolist()
         part = self._parts(table, index.subject, index.pairs)
         self.table = table.assign(split=pd.Categorical(np.array(SPLITS)[part[index.subject]], categories=SPLITS))
+        if stage == "fit" and (copies := check_duplicates(self.table)):
+            self.notes.append(copies)
         self._age, self._time = (table[name].to_numpy(np.float32) for name in ("age", "time"))
         singles = index.singles[:0] if self.single_visits == "drop" else index.singles
         used = np.concatenate([index.pairs, np.stack([singles, singles], 1)])

@@ -1,6 +1,7 @@
 """What a BIDS folder or a prepared folder holds, and which visits look wrong.
 
-Headers of all files are read, voxels only of some subjects, as that takes seconds each.
+Headers of all files are read, voxels only of some subjects, as that takes seconds each,
+and of files with the shape of another one, to find the same scan under two names.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import numpy as np
 import pandas as pd
 
 from lssl.data.bids import bids_table
+from lssl.data.duplicates import find_duplicates
 from lssl.data.pairs import build_pairs, count, order_notes, order_visits
 from lssl.data.tables import csv_table
 from lssl.prepare.quality import THICKEST
 from lssl.utils.errors import InputError
-from lssl.utils.files import fingerprint, read_json
+from lssl.utils.files import read_json
 
 __all__ = ["Inspection", "inspect_folder"]
 
@@ -138,7 +140,7 @@ def _prepared(folder: Path, described: dict[str, Any]) -> Inspection:
     names = _names(table)
     flags = table["flags"].fillna("") if "flags" in table else pd.Series("", index=table.index)
     report.suspicious = [(name, text) for name, text in zip(names, flags, strict=True) if text]
-    report.suspicious += _repeated(names, table["image_hash"].tolist())
+    report.suspicious += _repeated(table)
     missing = [name for name, image in zip(names, table["image"], strict=True) if not os.path.exists(image)]
     report.suspicious += [(name, "its file is missing; run `lssl prepare` again") for name in missing]
     report.looked_at = int(table["subject"].nunique())
@@ -149,17 +151,12 @@ def _names(table: pd.DataFrame) -> list[str]:
     return [f"{subject} {session}".strip() for subject, session in zip(table["subject"], table["session"], strict=True)]
 
 
-def _repeated(names: list[str], hashes: list[str]) -> list[tuple[str, str]]:
-    """Visits whose image is the same file as an earlier one's."""
-    first: dict[str, str] = {}
-    found = []
-    for name, value in zip(names, hashes, strict=True):
-        if not value:
-            continue
-        if value in first:
-            found.append((name, f"the same image as {first[value]}"))
-        first.setdefault(value, name)
-    return found
+def _repeated(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Visits whose scan is that of an earlier one, whatever its compression, header and axes."""
+    names = _names(table)
+    return [
+        (names[row], f"the same scan as {names[first]}") for first, *others in find_duplicates(table) for row in others
+    ]
 
 
 # --- BIDS -------------------------------------------------------------------------------------------------------------
@@ -175,7 +172,7 @@ def _raw(folder: Path, suffix: str, subjects: int, spacing: float, select: str) 
     names, images = _names(table), table["image"].tolist()
     grids = _headers(report, names, images)
     _refuse_moved(report, table, grids)
-    report.suspicious += _repeated(names, _hashes(images))
+    report.suspicious += _repeated(table)
     chosen = _evenly(list(dict.fromkeys(table["subject"])), subjects)
     boxes = [_look(report, table, subject, grids) for subject in chosen]
     report.looked_at = len(chosen)
@@ -226,16 +223,6 @@ def _refuse_moved(report: Inspection, table: pd.DataFrame, grids: list[Any]) -> 
         some = ", ".join(moved[:3]) + (", …" if len(moved) > 3 else "")
         text = f"{count(len(moved), 'subject')} with visits on different grids ({some}): `lssl prepare` aligns them"
         report.left_out.append(text)
-
-
-def _hashes(images: list[str]) -> list[str]:
-    """Content hashes of compressed files that are as long as another one; empty for the others."""
-    sizes = [os.path.getsize(path) if os.path.exists(path) else -1 for path in images]
-    times = Counter(sizes)
-    return [
-        fingerprint(path)["hash"] if path.endswith(".gz") and times[size] > 1 and size > 0 else ""
-        for path, size in zip(images, sizes, strict=True)
-    ]
 
 
 def _evenly(names: list[str], number: int) -> list[str]:

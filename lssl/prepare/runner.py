@@ -42,6 +42,7 @@ COLUMNS = (
     "size_w",
     "channels",
     "flags",
+    "voxel_hash",
 )
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -243,7 +244,7 @@ def assemble(out: Path, table: pd.DataFrame, options: Options) -> pd.DataFrame:
         rest = ["subject", "session", *(name for name in frame if name not in COLUMNS)]
         for name, columns in ((QUALITY, rest), (TABLE, list(COLUMNS))):
             with atomic_write(out / name) as part:
-                frame[columns].to_csv(part, index=False)
+                frame.reindex(columns=columns).to_csv(part, index=False)
         if _records(out) == seen:
             return frame
 

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
+from lssl.data.duplicates import voxel_hash
 from lssl.data.nifti import (
     automatic_foreground,
     intensity_range,
@@ -120,6 +121,7 @@ def prepare_subject(subject: CohortSubject, options: Options, out: Path) -> dict
         for session, images, matrix, channels in zip(subject.sessions, scans, maps, found["channels"], strict=True)
     ]
     for session, row in zip(subject.sessions, rows, strict=True):
+        row["voxel_hash"] = voxel_hash(session.images[options.suffixes[0]])
         row["image_hash"] = inputs[session.images[options.suffixes[0]]]["hash"]
     _judge(subject, rows, firsts, maps, found, options, out)
     record = {

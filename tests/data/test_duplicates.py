@@ -67,3 +67,64 @@ def test_the_column_of_a_prepared_folder_goes_before_its_files_and_damage_is_no_
     (tmp_path / "a.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes()[:300])
     assert find_duplicates(scans) == [[2, 3]]
     assert find_duplicates(scans.drop(columns="image")) == []
+
+
+def bids(root, scans):
+    """Subject → voxels of its two visits."""
+    for subject, visits in scans.items():
+        for number, voxels in enumerate(visits):
+            folder = root / f"sub-{subject}" / f"ses-{number}" / "anat"
+            folder.mkdir(parents=True, exist_ok=True)
+            save(folder / f"sub-{subject}_ses-{number}_T1w.nii.gz", voxels)
+    return {"class_path": "NiftiDataModule", "init_args": {"root": str(root), "split": [0.5, 0.25, 0.25]}}
+
+
+def test_fit_and_benchmark_refuse_a_scan_in_two_splits_and_inspect_names_it(tmp_path):
+    from types import SimpleNamespace
+
+    from lssl.benchmark.checks import check_leakage
+    from lssl.datamodules.nifti import NiftiDataModule
+    from lssl.prepare.inspection import inspect_folder
+
+    random = np.random.default_rng(0)
+    scans = {name: list(random.uniform(1, 9, (2, 12, 12, 12)).astype(np.float32)) for name in "abcdefgh"}
+    data = bids(tmp_path, scans)
+    module = NiftiDataModule(**data["init_args"])
+    module.setup("fit")
+    assert "same scan" not in module.summary
+    splits = module.table.groupby("subject", observed=True)["split"].first()
+    train, test = (next(name for name in splits.index if splits[name] == part) for part in ("train", "test"))
+    twin = next(name for name in splits.index if splits[name] == "train" and name != train)
+    cell = SimpleNamespace(stage="finetune", name="cell", config={"data": data})
+    check_leakage([cell])
+
+    bids(tmp_path, {**scans, twin[-1]: [scans[train[-1]][0], scans[twin[-1]][1]]})
+    module = NiftiDataModule(**data["init_args"])
+    module.setup("fit")  # both are trained on
+    assert "the same scan under several names" in module.summary
+
+    bids(tmp_path, {**scans, test[-1]: [scans[train[-1]][0], scans[test[-1]][1]]})
+    with pytest.raises(InputError, match="are the same scan"):
+        NiftiDataModule(**data["init_args"]).setup("fit")
+    with pytest.raises(InputError, match="are the same scan"):
+        check_leakage([cell])
+    assert any("the same scan as" in reason for _, reason in inspect_folder(tmp_path, subjects=0).suspicious)
+
+
+def test_benchmark_finds_the_copy_between_the_data_of_two_cells(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from lssl.benchmark import checks
+
+    random = np.random.default_rng(0)
+    images = [save(tmp_path / f"{name}.nii.gz", random.uniform(1, 9, (6, 7, 8)).astype(np.float32)) for name in "abc"]
+    copy = save(tmp_path / "copy.nii", nib.load(images[2]).get_fdata(dtype=np.float32))
+    columns = {"subject": ["a", "b", "c"], "session": "1", "split": ["train", "val", "test"]}
+    tables = {"tuned": pd.DataFrame({**columns, "image": images})}
+    tables["other"] = pd.DataFrame({"subject": ["x"], "session": "1", "split": ["train"], "image": [copy]})
+    monkeypatch.setattr(checks, "_data", lambda cell: cell.name)
+    monkeypatch.setattr(checks, "_instantiate", lambda name: SimpleNamespace(table=tables[name]))
+    cells = [SimpleNamespace(name="other", stage="pretrain"), SimpleNamespace(name="tuned", stage="finetune")]
+    with pytest.raises(InputError, match=r"x 1 \(train\)|c 1 \(test\)"):
+        checks.check_leakage(cells)
+    checks.check_leakage(cells[1:])

@@ -70,7 +70,7 @@ def test_a_bids_folder_is_counted_and_doubted(bids, capsys, tmp_path):
     assert report["orientations"]["none"] == 1
     assert report["without_age"] == 6
     found = {(entry["visit"], entry["reason"].split(":")[0]) for entry in report["suspicious"]}
-    assert ("sub-a ses-M006", "the same image as sub-a ses-M000") in found
+    assert ("sub-a ses-M006", "the same scan as sub-a ses-M000") in found
     assert ("sub-b ses-M012", "left–right flipped against the visit before") in found
     assert ("sub-e ses-M000", "slices of 9 mm") in found
     assert ("sub-e ses-M000", "no orientation in its header") in found
@@ -88,7 +88,7 @@ def test_a_bids_folder_on_the_screen(bids, capsys):
     text = capsys.readouterr().out
     assert "5 (2 seen 1×, 3 seen 2×)" in text
     assert "0.5–1: 1, 1–1.5: 1, 3–5: 1" in text
-    assert "sub-a ses-M006: the same image as sub-a ses-M000" in text
+    assert "sub-a ses-M006: the same scan as sub-a ses-M000" in text
 
 
 def test_a_prepared_folder(tmp_path, capsys):
@@ -102,7 +102,7 @@ def test_a_prepared_folder(tmp_path, capsys):
     report = told(capsys, str(out))
     assert (report["kind"], report["subjects"], report["channels"]) == ("prepared", 2, ["T1w"])
     assert report["spacings_mm"] == {"12": 2}
-    assert {"visit": "sub-b ses-M000", "reason": "the same image as sub-a ses-M000"} in report["suspicious"]
+    assert {"visit": "sub-b ses-M000", "reason": "the same scan as sub-a ses-M000"} in report["suspicious"]
     assert any("its file is missing" in entry["reason"] for entry in report["suspicious"])
     main(["inspect", str(out)])
     assert "on disk" in capsys.readouterr().out
