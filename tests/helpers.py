@@ -92,3 +92,13 @@ class Interrupt(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         trainer.should_stop = trainer.global_step >= self.step
+
+
+def sentence(capsys, *args):
+    """The one line on standard error that starts with ``lssl: error:``."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(args))
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lssl: error: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("lssl: error: ")

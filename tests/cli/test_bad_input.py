@@ -2,21 +2,9 @@
 
 import pytest
 import yaml
-from helpers import ROOT, TINY_NET, tiny
-
-from lssl.cli.main import main
+from helpers import ROOT, TINY_NET, sentence, tiny
 
 DEMO = ["--config", str(ROOT / "configs/demo.yaml")]
-
-
-def sentence(capsys, *args):
-    """The one line on standard error that starts with ``lssl: error:``."""
-    with pytest.raises(SystemExit) as stop:
-        main(list(args))
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lssl: error: ")]
-    assert len(lines) == 1
-    return lines[0].removeprefix("lssl: error: ")
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from helpers import TINY_NET, fit, tiny
+from helpers import TINY_NET, fit, sentence, tiny
 from monai.networks.nets import BasicUNet
-from test_bad_input import sentence
 
 from lssl import Backbone, Segmenter, ViewSampler
 from lssl.checkpoint import load_task
