@@ -200,12 +200,16 @@ def _participants(measures: Measures, table: pd.DataFrame, participants: Sidecar
             visits.append((row, sessions.get(session, [{}])[0] if per_visit else _wide(mine, session)))
             visits[-1] = (row, {**mine[0], **visits[-1][1]}) if only else visits[-1]
         once += [(int(group.index[0]), {} if per_visit or not mine else mine[0])]
+    units = dict(participants.units)
+    for column, unit in participants.units.items():  # of "age_M12" under the name that _wide gives its cells
+        for label in set(table["session"]):
+            units |= dict.fromkeys(_wide([{column: "0"}], label), unit)
     if confused:
         measures.notes.append(
             f"{count(len(confused), 'subject')} with several rows but no session in {where}, which are not read "
             f"({', '.join(confused[:3])})"
         )
-    read_measures(measures, _aligned(visits, len(table)), where, participants.units)
+    read_measures(measures, _aligned(visits, len(table)), where, units)
     baseline = _aligned(once, len(table)).rename(columns=_as_baseline)
     units = {_as_baseline(name): unit for name, unit in participants.units.items()}
     baseline = baseline.loc[:, ~baseline.columns.duplicated()]
@@ -298,6 +302,9 @@ def _scans(measures: Measures, table: pd.DataFrame, root: Path) -> None:
     ):
         stem = "_".join(name for name in (subject, session) if name)
         scans = read_table(root / subject / session / f"{stem}_scans.tsv", root / "scans.json")
+        if session and not scans.rows:  # one table for all sessions of a subject names files below ses-*/
+            scans = read_table(root / subject / f"{subject}_scans.tsv", root / "scans.json")
+            scans.rows = [row for row in scans.rows if f"{session}/" in row.get("filename", "").replace("\\", "/")]
         measures.notes += scans.notes
         units |= scans.units
         name = os.path.basename(str(image))

@@ -56,6 +56,13 @@ def test_dates_of_scans_tsv(tmp_path):
     assert "sub-02: ses-pre, ses-post" in notes[0]
 
 
+def test_one_scans_tsv_for_all_sessions(tmp_path):
+    cohort(tmp_path)
+    rows = ["filename | acq_time", "ses-pre/anat/x.nii | 2015-03-02", "ses-post/anat/y.nii | 2016-03-02"]
+    tsv(tmp_path / "sub-01/sub-01_scans.tsv", *rows)
+    assert visits(tmp_path)[1] == pytest.approx([0, 366 / 365.25])
+
+
 def test_one_unknown_date_leaves_the_words(tmp_path):
     cohort(tmp_path, "post pre")
     for session, date in (("pre", "n/a"), ("post", "2017-03-05")):
@@ -80,6 +87,7 @@ def test_one_unknown_date_leaves_the_words(tmp_path):
         (["participant_id | age_months", "sub-01 | 18"], {}, [1.5, 2.5]),
         (["participant_id | session_id | age", "sub-01 | ses-M12 | 61.2", "sub-01 | M00 | 60.1"], {}, [60.1, 61.2]),
         (["participant_id | age_M00 | age_M12", "sub-01 | 60.1 | 61.2"], {}, [60.1, 61.2]),
+        (["participant_id | age_M00 | age_M12", "sub-01 | 6 | 18"], {"age_M12": {"Units": "months"}}, [0.5, 1.5]),
         (["participant_id | ses-M00_age | ses-M12_age", "sub-01 | 60.1 | 61.2"], {}, [60.1, 61.2]),
         (["participant_id | age", "sub-01 | 60", "sub-01 | 61"], {}, [np.nan, np.nan]),
         (["who | age", "sub-01 | 60"], {}, [np.nan, np.nan]),
