@@ -4,7 +4,7 @@
     python examples/demo_finetune.py run [SEEDS] [ARM …]
                                                               # the paired design; finished runs are not repeated, and
                                                               # several processes share the work
-    python examples/demo_finetune.py table           # means, differences, two-way bootstrap
+    python examples/demo_finetune.py table           # means, differences and their intervals
     python examples/demo_finetune.py compare BASE RESULT …
                                                               # across settings: "3200 steps/0.01/scratch" …
 
@@ -36,6 +36,7 @@ import yaml
 from monai.networks.nets import BasicUNet
 
 from lssl import Backbone, Segmenter, ViewSampler
+from lssl.benchmark.statistics import two_way
 from lssl.cli.compose import compose
 from lssl.cli.main import _hush, main
 from lssl.data.few_shot import FewShot
@@ -219,7 +220,7 @@ def run(seeds: int, arms: list[str]) -> None:
 
 
 def table() -> None:
-    """Means, and differences with a bootstrap over seeds and subjects together, of the arms that all seeds have."""
+    """Means, and differences with intervals over seeds and subjects, of the arms that all seeds have."""
     folder = RESULTS / f"{LR}"
     seeds = [seed for seed in range(100) if (folder / f"scratch {seed}.json").is_file()]
     results = {
@@ -255,19 +256,10 @@ def compare(names: list[str]) -> None:
 
 
 def _print_difference(title: str, difference: np.ndarray) -> None:
-    low, high = two_way(difference)
-    print(f"{'':<18}{title}: {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]", end="")
+    low, high, _ = two_way(difference)
+    interval = f" [{low:+.3f}, {high:+.3f}]" if low == low else ""  # one seed gives none
+    print(f"{'':<18}{title}: {difference.mean():+.3f}{interval}", end="")
     print(f"  per seed {np.round(difference.mean(1), 3)}")
-
-
-def two_way(difference: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
-    """95 % interval of the mean of ``(seeds, subjects)``, seeds and subjects both drawn with replacement."""
-    draw = np.random.default_rng(0)
-    seeds, subjects = difference.shape
-    rows = draw.integers(seeds, size=(draws, seeds, 1))
-    columns = draw.integers(subjects, size=(draws, 1, subjects))
-    low, high = np.percentile(difference[rows, columns].mean((1, 2)), [2.5, 97.5])
-    return float(low), float(high)
 
 
 if __name__ == "__main__":
