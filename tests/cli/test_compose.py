@@ -299,25 +299,23 @@ def parsed(capsys, *args: str) -> dict:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_data_change_nothing_of_a_recipe_wherever_they_stand(recipe, capsys, bids, prepared):
     """Phantom, BIDS, prepared, before and after it: the class of the data and its own arguments differ, no more."""
-    own = {"split", "seed"}
-    alone, found = parsed(capsys, "--config", recipe), []
+    alone, found = resolved(compose([recipe]).values), []
     for data, cls in (
         ("PhantomDataModule", "phantom.PhantomDataModule"),
         (str(bids), "nifti.NiftiDataModule"),
         (str(prepared), "prepared.PreparedDataModule"),
     ):
         both = [["--config", recipe], ["--data", data]]
-        one, other = (parsed(capsys, *itertools.chain(*order)) for order in (both, both[::-1]))
+        given = [read_arguments([*itertools.chain(*order)]) for order in (both, both[::-1])]
+        one, other = (complete(read.files, read.data, read.options).values for read in given)
         assert one == other
-        assert one["data"]["class_path"] == f"lssl.datamodules.{cls}"
-        shared = {key: value for key, value in one["data"]["init_args"].items() if key in OF_THE_RECIPE}
+        config = parsed(capsys, *both[0], *both[1])
+        assert config["data"]["class_path"] == f"lssl.datamodules.{cls}"
+        shared = {key: value for key, value in config["data"]["init_args"].items() if key in OF_THE_RECIPE}
         assert shared.keys() == {*OF_THE_RECIPE}
         assert alone["data"]["init_args"].items() <= shared.items()
-        assert {key: value for key, value in one.items() if key != "data"} == {
-            k: v for k, v in alone.items() if k != "data"
-        }
-        found.append((shared, one["data"]["init_args"].keys() - own))
-    assert found[0][0] == found[1][0] == found[2][0]
+        found.append({"recipe": shared, **{key: value for key, value in config.items() if key != "data"}})
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("name", ["nifti", "prepared", "phantom", "label_maps", "heads", "demo"])
