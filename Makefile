@@ -23,7 +23,7 @@ benchmark: setup ## every strategy against scratch on procedural heads: table, f
 test: lint ## lint, types, and all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
-coverage: lint ## as test, and the share of lines that it ran: stops below the gate of pyproject.toml
+coverage: lint ## as test, and the share of lines that it ran
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 slow: setup ## the slow tests
