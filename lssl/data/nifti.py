@@ -67,7 +67,10 @@ def read_grid(path: str, strict: bool = True) -> Grid:
         path: the file.
         strict: refuses a header that does not know its orientation.
     """
-    image = open_image(path)
+    return _grid(open_image(path), path, strict)
+
+
+def _grid(image: Any, path: str, strict: bool = True) -> Grid:
     shape = image.shape
     if len(shape) < 3 or any(length != 1 for length in shape[3:]) or min(shape) < 1:
         raise InputError(
@@ -235,16 +238,14 @@ def _otsu(values: np.ndarray) -> float:
 def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
     """``(D, H, W)`` float32 voxels and affine (mm) in closest canonical axes."""
     image = open_image(path)
-    affine = affine_mm(image, path)
+    grid = _grid(image, path)
     refuse_larger_than_memory(memory_needed(image), f"Reading {path}", "leave it out, or repair its header")
     try:
         voxels = _voxels(image, path)
     except READ_ERRORS as error:
         raise InputError(damaged(path, error)) from error
-    orientation = io_orientation(affine)
-    voxels = voxels.reshape(voxels.shape[:3])
-    affine = affine @ inv_ornt_aff(orientation, voxels.shape)
-    return np.ascontiguousarray(apply_orientation(voxels, orientation)), affine
+    turned = apply_orientation(voxels.reshape(voxels.shape[:3]), io_orientation(affine_mm(image, path)))
+    return np.ascontiguousarray(turned), grid.affine
 
 
 def _voxels(image: Any, path: str) -> np.ndarray:

@@ -107,7 +107,7 @@ def _prepare_parser() -> Parser:
 
 
 def prepare_command(args: list[str]) -> None:
-    """Runs ``lssl prepare``; a failed subject ends it with status 1, after all others are done."""
+    """Runs ``lssl prepare``; a visit that was left out ends it with status 1, after all others are done."""
     chosen = _prepare_parser().parse_args(args)
     if chosen.workers < 1:
         raise InputError(f"--workers is {chosen.workers}; at least one process is needed.")
@@ -138,15 +138,20 @@ def prepare_command(args: list[str]) -> None:
         picture = chosen.out / "pictures" / f"{visit.split()[0]}.png"
         print(f"look at {visit}: {'; '.join(reasons)} ({picture})")
     _print_fates(outcome, chosen.out / TABLE)
-    if outcome.failed:
+    if outcome.failed or outcome.left:
         raise SystemExit(1)
 
 
 def _print_fates(outcome: Any, table: Path) -> None:
     for name, reason in outcome.failed.items():
         print(f"lssl: {name} failed: {reason}", file=sys.stderr)
+    for name, reason in outcome.left.items():
+        print(f"lssl: {name} left out: {reason}", file=sys.stderr)
+    for line in outcome.overlays:
+        print(line)
     parts = [f"{len(outcome.done)} prepared in {outcome.seconds:.0f} s", f"{len(outcome.kept)} finished before"]
     parts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
+    parts += [f"{len(outcome.left)} visits left out"] if outcome.left else []
     parts += [f"{len(outcome.flagged)} visits to look at"] if outcome.flagged else []
     print(f"Subjects: {', '.join(parts)}. The visits are listed in {table}.")
 

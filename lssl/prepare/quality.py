@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["flags", "laplacian_energy", "mutual_information", "ncc", "overlap", "pairwise"]
+__all__ = ["flags", "laplacian_energy", "misaligned", "mutual_information", "ncc", "overlap", "pairwise"]
 
 #: Below or above which a visit is flagged; see :func:`flags`.
 LOWEST_NCC, LOWEST_OVERLAP, LOWEST_COVERAGE = 0.5, 0.75, 0.85
@@ -81,21 +81,28 @@ def flags(row: dict[str, float], spacing: np.ndarray, floor: float = LOWEST_NCC)
         spacing: native voxel size in mm.
         floor: lowest correlation with the subject's other visits that counts as aligned.
     """
+    found = misaligned(row, floor)
+    if row["coverage"] < LOWEST_COVERAGE:
+        found.append(f"field of view holds {row['coverage']:.0%} of the head")
+    if row["rotation_deg"] > LARGEST_ROTATION:
+        found.append(f"turned by {row['rotation_deg']:.0f}°")
+    if spacing.max() >= max(THICKEST, 2 * spacing.min()):
+        found.append(f"slices of {spacing.max():.1f} mm")
+    return found
+
+
+def misaligned(row: dict[str, float], floor: float = LOWEST_NCC) -> list[str]:
+    """Of the :func:`flags`, those that put the correspondence of a visit with the others in doubt."""
     found = []
-    if row["ncc_after"] < floor or (np.isnan(row["ncc_after"]) and not np.isnan(row["disagreement_mm"])):
+    lost = np.isnan(row["ncc_after"]) and not np.isnan(row["disagreement_mm"])
+    if row["ncc_after"] < floor or lost:
         found.append(f"correlates by {row['ncc_after']:.2f} with the other visits: not aligned, or another contrast")
     if row["overlap"] < LOWEST_OVERLAP:
         found.append(f"foregrounds overlap by {row['overlap']:.2f} only")
-    if row["coverage"] < LOWEST_COVERAGE:
-        found.append(f"field of view holds {row['coverage']:.0%} of the head")
     if row["disagreement_mm"] > LARGEST_DISAGREEMENT:
         found.append(f"both directions of registration disagree by {row['disagreement_mm']:.1f} mm")
     if row["closure_mm"] > LARGEST_CLOSURE:
         found.append(f"registrations of three visits disagree by {row['closure_mm']:.1f} mm")
-    if row["rotation_deg"] > LARGEST_ROTATION:
-        found.append(f"turned by {row['rotation_deg']:.0f}°")
-    if row["mirror_gain"] > 0:
+    if row["mirror_gain"] > 0 and not (row["ncc_after"] < floor or lost):  # a mirror helps any lost registration
         found.append("left–right flipped against the other visits")
-    if spacing.max() >= max(THICKEST, 2 * spacing.min()):
-        found.append(f"slices of {spacing.max():.1f} mm")
     return found

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import lssl
 from lssl.data.pairs import count
 from lssl.prepare.cohort import CohortSubject, Options, find_subjects
+from lssl.prepare.overlays import overlay_lines
 from lssl.prepare.subject import current, prepare_subject, record_path, settings
 from lssl.utils.errors import InputError, input_error
 from lssl.utils.files import atomic_write, digest, read_json, write_json
@@ -41,6 +42,7 @@ COLUMNS = (
     "size_h",
     "size_w",
     "channels",
+    "aligned",
     "flags",
     "voxel_hash",
 )
@@ -49,12 +51,24 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass
 class PrepareOutcome:
-    """What a run did: names of subjects by fate, with reasons, and the flags of visits."""
+    """What a run did.
+
+    Attributes:
+        done: subjects that were prepared now.
+        kept: subjects that had been prepared before.
+        failed: subject → why nothing of it could be prepared.
+        left: visit → why it was left out of its subject.
+        flagged: visit → what looks wrong with it.
+        overlays: sentences on masks and label maps: how many were found, taken and left, and why.
+        seconds: spent.
+    """
 
     done: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
     flagged: dict[str, list[str]] = field(default_factory=dict)
+    overlays: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -95,7 +109,15 @@ def prepare(
                 record_path(out, subject.name).unlink(missing_ok=True)  # what lies there is of an earlier state
     finally:
         assembled = assemble(out, table, options)
-    outcome.flagged = _flagged(assembled, {subject.name for subject in mine})
+    names = {subject.name for subject in mine}
+    outcome.flagged = _flagged(assembled, names)
+    records = [record for name in sorted(names) if (record := read_json(record_path(out, name)))]
+    outcome.left = {
+        f"{record['subject']} {session}".strip(): reason
+        for record in records
+        for session, reason in record["left"].items()
+    }
+    outcome.overlays = overlay_lines(table, records, names)
     outcome.seconds = time.monotonic() - start
     return outcome
 

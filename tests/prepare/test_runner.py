@@ -192,22 +192,32 @@ def spoil(bids: Path, what: str) -> str:
 
 
 @pytest.mark.parametrize("what", ["cut off", "series", "no orientation", "constant"])
-def test_a_broken_subject_is_named_and_the_others_are_done(what, bids, tmp_path, capsys):
+def test_a_broken_visit_is_named_and_the_others_are_done(what, bids, tmp_path, capsys):
     reason = spoil(bids, what)
-    assert prepare(bids, tmp_path / "out") == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lssl: ")]
-    assert len(lines) == 1
-    assert lines[0].startswith("lssl: sub-a failed: ")
-    assert reason in lines[0]
-    assert "sub-a_ses-M012_T1w.nii.gz" in lines[0]
-    assert pd.read_csv(tmp_path / "out/visits.csv")["subject"].unique().tolist() == ["sub-b", "sub-c"]
+    for _ in range(2):  # the second time from the record
+        assert prepare(bids, tmp_path / "out") == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lssl: ")]
+        assert len(lines) == 1
+        assert lines[0].startswith("lssl: sub-a ses-M012 left out: ")
+        assert reason in lines[0]
+        assert "sub-a_ses-M012_T1w.nii.gz" in lines[0]
+    table = pd.read_csv(tmp_path / "out/visits.csv")
+    assert (table["subject"] + table["session"]).tolist() == ["sub-ases-M000", "sub-bses-M000", "sub-cses-M000"]
 
 
-def test_a_subject_that_breaks_later_leaves_the_table(bids, tmp_path):
+def test_a_visit_that_breaks_later_leaves_the_table(bids, tmp_path):
     assert prepare(bids, tmp_path / "out") == 0
     spoil(bids, "cut off")
     assert prepare(bids, tmp_path / "out") == 1
-    assert pd.read_csv(tmp_path / "out/visits.csv")["subject"].unique().tolist() == ["sub-b", "sub-c"]
+    assert pd.read_csv(tmp_path / "out/visits.csv")["subject"].tolist() == ["sub-a", "sub-b", "sub-c"]
+
+
+def test_a_subject_without_a_usable_visit_fails(bids, tmp_path, capsys):
+    image_path(bids, "b", "M000").unlink()
+    image_path(bids, "b", "M000").symlink_to("../gone.nii.gz")
+    assert prepare(bids, tmp_path / "out") == 1
+    assert "lssl: sub-b failed: " in capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "out/visits.csv")["subject"].tolist() == ["sub-a", "sub-a", "sub-c"]
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(bids, tmp_path, monkeypatch, capsys):
