@@ -108,6 +108,10 @@ class NiftiDataModule(PairDataModule):
             name: np.array([os.fsencode(path) for path in table[name].tolist()]) for name in ("image", "mask", "label")
         }
 
+    def channels(self) -> list[str]:
+        """One, called as the images' suffix."""
+        return [self.suffix if self.csv is None else "image"]
+
     def shapes(self) -> np.ndarray:
         """``(visits, 3)`` voxels per axis, from the headers."""
         return self._shapes

@@ -87,8 +87,13 @@ class PreparedDataModule(PairDataModule):
                 f"{self.root / 'visits.csv'}."
             )
         names = table["channels"].dropna().unique().tolist() if "channels" in table else []
-        if channels := sorted({channel for name in names for channel in name.split("+")}):
-            self.notes.append(f"prepared channels {', '.join(channels)}")
+        if len(names) > 1:
+            raise InputError(
+                f"The visits of {self.csv} have different channels ({' and '.join(map(str, names[:3]))}); choose rows "
+                f"of one kind, or prepare them with the same suffixes."
+            )
+        self._channels = str(names[0]).split("+") if names else ["image"]
+        self.notes.append(f"prepared channels {', '.join(self._channels)}")
         if "flags" in table and (flagged := int(table["flags"].fillna("").astype(bool).sum())):
             self.notes.append(f"{count(flagged, 'visit')} to look at, see the column flags of visits.csv")
         return table
@@ -97,6 +102,11 @@ class PreparedDataModule(PairDataModule):
         """Keeps where the visits of the sorted table lie."""
         self.files = VisitFiles(table["image"].tolist(), self._budget)
         self._shapes = table[["size_d", "size_h", "size_w"]].to_numpy(int)
+
+    def channels(self) -> list[str]:
+        """As the folder was prepared with, in the stored order."""
+        self.setup()
+        return self._channels
 
     def shapes(self) -> np.ndarray:
         """``(visits, 3)`` voxels per axis, from the table."""

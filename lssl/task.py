@@ -162,6 +162,7 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         data = self._datamodule
         if isinstance(data, DataSource):
             data.check_crop(self.views.size)
+            self.check_channels()
         self._check_precision()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -225,6 +226,17 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         if math.isinf(steps):
             raise InputError(f"trainer: the {what} needs an end; set trainer.max_epochs or trainer.max_steps.")
         return int(steps)
+
+    def check_channels(self) -> None:
+        """Refuses images whose channels are not those that the network takes."""
+        names, taken = self.data_source.channels(), self.backbone.in_channels
+        if len(names) != taken:
+            many = f"{len(names)} channels" if len(names) > 1 else "1 channel"
+            raise InputError(
+                f"The data have {many} ({', '.join(names)}) and the network takes {taken}: set backbone.in_channels "
+                f"(and the network's own option, if it is given by class_path) to {len(names)}, or give data with "
+                f"{taken}."
+            )
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

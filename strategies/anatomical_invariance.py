@@ -137,13 +137,13 @@ class DINO(Objective):
             taken = torch.exp(-(mean * mean.clamp_min(1e-12).log()).sum())
             same = student.flatten(0, -2).argmax(1) == assigned.argmax(1)
         if self.training:
-            criterion.follow(teacher)
+            criterion.observe(teacher)
         return value, {"prototypes": taken, "agreement": same.float().mean()}
 
     def on_step_end(self, progress: float) -> None:
-        """Moves the teacher's temperature."""
-        self.inter.anneal(progress)
-        self.intra.anneal(progress)
+        """Moves the centres and the teacher's temperature."""
+        self.inter.follow(progress)
+        self.intra.follow(progress)
 
 
 class InfoNCE(Objective):

@@ -25,6 +25,7 @@ from lssl.data.pairs import (
     SPLITS,
     build_pairs,
     count,
+    evenly,
     given_split,
     order_notes,
     order_visits,
@@ -56,7 +57,8 @@ class PairDataModule(L.LightningDataModule):
         min_interval: shortest interval of a pair in years.
         max_interval: longest interval of a pair in years.
         pairs_per_subject: ``one``: each epoch draws one pair of every subject, so that subjects with many visits do
-            not dominate; ``all``: each epoch takes all of them. Validation and test always take all.
+            not dominate; ``all``: each epoch takes all of them. Test takes all, validation
+            equally many of every subject.
         balance: draws pairs such that every ``site`` (a column of the table), every class of ``interval`` between the
             visits, or both weigh the same, instead of every subject; an epoch stays as long.
         single_visits: a subject seen once gives a pair of the ``same`` visit twice, or is left out (``drop``).
@@ -70,7 +72,7 @@ class PairDataModule(L.LightningDataModule):
         table: after ``setup``: one row per visit, sorted by subject and time, with its split.
         subjects: after ``setup``: names of the subjects; ``Visit.subject`` counts in it.
         train_pairs: after ``setup``: ``(pairs, 2)`` int32 rows of the table in time order.
-        val_pairs: the same for validation.
+        val_pairs: the same for validation, equally many of every subject; see :func:`.pairs.evenly`.
         test_pairs: the same for test.
         summary: after ``setup``: what was found, used and excluded, in words.
         excluded: phrases with counts that :meth:`visit_table` may add to: which visits it left out, and why.
@@ -181,6 +183,11 @@ class PairDataModule(L.LightningDataModule):
         """``(visits,)`` bool; here as if all were like the first visit. Override where the table tells."""
         return np.full(len(self.table), self.read(0).label is not None)
 
+    def channels(self) -> list[str]:
+        """Names of the images' channels, in their order; here as if all were like the first visit."""
+        self.setup()
+        return [f"channel {number}" for number in range(len(self.read(0).image))]
+
     def voxel_size(self) -> np.ndarray:
         """``(3,)`` mm between voxels; here as if all were like the first visit. Override where headers tell."""
         return np.linalg.norm(self.read(0).affine[:3, :3].numpy(), axis=0)
@@ -211,7 +218,8 @@ class PairDataModule(L.LightningDataModule):
         used = np.concatenate([index.pairs, np.stack([singles, singles], 1)])
         used = used[np.lexsort(used.T[::-1])]
         part_of_pair = part[index.subject[used[:, 0]]]
-        self.train_pairs, self.val_pairs, self.test_pairs = (used[part_of_pair == value] for value in range(3))
+        self.train_pairs, val_pairs, self.test_pairs = (used[part_of_pair == value] for value in range(3))
+        self.val_pairs = evenly(val_pairs, index.subject)
         if self.single_visits == "drop" and len(index.singles):
             self.excluded.append(f"{count(len(index.singles), 'single visit')} (single_visits: drop)")
         self.excluded += index.excluded

@@ -21,6 +21,7 @@ __all__ = [
     "PairIndex",
     "build_pairs",
     "count",
+    "evenly",
     "given_split",
     "order_notes",
     "order_visits",
@@ -239,3 +240,22 @@ def given_split(table: pd.DataFrame, subject: np.ndarray) -> np.ndarray:
             f"give all visits of a subject the same split, or views of one brain reach both training and test."
         )
     return code[first].astype(np.int8)
+
+
+def evenly(pairs: np.ndarray, subject: np.ndarray) -> np.ndarray:
+    """Pairs such that every subject gives equally many, so that a mean over pairs weighs subjects alike.
+
+    Each subject gives as many as the median subject has: with more, pairs spread evenly over its own are taken; with
+    fewer, its own are repeated.
+
+    Args:
+        pairs: ``(pairs, 2)`` rows, sorted by subject.
+        subject: ``(visits,)`` number of each row's subject.
+    """
+    if not len(pairs):
+        return pairs
+    _, start, number = np.unique(subject[pairs[:, 0]], return_index=True, return_counts=True)
+    most = max(1, int(np.median(number)))
+    step = np.arange(most)
+    spread = step * number[:, None] // most
+    return pairs[(start[:, None] + np.where(number[:, None] >= most, spread, step % number[:, None])).ravel()]

@@ -55,5 +55,8 @@ class DataSource(Protocol):
     def read_label(self, row: int) -> np.ndarray | None:
         """``(D, H, W)`` int16 label map of the visit in a row; ``None`` if it has none."""
 
+    def channels(self) -> list[str]:
+        """Names of the images' channels, in their order."""
+
     def voxel_size(self) -> np.ndarray:
         """``(3,)`` mm between voxels."""

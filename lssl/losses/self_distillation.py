@@ -36,7 +36,9 @@ class SelfDistillation(nn.Module):
     ``-Σ_k P_k log softmax(s/τ_s)_k`` with ``P = sg softmax((t - c)/τ_t)``, the mean over rows (DINO, Caron et al., ICCV
     2021; Alice's ``Loss``). The centre c follows the teacher's mean output over the batches of all ranks,
     ``c ← m c + (1 - m) mean(t)``, which keeps one prototype from taking all; sharpening keeps them from being equal.
-    τ_t goes linearly from its first to its last value. Centre and τ_t are buffers, hence in every checkpoint.
+    It moves once per optimizer step (:meth:`follow`), by the mean over all batches since the last step
+    (:meth:`observe`): accumulated gradients see one centre. τ_t goes linearly from its first to its last value. Centre
+    and τ_t are buffers, hence in every checkpoint.
 
     Papers: https://arxiv.org/abs/2104.14294 and https://arxiv.org/abs/2302.05615. Reference code:
     https://github.com/facebookresearch/dino and https://github.com/alibaba-damo-academy/alice.
@@ -58,6 +60,7 @@ class SelfDistillation(nn.Module):
 
     centre: Tensor
     temperature: Tensor
+    observed: Tensor
 
     def __init__(
         self,
@@ -79,6 +82,8 @@ class SelfDistillation(nn.Module):
         self.warmup, self.momentum = warmup, momentum
         self.register_buffer("centre", torch.zeros(prototypes))
         self.register_buffer("temperature", torch.tensor(float(first)))
+        self.register_buffer("observed", torch.zeros(prototypes), persistent=False)  # sum of the batches' means
+        self._batches = 0
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean over rows of ``(..., K)``; no gradient reaches the teacher's."""
@@ -91,16 +96,26 @@ class SelfDistillation(nn.Module):
         return ((teacher.detach().float() - self.centre) / self.temperature).softmax(-1)
 
     @torch.no_grad()
-    def follow(self, teacher: Tensor) -> None:
-        """Moves the centre towards the mean of the teacher's rows ``(..., K)`` on all ranks; after the loss."""
-        mean = teacher.float().flatten(0, -2).mean(0)
-        if world_size() > 1:
-            distributed.all_reduce(mean)
-            mean = mean / world_size()
-        self.centre.lerp_(mean, 1 - self.momentum)
+    def observe(self, teacher: Tensor) -> None:
+        """Notes the mean of the teacher's rows ``(..., K)``, for the next move of the centre; after the loss."""
+        self.observed += teacher.float().flatten(0, -2).mean(0)
+        self._batches += 1
 
-    def anneal(self, progress: float) -> None:
-        """Sets τ_t for this share of the steps done."""
+    @torch.no_grad()
+    def follow(self, progress: float) -> None:
+        """After an optimizer step: moves the centre towards what was observed on all ranks, and sets τ_t.
+
+        Args:
+            progress: share of the steps done.
+        """
+        if self._batches:
+            mean = self.observed / self._batches
+            if world_size() > 1:
+                distributed.all_reduce(mean)
+                mean = mean / world_size()
+            self.centre.lerp_(mean, 1 - self.momentum)
+            self.observed.zero_()
+            self._batches = 0
         first, last = self.range
         share = min(1.0, progress / self.warmup) if self.warmup else 1.0
         self.temperature.fill_(first + (last - first) * share)

@@ -13,7 +13,7 @@ from torch import Tensor
 from lssl.data.source import DataSource
 from lssl.utils.errors import InputError
 
-__all__ = ["Classes", "LabelCounts", "count_labels", "refuse_unknown"]
+__all__ = ["Classes", "LabelCounts", "count_labels", "ignored_values", "refuse_empty", "refuse_unknown"]
 
 ONE_SIDED = 0.95  # share of its voxels in one half of the volumes, above which a class lies on one side
 
@@ -67,14 +67,30 @@ class Classes:
         names: of the classes but the background.
         values: label values of each; a value that no class has is background, if ``open``.
         open: whether other values are background (the classes were listed) or unknown (they were found in the data).
+        ignored: values of voxels that nobody annotated; they are in no loss and no score.
     """
 
     names: tuple[str, ...]
     values: tuple[tuple[int, ...], ...]
     open: bool
+    ignored: tuple[int, ...] = ()
 
     @classmethod
-    def from_map(cls, class_map: Mapping[str, Sequence[int]], counts: LabelCounts) -> Classes:
+    def choose(
+        cls,
+        class_map: Mapping[str, Sequence[int]] | None,
+        ignore: Sequence[int] | None,
+        counts: LabelCounts,
+        names: Mapping[int, str],
+    ) -> Classes:
+        """Those of the map, or those found where there is none; see :func:`ignored_values` for ``ignore``."""
+        ignored = ignored_values(ignore, class_map, counts)
+        return cls.found(counts, names, ignored) if class_map is None else cls.from_map(class_map, counts, ignored)
+
+    @classmethod
+    def from_map(
+        cls, class_map: Mapping[str, Sequence[int]], counts: LabelCounts, ignored: Sequence[int] = ()
+    ) -> Classes:
         """As configured; each class must be in the training data, and each value in one class."""
         values = [value for group in class_map.values() for value in group]
         twice = [value for value in values if values.count(value) > 1]
@@ -88,18 +104,22 @@ class Classes:
                     f"which hold {', '.join(map(str, sorted({*counts.left, *counts.right})))}; take it out, or label "
                     f"more visits."
                 )
-        return cls(tuple(class_map), tuple(tuple(group) for group in class_map.values()), True)
+        if both := sorted({*values} & {*ignored}):
+            raise InputError(f"ignore: label {both[0]} belongs to a class, too; take it out of ignore or of classes.")
+        return cls(tuple(class_map), tuple(tuple(group) for group in class_map.values()), True, tuple(ignored))
 
     @classmethod
-    def found(cls, counts: LabelCounts, names: Mapping[int, str]) -> Classes:
-        """Every label value of the training data but 0 is a class."""
-        values = sorted(value for value in {*counts.left, *counts.right} if value > 0)
+    def found(cls, counts: LabelCounts, names: Mapping[int, str], ignored: Sequence[int] = ()) -> Classes:
+        """Every label value of the training data but 0 and those ignored is a class."""
+        values = sorted(value for value in {*counts.left, *counts.right} if value > 0 and value not in ignored)
         if not values:
             raise InputError(
                 "The label maps of the labelled training visits are empty: they hold no value but 0; check "
                 "data.init_args.labels."
             )
-        return cls(tuple(names.get(value, str(value)) for value in values), tuple((v,) for v in values), False)
+        return cls(
+            tuple(names.get(value, str(value)) for value in values), tuple((v,) for v in values), False, tuple(ignored)
+        )
 
     @property
     def number(self) -> int:
@@ -109,15 +129,18 @@ class Classes:
     def weights(self, counts: LabelCounts, exponent: float) -> Tensor:
         """``(K,)`` frequency to the power ``-exponent``, of mean 1."""
         foreground = [counts.total(group) for group in self.values]
-        every = sum({**counts.left}.values()) + sum(counts.right.values())
+        every = sum(counts.left.values()) + sum(counts.right.values()) - counts.total(self.ignored)
         voxels = torch.tensor([max(1, every - sum(foreground)), *foreground], dtype=torch.float64)
         weights = (voxels / every) ** -exponent
         return (weights / weights.mean()).float()
 
     def class_of_value(self) -> Tensor:
-        """``(max + 2,)`` int64: class of label value v at ``v + 1``; -1 (no label) stays -1."""
-        table = torch.zeros(max(max(group) for group in self.values) + 2, dtype=torch.long)
+        """``(max + 2,)`` int64: class of label value v at ``v + 1``; -1 (no label) stays -1, as what is ignored."""
+        known = [*self.ignored, *(value for group in self.values for value in group)]
+        table = torch.zeros(max(known) + 2, dtype=torch.long)
         table[0] = -1
+        for value in self.ignored:
+            table[value + 1] = -1
         for number, group in enumerate(self.values, 1):
             table[torch.tensor(group) + 1] = number
         return table
@@ -153,17 +176,40 @@ class Classes:
         return torch.tensor(swapped)
 
 
+def ignored_values(
+    chosen: Sequence[int] | None, class_map: Mapping[str, Sequence[int]] | None, counts: LabelCounts
+) -> tuple[int, ...]:
+    """Values of voxels that nobody annotated: those chosen; else 255, where it is no structure.
+
+    255 is a structure if a class lists it, or if any of 251 to 254 is there, too: FreeSurfer's corpus callosum.
+    """
+    if chosen is not None:
+        return tuple(dict.fromkeys(chosen))
+    listed = {value for group in (class_map or {}).values() for value in group}
+    seen = {*counts.left, *counts.right}
+    return (255,) if 255 in seen and 255 not in listed and not seen & {251, 252, 253, 254} else ()
+
+
 def refuse_unknown(classes: Classes, counts: LabelCounts, visits: Mapping[int, str]) -> None:
     """Stops at a label value of a held-out visit that no class has, where classes were found and not class_map."""
     if classes.open:
         return
-    known = {0, *(value for group in classes.values for value in group)}
+    known = {0, *classes.ignored, *(value for group in classes.values for value in group)}
     for row, values in counts.seen.items():
         if unknown := sorted(set(values) - known):
             raise InputError(
                 f"The label map of {visits[row]} holds the class {unknown[0]}, never seen in the labelled training "
                 f"visits; list the classes that count in model.init_args.classes, or label more visits."
             )
+
+
+def refuse_empty(classes: Classes, held_out: LabelCounts) -> None:
+    """Stops where no validation visit shows any class: there would be nothing to choose a checkpoint by."""
+    if held_out.seen and not held_out.total(value for group in classes.values for value in group):
+        raise InputError(
+            "No labelled validation visit shows any of the classes, so that nothing could tell the best checkpoint; "
+            "move a visit that shows one to the validation split, or give validation no labels."
+        )
 
 
 _SIDES = {"left": "right", "right": "left", "lh": "rh", "rh": "lh", "l": "r", "r": "l"}

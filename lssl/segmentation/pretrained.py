@@ -21,7 +21,11 @@ PREFIX = "backbone.network."
 
 @torch.no_grad()
 def load_pretrained(
-    backbone: Backbone, path: str | Path, part: Literal["encoder", "network"] = "network", partial: bool = False
+    backbone: Backbone,
+    path: str | Path,
+    part: Literal["encoder", "network"] = "network",
+    partial: bool = False,
+    adapt_channels: bool = False,
 ) -> str:
     """Copies weights and buffers of a checkpoint's network into a backbone.
 
@@ -30,6 +34,8 @@ def load_pretrained(
         path: of a checkpoint of any strategy.
         part: the whole ``network``, or its ``encoder``: what the coarsest tap depends on.
         partial: takes what has the same name and shape, instead of refusing a network that differs.
+        adapt_channels: where the images have more or fewer channels than the checkpoint's, every channel takes the mean
+            of the first convolution's weights, scaled so that equal channels give the same response as before.
 
     Returns:
         What matched, in words.
@@ -41,12 +47,14 @@ def load_pretrained(
     ours: dict[str, Tensor] = dict(backbone.network.state_dict())
     if part == "encoder":
         ours, theirs = (_within(state, backbone) for state in (ours, theirs))
+    adapted = _adapted(ours, theirs) if adapt_channels else {}
+    theirs |= adapted
     fitting = [name for name, value in ours.items() if name in theirs and theirs[name].shape == value.shape]
     if not partial and (wrong := _differences(ours, theirs)):
         raise InputError(
             f"The network of {path} differs from this one in {len(wrong)} tensors ({'; '.join(wrong[:3])}"
-            f"{'; …' if len(wrong) > 3 else ''}); use the backbone of its config, or set model.init_args.partial to "
-            f"true to take what fits."
+            f"{'; …' if len(wrong) > 3 else ''}); use the backbone of its config"
+            f"{_adapt_hint(ours, theirs)}, or set model.init_args.partial to true to take what fits."
         )
     if not fitting:
         raise InputError(f"Nothing in {path} fits this network: no tensor has the same name and shape.")
@@ -60,6 +68,8 @@ def load_pretrained(
         f"Pretrained {part} by {method} ({path}): {len(fitting)} of {len(backbone.network.state_dict())} tensors and "
         f"{moved:,} of {every:,} parameters of the network matched; the head is new."
     )
+    if adapted:
+        text += f" The first convolution was averaged over channels and repeated ({', '.join(adapted)})."
     padding = config["backbone"].get("padding", "zeros")
     if padding != backbone.padding:
         text += f" Note: it was trained with padding '{padding}', this network has '{backbone.padding}'."
@@ -70,6 +80,30 @@ def _within(state: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor
     """The encoder's tensors: its parameters, and the buffers of modules whose parameters are its own."""
     modules = {name.removeprefix("network.").rpartition(".")[0] for name in backbone.encoder()}
     return {name: value for name, value in state.items() if name.rpartition(".")[0] in modules}
+
+
+def _other_channels(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
+    """Kernels that differ in nothing but the number of their input channels."""
+    pairs = {name: (value.shape, theirs[name].shape) for name, value in ours.items() if name in theirs}
+    return [
+        name
+        for name, (one, other) in pairs.items()
+        if len(one) == len(other) == 5 and one[1] != other[1] and (one[0], *one[2:]) == (other[0], *other[2:])
+    ]
+
+
+def _adapted(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    adapted = {}
+    for name in _other_channels(ours, theirs):
+        here, there = ours[name].shape[1], theirs[name].shape[1]
+        adapted[name] = theirs[name].mean(1, keepdim=True).repeat_interleave(here, 1) * (there / here)
+    return adapted
+
+
+def _adapt_hint(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    if not _other_channels(ours, theirs):
+        return ""
+    return ", set model.init_args.input_channels to adapt if the images have other channels"
 
 
 def _differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from lssl.metrics import PercentChange, ReversalRate, TemporalConsistency, Traje
 from lssl.runs.outputs import Score
 from lssl.views import geometry as geo
 
-__all__ = ["METRICS", "SegmentedVisit", "dice_scores", "score_subject"]
+__all__ = ["METRICS", "SegmentedVisit", "dice_scores", "mean_dice", "score_subject"]
 
 METRICS = {
     "dice": "↑ Dice",
@@ -73,6 +75,21 @@ def dice_scores(predicted: Tensor, truth: Tensor, number: int) -> Tensor:
     return torch.where(sizes > 0, 2 * both / (sizes + own), torch.nan)
 
 
+def mean_dice(dice: Mapping[int, tuple[int, Sequence[float]]]) -> float:
+    """One figure of many visits: subjects and structures weigh alike, however often they are seen.
+
+    The mean over structures of the mean over subjects of the mean over a subject's visits, each over what is defined. A
+    structure that a visit's truth has not is not defined there, as in MONAI's ``DiceMetric(ignore_empty=True)`` and in
+    nnU-Net where the prediction is empty, too; what is predicted there anyway is not counted. 0 if nothing is defined.
+
+    Args:
+        dice: visit → its subject, and the Dice of each structure (NaN where not defined).
+    """
+    table = pd.DataFrame([[subject, *values] for subject, values in dice.values()])
+    score = table.groupby(0).mean().mean().mean() if len(table) else float("nan")
+    return 0.0 if math.isnan(score) else float(score)
+
+
 def score_subject(subject: str, visits: Sequence[SegmentedVisit], names: Sequence[str]) -> list[Score]:
     """All rows of one subject.
 
@@ -90,7 +107,9 @@ def score_subject(subject: str, visits: Sequence[SegmentedVisit], names: Sequenc
 
     volumes = [_volumes(visit.predicted, visit, len(names)) for visit in visits]
     truths = [
-        torch.full_like(volumes[0], torch.nan) if visit.truth is None else _volumes(visit.truth, visit, len(names))
+        torch.full_like(volumes[0], torch.nan)
+        if visit.truth is None or bool((visit.truth < 0).any())  # partly annotated: its volumes are not known
+        else _volumes(visit.truth, visit, len(names))
         for visit in visits
     ]
     for visit, volume, true_volume in zip(visits, volumes, truths, strict=True):

@@ -16,6 +16,7 @@ late steps (``ramp``), soft targets and short intervals (``interval``) more.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -24,19 +25,20 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from lssl.data.batch import PairBatch
 from lssl.data.few_shot import require_labels
 from lssl.data.source import DataSource
 from lssl.losses import Consistency, DiceCE
 from lssl.networks.backbone import Backbone
-from lssl.segmentation.classes import Classes, count_labels, refuse_unknown
+from lssl.segmentation.classes import Classes, count_labels, refuse_empty, refuse_unknown
+from lssl.segmentation.multipliers import Multipliers
 from lssl.segmentation.pretrained import load_pretrained
-from lssl.segmentation.scores import dice_scores
+from lssl.segmentation.scores import dice_scores, mean_dice
 from lssl.segmentation.volumes import segment
 from lssl.task import Task
-from lssl.utils.errors import InputError, nearest, positive
+from lssl.utils.errors import InputError, positive
 from lssl.utils.intervals import interval_weight, require_intervals
 from lssl.views import geometry as geo
 from lssl.views.sampler import View
@@ -65,6 +67,10 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         ramp: share of the steps over which the consistency's weight rises, as ``exp(-5 (1 - t)²)`` (Laine and Aila,
             ICLR 2017).
         window_overlap: of neighbouring windows in whole visits, as a share of their side.
+        ignore: label values of voxels that nobody annotated: they are in no loss and no score. ``None``: 255, unless a
+            class lists it or it is FreeSurfer's corpus callosum.
+        input_channels: of pretrained weights: ``adapt`` gives every channel of this network the mean of the first
+            convolution's weights, scaled to the number of channels.
         **common: see :class:`lssl.task.Task`.
     """
 
@@ -90,6 +96,8 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         interval: float | None = None,
         ramp: float = 0.0,
         window_overlap: float = 0.5,
+        ignore: list[int] | None = None,
+        input_channels: Literal["same", "adapt"] = "same",
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
@@ -100,12 +108,13 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
                 f"ramp is a share of the steps and window_overlap one below 1, not {ramp} and {window_overlap}."
             )
         self.pretrained, self.part, self.partial = pretrained, part, partial
-        self.class_map, self.balance, self.lr_multipliers = classes, balance, dict(lr_multipliers or {})
+        self.class_map, self.balance = classes, balance
+        self._multipliers = Multipliers(backbone, lr_multipliers or {})
         self.consistency = Consistency(targets, threshold, absent)
         self.interval, self.ramp, self.window_overlap = interval, ramp, window_overlap
+        self.ignore, self.input_channels = ignore, input_channels
+        self._dice: dict[int, tuple[int, list[float]]] = {}
         self.classes: Classes | None = None
-        self._check_multipliers()
-        self._encoder = backbone.encoder() if {"encoder", "decoder"} & self.lr_multipliers.keys() else set()
 
     def build(self, classes: Classes, spacing: Tensor, mirrored_class: Tensor, class_weight: Tensor) -> None:
         """Makes the head, once the classes are known: from the data in ``fit``, from the checkpoint afterwards."""
@@ -127,32 +136,32 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         """Asks for loaders of labelled visits; before training, learns the classes and takes the pretrained weights."""
         data = self.data_source
         data.use_labels(unlabelled_pairs=self.uses("consistency"))
+        self.check_channels()
         if stage == "fit":
             super().setup(stage)
             if self.interval is not None and self.uses("consistency"):
                 require_intervals(data.table)
             self._learn_classes(data)
             if self.pretrained:
-                rank_zero_info(load_pretrained(self.backbone, self.pretrained, self.part, self.partial))
+                adapt = self.input_channels == "adapt"
+                rank_zero_info(load_pretrained(self.backbone, self.pretrained, self.part, self.partial, adapt))
             self._freeze()
 
     def _learn_classes(self, data: DataSource) -> None:
         train, val = data.labelled_rows("train"), data.labelled_rows("val")
         require_labels(train)
         counts = count_labels(data, train)
-        classes = (
-            Classes.found(counts, data.label_names)
-            if self.class_map is None
-            else Classes.from_map(self.class_map, counts)
-        )
-        refuse_unknown(classes, count_labels(data, val), _names(data, val))
+        classes = Classes.choose(self.class_map, self.ignore, counts, data.label_names)
+        held_out = count_labels(data, val)
+        refuse_unknown(classes, held_out, _names(data, val))
+        refuse_empty(classes, held_out)
         mirrored_class = classes.mirrored_class(counts, flips=self.views.flip[0] > 0)
         self.build(classes, torch.from_numpy(data.voxel_size()), mirrored_class, classes.weights(counts, self.balance))
         names = _names(data, train)
         shown = ", ".join(list(names.values())[:3]) + (", …" if len(names) > 3 else "")
-        rank_zero_info(
-            f"{len(classes.names)} classes; labelled visits: {len(names)} to train ({shown}), {len(val)} to validate."
-        )
+        ignored = f"; voxels labelled {', '.join(map(str, classes.ignored))} are ignored" if classes.ignored else ""
+        many = f"{len(names)} to train ({shown}), {len(val)} to validate"
+        rank_zero_info(f"{len(classes.names)} classes; labelled visits: {many}{ignored}.")
 
     def losses(self, batch: PairBatch | Mapping[str, PairBatch]) -> dict[str, Tensor]:
         """Terms of ``labelled`` and ``unlabelled`` pairs, or both terms of the same pairs.
@@ -223,7 +232,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     def parameter_groups(self) -> dict[float, list[nn.Parameter]]:
         """Parameters by the multiplier of their learning rate; frozen ones are left out."""
         groups: dict[float, list[nn.Parameter]] = {}
-        for factor, parameter in self._with_multipliers():
+        for factor, parameter in self._multipliers.of(self.backbone, self.head):
             if factor > 0:
                 groups.setdefault(factor, []).append(parameter)
         return groups
@@ -238,32 +247,9 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         return self
 
     def _freeze(self) -> None:
-        for factor, parameter in self._with_multipliers():
+        for factor, parameter in self._multipliers.of(self.backbone, self.head):
             parameter.requires_grad_(factor > 0)
         self.train(self.training)
-
-    def _with_multipliers(self) -> list[tuple[float, nn.Parameter]]:
-        found = [(self.lr_multipliers.get("head", 1.0), parameter) for parameter in self.head.parameters()]
-        for name, parameter in self.backbone.named_parameters():
-            path = name.removeprefix("network.")
-            special = [key for key in self.lr_multipliers if path == key or path.startswith(key + ".")]
-            part = "encoder" if name in self._encoder else "decoder"
-            found.append(
-                (
-                    self.lr_multipliers[max(special, key=len)] if special else self.lr_multipliers.get(part, 1.0),
-                    parameter,
-                )
-            )
-        return found
-
-    def _check_multipliers(self) -> None:
-        known = {"encoder", "decoder", "head", *(name for name, _ in self.backbone.network.named_modules() if name)}
-        for name, factor in self.lr_multipliers.items():
-            if name not in known:
-                shown = {"encoder", "decoder", "head", *(key for key in known if "." not in key)}
-                raise InputError(f"lr_multipliers: there is no part '{name}' of the network{nearest(name, shown)}")
-            if factor < 0:
-                raise InputError(f"lr_multipliers: give 0 or more, not {factor} for '{name}'.")
 
     def on_resume(self) -> None:
         """A resumed run has its own weights, and need not find those that it once started from."""
@@ -274,13 +260,33 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     def segment(self, image: Tensor, affine: Tensor) -> Tensor:
         """``(D, H, W)`` class of each voxel of a visit ``(C, D, H, W)``, whatever its spacing."""
         own = geo.spacing(affine)
-        return segment(image, own, self.spacing, self._probability, self.views.size, self.window_overlap)
+        return segment(
+            image,
+            own,
+            self.spacing,
+            lambda crop: self.logits(crop).float().softmax(1),
+            self.views.size,
+            self.window_overlap,
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts anew."""
+        self._dice = {}
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Mean Dice of the structures of a whole visit; ``val/loss``, 1 less it, is what ``best.ckpt`` goes by."""
+        """Dice of the structures of a whole visit."""
         predicted, truth = self._segmented(batch), self.to_class_index(_label(batch))
-        dice = dice_scores(predicted, truth, self.known_classes().number)[1:].nanmean()
-        self.log_dict({"val/loss": 1 - dice, "val/dice": dice}, prog_bar=True, batch_size=1, sync_dist=True)
+        dice = dice_scores(predicted, truth, self.known_classes().number)[1:]
+        self._dice[int(batch.session[0, 0])] = int(batch.subject[0]), dice.tolist()
+
+    def on_validation_epoch_end(self) -> None:
+        """``val/dice``, see :func:`.scores.mean_dice`; ``val/loss``, 1 less it, is what ``best.ckpt`` goes by."""
+        everyone: list[Any] = [self._dice]
+        if self.trainer.world_size > 1:
+            everyone = [None] * self.trainer.world_size
+            distributed.all_gather_object(everyone, self._dice)
+        dice = mean_dice({row: value for part in everyone for row, value in part.items()})
+        self.log_dict({"val/loss": 1 - dice, "val/dice": dice}, prog_bar=True, batch_size=1)
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor | None]:
         """Prediction and truth of a whole visit, in classes; scored by :class:`.report.SegmentationReport`."""
@@ -314,7 +320,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         """The classes, so that prediction needs no labels."""
         super().on_save_checkpoint(checkpoint)
         classes = self.known_classes()
-        checkpoint["classes"] = {"names": classes.names, "values": classes.values, "open": classes.open}
+        checkpoint["classes"] = dataclasses.asdict(classes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the head that the weights are for."""
@@ -335,9 +341,6 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         if self.classes is None:
             raise InputError("A Segmenter learns its classes in `lssl fit`; give its checkpoint with --ckpt_path.")
         return self.classes
-
-    def _probability(self, image: Tensor) -> Tensor:
-        return self.logits(image).float().softmax(1)
 
     def _segmented(self, batch: PairBatch) -> Tensor:
         return self.segment(batch.images[0, 0], batch.affines[0, 0])

@@ -13,7 +13,7 @@ import torch
 from lssl.data import loading
 from lssl.data.batch import PairBatch, Visit
 from lssl.data.datamodule import PairDataModule
-from lssl.data.pairs import build_pairs, given_split, order_notes, order_visits, split_subjects
+from lssl.data.pairs import build_pairs, evenly, given_split, order_notes, order_visits, split_subjects
 from lssl.utils.errors import InputError
 
 SHAPE = (20, 24, 22)
@@ -351,3 +351,16 @@ def test_times_reach_the_batch_without_ages():
     batch = next(iter(source.train_dataloader()))
     assert batch.times.tolist() == [[0, 1.5]] * 2
     assert batch.ages.isnan().all()
+
+
+def test_validation_weighs_subjects_alike():
+    subject = np.repeat([0, 1, 2], [12, 2, 3])
+    every = np.array([(i, j) for i in range(17) for j in range(i + 1, 17) if subject[i] == subject[j]])
+    pairs = evenly(every, subject)
+    assert np.bincount(subject[pairs[:, 0]]).tolist() == [3, 3, 3]  # the median of 66, 1 and 3
+    own = pairs[subject[pairs[:, 0]] == 0]
+    assert len(np.unique(own, axis=0)) == 3
+    assert own[-1, 0] > 2  # spread over all, not the first ones
+    assert (pairs[3:6] == [12, 13]).all()  # its only pair, repeated
+    assert np.array_equal(evenly(every[66:67], subject), every[66:67])
+    assert len(evenly(every[:0], subject)) == 0

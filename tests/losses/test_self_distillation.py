@@ -54,7 +54,8 @@ def test_values_centres_and_gradients_of_the_published_code(oracle):
     for name, tensor in (("student_cls", cls), ("student_tokens", tokens), ("reconstruction", recon)):
         torch.testing.assert_close(tensor.grad, oracle[f"grad_{name}"], rtol=1e-5, atol=1e-7)
     for loss, kind, teacher in ((inter, "cls", crossed), (intra, "tokens", oracle["teacher_tokens"])):
-        loss.follow(teacher)
+        loss.observe(teacher)
+        loss.follow(0.0)
         after = oracle[f"center_{kind}_after"].flatten()
         torch.testing.assert_close(loss.centre, after, rtol=1e-5, atol=1e-7)
 
@@ -63,12 +64,12 @@ def test_the_schedule_is_that_of_the_published_epochs(oracle):
     """30 epochs of 1000 from .008 to .01, the last of them at .01: epoch 10 is 10/29 of the way."""
     loss = SelfDistillation(4, warmup=29 / 1000)
     assert loss.temperature.item() == pytest.approx(0.008)
-    loss.anneal(oracle["epoch"].item() / 1000)
+    loss.follow(oracle["epoch"].item() / 1000)
     assert loss.temperature.item() == pytest.approx(oracle["teacher_temperature"].item(), rel=1e-6)
-    loss.anneal(0.5)
+    loss.follow(0.5)
     assert loss.temperature.item() == pytest.approx(0.01)
     still = SelfDistillation(4, warmup=0.0)
-    still.anneal(0.0)
+    still.follow(0.0)
     assert still.temperature.item() == pytest.approx(0.01)
 
 
@@ -103,10 +104,27 @@ def test_the_centre_is_a_moving_mean_over_all_rows():
     loss, expected = SelfDistillation(3, momentum=0.8), torch.zeros(3)
     for _ in range(4):
         teacher = torch.randn(2, 5, 3, generator=draw)
-        loss.follow(teacher)
+        loss.observe(teacher)
+        loss.follow(1.0)
         expected = 0.8 * expected + 0.2 * teacher.mean((0, 1))
     torch.testing.assert_close(loss.centre, expected)
     assert set(loss.state_dict()) == {"centre", "temperature"}
+
+
+def test_accumulated_batches_move_the_centre_once_by_their_mean():
+    draw = torch.Generator().manual_seed(2)
+    batches = torch.randn(4, 6, 3, generator=draw)
+    together, apart = SelfDistillation(3), SelfDistillation(3)
+    together.observe(batches)
+    for batch in batches:
+        apart.observe(batch)
+        assert apart.centre.abs().max() == 0  # all batches of a step are centred alike
+    for loss in (together, apart):
+        loss.follow(0.0)
+    torch.testing.assert_close(apart.centre, together.centre)
+    before = apart.centre.clone()
+    apart.follow(0.5)  # nothing was observed since
+    assert torch.equal(apart.centre, before)
 
 
 def test_centring_keeps_one_prototype_from_taking_all():
@@ -115,7 +133,8 @@ def test_centring_keeps_one_prototype_from_taking_all():
     loss = SelfDistillation(3, teacher_temperature=(0.01, 0.01))
     assert loss.target(teacher)[:, 0].min() > 0.999
     for _ in range(200):
-        loss.follow(teacher)
+        loss.observe(teacher)
+        loss.follow(1.0)
     torch.testing.assert_close(loss.target(teacher), torch.full((4, 3), 1 / 3), atol=1e-4, rtol=0)
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from lssl.segmentation.classes import Classes, LabelCounts, count_labels, refuse_unknown
+from lssl.segmentation.classes import (
+    Classes,
+    LabelCounts,
+    count_labels,
+    ignored_values,
+    refuse_empty,
+    refuse_unknown,
+)
 from lssl.utils.errors import InputError
 
 
@@ -107,3 +114,33 @@ def test_an_empty_label_map():
 def test_weights_have_mean_one(counts):
     assert Classes.found(counts, {}).weights(counts, 0.5).mean().item() == pytest.approx(1.0)
     assert torch.isfinite(Classes.found(counts, {}).weights(counts, 0.5)).all()
+
+
+def test_what_nobody_annotated_is_no_class_and_has_no_part_in_the_weights():
+    half = label()
+    half[:, 2:] = 255
+    counts = count_labels(Data(half), np.array([0]))
+    ignored = ignored_values(None, None, counts)
+    assert ignored == (255,)
+    classes = Classes.found(counts, {}, ignored)
+    assert classes.names == ("17", "53", "7001")
+    assert [int(classes.class_of_value()[value + 1]) for value in (-1, 0, 17, 255, 254)] == [-1, 0, 1, -1, 0]
+    same = count_labels(Data(half[:, :2]), np.array([0]))
+    assert classes.weights(counts, 0.5).tolist() == Classes.found(same, {}).weights(same, 0.5).tolist()
+    refuse_unknown(classes, counts, {0: "a"})
+
+
+def test_255_is_a_structure_where_it_is_listed_or_freesurfers():
+    corpus_callosum = count_labels(Data(label(251, 255)), np.array([0]))
+    assert ignored_values(None, None, corpus_callosum) == ()
+    assert ignored_values(None, {"front": [255]}, count_labels(Data(label(1, 255)), np.array([0]))) == ()
+    assert ignored_values([9, 9], None, corpus_callosum) == (9,)
+    with pytest.raises(InputError, match="label 17 belongs to a class, too"):
+        Classes.from_map({"a": [17]}, count_labels(Data(label()), np.array([0])), (17,))
+
+
+def test_validation_without_any_class_is_refused(counts):
+    classes = Classes.from_map({"a": [17]}, counts)
+    refuse_empty(classes, counts)
+    with pytest.raises(InputError, match="No labelled validation visit shows any"):
+        refuse_empty(classes, count_labels(Data(label(53, 53)), np.array([0])))

@@ -92,3 +92,16 @@ def test_missing_and_truncated_checkpoints(checkpoint, tmp_path):
         cut.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
         with pytest.raises(InputError, match="is no checkpoint, is cut off"):
             load_pretrained(backbone(), cut)
+
+
+def test_other_channels_are_adapted_if_asked(checkpoint):
+    path, source = checkpoint
+    ours = Backbone(BasicUNet(3, 3, 3, (4, 4, 4, 4, 4, 4), norm=("batch", {})), TAPS, in_channels=3)
+    with pytest.raises(InputError, match="input_channels to adapt"):
+        load_pretrained(ours, path)
+    text = load_pretrained(ours, path, adapt_channels=True)
+    assert "averaged over channels and repeated (conv_0.conv_0.conv.weight)" in text
+    image = torch.randn(2, 1, 16, 16, 16)
+    with torch.no_grad():  # three equal channels are one
+        there, here = source.eval().network(image), ours.eval().network(image.repeat(1, 3, 1, 1, 1))
+    torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lssl.segmentation.report import averages
-from lssl.segmentation.scores import SegmentedVisit, dice_scores, score_subject
+from lssl.segmentation.scores import SegmentedVisit, dice_scores, mean_dice, score_subject
 from lssl.views import geometry as geo
 
 NAMES = ("a", "b", "c")
@@ -120,3 +120,20 @@ def test_averages_give_every_subject_one_voice():
     table = averages(pd.DataFrame(rows, columns=["subject", "session", "structure", "metric", "value"]))
     assert table["dice"].to_dict() == pytest.approx({"a": 0.6, "b": 0.5, "mean": 0.55})
     assert list(table.columns) == ["dice"]
+
+
+def test_mean_dice_weighs_subjects_and_structures_alike():
+    """Subject 0 is seen three times; structure 2 is in one visit alone, and one visit shows nothing."""
+    nan = float("nan")
+    dice = {0: (0, [0.2, nan]), 1: (0, [0.4, nan]), 2: (0, [0.6, 0.9]), 3: (1, [0.8, nan]), 4: (2, [nan, nan])}
+    assert mean_dice(dice) == pytest.approx(((0.4 + 0.8) / 2 + 0.9) / 2)
+    assert mean_dice({0: (0, [nan])}) == mean_dice({}) == 0
+
+
+def test_volumes_of_a_partly_annotated_visit_are_not_known():
+    truth = box((2, 2, 2), (4, 4, 4), 1)
+    truth[5] = -1
+    found = {row.metric: row.value for row in score_subject("s", [visit(truth.clamp_min(0), truth)], ["one"])}
+    assert found["dice"] == 1
+    assert found["volume"] == 8 * 3
+    assert "true_volume" not in found

@@ -173,6 +173,8 @@ def results(name: str, data: Views, rows: slice) -> dict[str, Tensor]:
         flat = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, trained.values(), strict=True)]
         found[f"value/{term}"] = value.detach()
         found[f"gradient/{term}"] = torch.cat([gradient.flatten() for gradient in flat])
+    if isinstance(task, Strategy):
+        task.on_step_end(0.5)
     for key, value in task.named_buffers():
         if "centre" in key:
             found[f"buffer/{key}"] = value.clone()
