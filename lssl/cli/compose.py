@@ -22,6 +22,7 @@ others of the whole, ``${views.size}``, to environment variables, ``${oc.env:NAM
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -215,7 +216,7 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     for folder in (Path() if beside is None else beside, Path()):
         for path in (folder / name, folder / f"{name}.yaml"):
             if path.is_file():
-                return path
+                return Path(os.path.normpath(path))
     ours = shipped_folder().joinpath(*[part for part in Path(name).parts if part != "configs"])
     ours = ours if ours.suffix == ".yaml" else ours.with_name(f"{ours.name}.yaml")
     if ours.is_file():

@@ -171,7 +171,7 @@ def test_logger_by_one_line(tmp_path):
 def test_data_phantom(tmp_path):
     options = ["--data.init_args.subjects=4", "--data.init_args.size=40", "--data.init_args.spacing=5"]
     args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
-    main([*args, "--config", str(ROOT / "configs/data/phantom.yaml"), *options, "--trainer.callbacks=null"])
+    main([*args, "--config", str(ROOT / "configs/data/heads.yaml"), *options, "--trainer.callbacks=null"])
     assert (tmp_path / "run" / "config.yaml").is_file()
 
 
@@ -234,8 +234,9 @@ def test_paper_preset_is_the_published_recipe(capsys):
     assert config["views"]["geometry"] == config["views"]["intensity"] == "shared"
     assert config["backbone"]["padding"] == "reflect"
     model = config["model"]["init_args"]
-    assert (model["hidden"], model["projection"], model["bottleneck"], model["samples"]) == (2048, 2048, 512, 128)
-    assert model["weights"] == {
+    assert model["objective"]["init_args"]["predictor_hidden"] == 512
+    assert (model["hidden"], model["projection"], model["samples"]) == (2048, 2048, 128)
+    assert model["loss_weights"] == {
         "similarity": 1.0, "variance": 1e-3, "covariance": 1e-3, "orthogonality": 100.0, "reconstruction": 10.0,
     }  # fmt: skip
     assert model["optimizer"]["class_path"] == "torch.optim.Adam"
