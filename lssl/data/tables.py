@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -24,13 +25,19 @@ __all__ = ["csv_table", "file_table"]
 
 
 def file_table(path: str | Path) -> pd.DataFrame:
-    """The one visit of a single NIfTI file; its subject and session are those that a BIDS name carries."""
+    """The one visit of a single file, NIfTI or MGH; its subject and session are those that a BIDS name carries."""
     name = Path(path).name
-    if not name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path} is no NIfTI file; give one that ends in .nii or .nii.gz, or a folder.")
+    if not name.endswith((".nii", ".nii.gz", ".mgz", ".mgh")):
+        raise InputError(f"{path} is no image; give one that ends in .nii, .nii.gz, .mgz or .mgh, or a folder.")
     found = entities(name)
     subject, session = (f"{key}-{found[key]}" if key in found else "" for key in ("sub", "ses"))
-    row = {"subject": subject or name.split(".nii")[0], "session": session, "image": str(path), "mask": "", "label": ""}
+    row = {
+        "subject": subject or re.split(r"\.nii|\.mg", name)[0],
+        "session": session,
+        "image": str(path),
+        "mask": "",
+        "label": "",
+    }
     return pd.DataFrame([{**row, "age": np.nan, "time": 0.0}])
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lssl.data.source import DataSource
+from lssl.segmentation.freesurfer import freesurfer_names
 from lssl.utils.errors import InputError
 
 __all__ = ["Classes", "LabelCounts", "count_labels", "ignored_values", "refuse_empty", "refuse_unknown"]
@@ -35,6 +36,10 @@ class LabelCounts:
     def total(self, values: Iterable[int]) -> int:
         """Voxels of some values."""
         return sum(self.left.get(value, 0) + self.right.get(value, 0) for value in values)
+
+    def left_share(self, value: int) -> float:
+        """Share of a value's voxels in the left half."""
+        return self.left.get(value, 0) / max(1, self.total([value]))
 
     def side(self, values: Iterable[int]) -> int:
         """-1 or 1 where nearly all voxels lie on the left or right, else 0."""
@@ -110,15 +115,16 @@ class Classes:
 
     @classmethod
     def found(cls, counts: LabelCounts, names: Mapping[int, str], ignored: Sequence[int] = ()) -> Classes:
-        """Every label value of the training data but 0 and those ignored is a class."""
+        """Every label value of the training data but 0 and those ignored is a class, with FreeSurfer's names."""
         values = sorted(value for value in {*counts.left, *counts.right} if value > 0 and value not in ignored)
         if not values:
             raise InputError(
                 "The label maps of the labelled training visits are empty: they hold no value but 0; check "
                 "data.init_args.labels."
             )
+        known = {**freesurfer_names(values, counts.left_share), **names}
         return cls(
-            tuple(names.get(value, str(value)) for value in values), tuple((v,) for v in values), False, tuple(ignored)
+            tuple(known.get(value, str(value)) for value in values), tuple((v,) for v in values), False, tuple(ignored)
         )
 
     @property

@@ -16,18 +16,23 @@ from lightning.pytorch.utilities import rank_zero_info
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 import lssl
+from lssl.data.header import file_affine, open_image
+from lssl.data.store import read_stored
 from lssl.runs.folder import back_up
+from lssl.segmentation.native import to_native
 
 __all__ = ["SegmentationWriter", "write_label"]
 
 FOLDER = "segmentations"
+STORED = ".b2nd"  # files of a prepared folder
 
 
 class SegmentationWriter(L.Callback):
     """Writes a BIDS derivative below the run folder, ``segmentations/``.
 
     ``sub-…/ses-…/anat/sub-…_ses-…_desc-lssl_dseg.nii.gz`` lies on the grid and affine of the visit's own file, axes as
-    stored there; it holds the label values that were learned (of a class of several, the first), which
+    stored there; of a prepared visit, that is the scan it was made from, reached through the stored map. It holds the
+    label values that were learned (of a class of several, the first), which
     ``desc-lssl_dseg.tsv`` names. ``volumes.csv`` holds subject, session, age, structure and mm³. Files appear whole or
     not at all; an earlier ``volumes.csv`` is kept under a numbered name.
     """
@@ -64,7 +69,10 @@ class SegmentationWriter(L.Callback):
         entities = [_entity("sub", visit["subject"])] + [_entity("ses", visit["session"])] * bool(visit["session"])
         name = "_".join([*entities, "desc-lssl_dseg.nii.gz"])
         path = _folder(trainer).joinpath(*entities, "anat", name)
-        write_label(path, label, affine, str(visit["image"]) if "image" in visit else "")
+        source = str(visit["image"]) if "image" in visit else ""
+        if source.endswith(STORED) and (native := read_stored(source).native):
+            label, affine, source = to_native(label, affine, native), native.affine, native.file
+        write_label(path, label, affine, source)
         classes = pl_module.classes
         size = abs(np.linalg.det(affine[:3, :3]))
         for structure, values in zip(classes.names, classes.values, strict=True):
@@ -88,18 +96,19 @@ def write_label(path: Path, label: np.ndarray, affine: np.ndarray, source: str =
         path: ``….nii.gz``.
         label: ``(D, H, W)`` int16 in closest canonical axes.
         affine: ``(4, 4)`` of it.
-        source: the NIfTI file that was segmented, whose grid, axes and space codes the result takes; if there is none,
-            the label map is written as it is.
+        source: the file that was segmented (NIfTI or MGH), whose grid, axes and space codes the result takes; if there
+            is none, the label map is written as it is.
     """
     image = nib.Nifti1Image(label.astype(np.int16), affine)
-    if source.endswith((".nii", ".nii.gz")) and os.path.exists(source):
-        of: Any = nib.load(source)
-        turned = ornt_transform(axcodes2ornt("RAS"), io_orientation(of.affine))
-        image = nib.Nifti1Image(apply_orientation(label, turned).astype(np.int16), of.affine)
-        if isinstance(of, nib.Nifti1Image):
-            image.header.set_xyzt_units(*of.header.get_xyzt_units())
-            image.set_qform(of.get_qform(), int(of.header["qform_code"]))
-            image.set_sform(of.get_sform(), int(of.header["sform_code"]))
+    if source and not source.endswith(STORED) and os.path.exists(source):
+        of = open_image(source)
+        own = file_affine(of, source)
+        turned = ornt_transform(axcodes2ornt("RAS"), io_orientation(own))
+        moved = apply_orientation(label, turned).astype(np.int16)
+        if moved.shape == of.shape[:3]:
+            image = nib.Nifti1Image(moved, own)
+            if isinstance(of, nib.Nifti1Pair):
+                _take_codes(image, of)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name.removesuffix('.nii.gz')}.part.nii.gz")
     try:
@@ -107,6 +116,18 @@ def write_label(path: Path, label: np.ndarray, affine: np.ndarray, source: str =
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _take_codes(image: Any, of: Any) -> None:
+    """Units and space codes as in the file that was segmented; an sform that is no affine has no code."""
+    image.header.set_xyzt_units(*of.header.get_xyzt_units())
+    if int(of.header["qform_code"]) > 0:
+        image.set_qform(of.get_qform(), int(of.header["qform_code"]))
+    else:
+        image.set_qform(None, 0)
+    sform = of.get_sform(coded=True)[0]
+    usable = sform is not None and np.array_equal(sform, image.affine)
+    image.set_sform(sform if usable else None, int(of.header["sform_code"]) if usable else 0)
 
 
 def _entity(key: str, name: str) -> str:

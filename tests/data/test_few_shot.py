@@ -113,7 +113,7 @@ def test_a_single_file(bids):
     assert data.table[["subject", "session"]].to_numpy().tolist() == [["sub-02", "ses-M012"]]
     (batch,) = data.predict_dataloader()
     assert batch.images.shape == (1, 2, 1, 40, 40, 40)
-    with pytest.raises(InputError, match="is no NIfTI file"):
+    with pytest.raises(InputError, match="is no image"):
         NiftiDataModule(__file__).setup("predict")
 
 

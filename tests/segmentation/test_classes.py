@@ -71,7 +71,7 @@ def test_other_words_for_sides(names, counts):
 
 
 def test_sides_without_names_are_found_in_the_data(counts):
-    nameless = Classes.found(counts, {})
+    nameless = Classes.found(counts, {17: "17", 53: "53"})
     with pytest.raises(InputError, match="class '17' lies on one side and has no partner"):
         nameless.mirrored_class(counts, flips=True)
     assert nameless.mirrored_class(counts, flips=False).tolist() == [0, 1, 2, 3]

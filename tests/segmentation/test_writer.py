@@ -3,8 +3,11 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from lssl.data.nifti import read_image
+from lssl.data.store import Native
+from lssl.segmentation.native import to_native
 from lssl.segmentation.writer import _entity, write_label
 
 
@@ -56,3 +59,51 @@ def test_names():
     assert _entity("sub", "sub-oms01") == "sub-oms01"
     assert _entity("sub", "phantom-0001") == "sub-phantom0001"
     assert _entity("ses", "visit_2") == "ses-visit2"
+
+
+def test_mgz_and_an_empty_sform_keep_their_own_grid(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 50, (5, 6, 7)).astype(np.int16)
+    affine = np.array([[0, 0, 2.0, -9], [-1.1, 0, 0, 4], [0, 1.2, 0, 7], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(voxels, affine)
+    image.set_qform(affine, 1)
+    image.set_sform(np.zeros((4, 4)), 1)
+    nib.save(image, tmp_path / "a.nii.gz")
+    nib.save(nib.MGHImage(voxels.astype(np.int32), affine), tmp_path / "b.mgz")
+    for name in ("a.nii.gz", "b.mgz"):
+        canonical, frame = read_image(str(tmp_path / name))
+        write_label(tmp_path / "out.nii.gz", canonical.astype(np.int16), frame, str(tmp_path / name))
+        written = nib.load(tmp_path / "out.nii.gz")
+        np.testing.assert_array_equal(np.asarray(written.dataobj), voxels)
+        np.testing.assert_allclose(written.affine, affine, atol=1e-5)
+
+
+def test_a_prepared_label_goes_back_to_the_scan_it_came_from(tmp_path):
+    """Every voxel of the scan takes the class that the frame holds at its place, found here by brute force."""
+    shape = (24, 26, 22)
+    frame = np.diag([2.0, 2.0, 2.0, 1.0])
+    frame[:3, 3] = (-23, -25, -21)
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_rotvec([0.2, -0.1, 0.3]).as_matrix()
+    turn[:3, 3] = (4, -6, 3)
+    native = Native("", (20, 18, 25), np.diag([2.5, 3.0, 2.0, 1.0]) @ turn, turn)
+    native.affine[:3, 3] = (-20, -24, -22)
+    balls = [((0, 0, 0), 12, 41), ((9, 4, -3), 6, 7)]
+
+    def truth(points):
+        found = np.zeros(points.shape[:-1], np.int16)
+        for centre, radius, value in balls:
+            found[np.linalg.norm(points - np.array(centre), axis=-1) < radius] = value
+        return found
+
+    def places(affine, size):
+        index = np.stack(np.meshgrid(*[np.arange(n) for n in size], indexing="ij"), -1)
+        return index @ affine[:3, :3].T + affine[:3, 3]
+
+    label = truth(places(frame, shape))
+    found = to_native(label, frame, native)
+    expected = truth(places(np.linalg.inv(native.matrix) @ native.affine, native.shape))
+    for value in (7, 41):
+        dice = 2 * ((found == value) & (expected == value)).sum() / ((found == value).sum() + (expected == value).sum())
+        assert dice > 0.9
+    wrong = truth(places(native.affine, native.shape))  # without the map
+    assert 2 * ((found == 7) & (wrong == 7)).sum() / ((found == 7).sum() + (wrong == 7).sum()) < 0.6
