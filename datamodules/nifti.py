@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lssl.data.nifti import Grid, automatic_foreground, read_grids, read_image, 
 from lssl.data.pairs import count, visit_name
 from lssl.data.recognise import is_prepared
 from lssl.data.tables import csv_table, file_table
+from lssl.data.usable import check_files, leave_out, without_visits
 from lssl.utils.errors import InputError
 
 __all__ = ["NiftiDataModule"]
@@ -49,6 +51,7 @@ class NiftiDataModule(PairDataModule):
         table: table of visits, instead of the BIDS layout. Its columns mask and label go before the patterns.
         common_frame: whether all subjects lie in one template's frame, where a place in mm is about the same anatomy in
             each.
+        exclude: subjects (``sub-01``) and visits (``sub-01 ses-02``) that are left out.
         **options: those of :class:`PairDataModule`.
     """
 
@@ -61,6 +64,7 @@ class NiftiDataModule(PairDataModule):
         labels: str | None = None,
         table: str | Path | None = None,
         common_frame: bool = False,
+        exclude: Sequence[str] = (),
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -70,10 +74,23 @@ class NiftiDataModule(PairDataModule):
             raise InputError(f"{root} was written by `lssl prepare`; read it with PreparedDataModule.")
         self.root, self.suffix, self.select, self.csv = root, suffix, select, table
         self.masks, self.labels = masks, labels
-        self.common_frame = common_frame
+        self.common_frame, self.exclude = common_frame, tuple(exclude)
 
     def visit_table(self) -> pd.DataFrame:
-        """One row per visit, with the paths of its image, mask and label map."""
+        """One row per usable visit, with the paths of its image, mask and label map.
+
+        Each file is read once for this, and its verdict kept, see :mod:`lssl.data.usable`; a visit that cannot be read
+        is left out, counted and named.
+        """
+        table, phrases = without_visits(self._listed_visits(), self.exclude)
+        self.excluded += phrases
+        for column in ("image", "mask", "label"):
+            problems = check_files([path for path in table[column] if path], column)
+            table, phrases = leave_out(table, problems, column)
+            self.excluded += phrases
+        return table
+
+    def _listed_visits(self) -> pd.DataFrame:
         labels = None if self.predicting else self.labels  # a folder to predict on need not have any
         if self.csv is None and Path(str(self.root)).is_file():
             return file_table(str(self.root))

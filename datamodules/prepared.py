@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from lssl.data.pairs import count
 from lssl.data.recognise import is_prepared
 from lssl.data.store import StoredVisit, read_stored
 from lssl.data.tables import csv_table
+from lssl.data.usable import known_problems, leave_out, without_visits
 from lssl.utils.errors import InputError
 
 __all__ = ["PreparedDataModule"]
@@ -36,6 +37,7 @@ WANTED = (
     "size_h",
     "size_w",
     "channels",
+    "aligned",
     "flags",
 )
 
@@ -52,6 +54,9 @@ class PreparedDataModule(PairDataModule):
             each; ``None``: if they were prepared to a template.
         cache_gb: memory for compressed visits, shared out among the workers; worth it where storage is slow, as a
             local disk is cached by the system anyway.
+        exclude: subjects (``sub-01``) and visits (``sub-01 ses-02``) that are left out.
+        misaligned: whether visits whose registration is in doubt (column ``aligned`` of ``visits.csv``) are left out
+            (``drop``) or used (``keep``); prediction takes them all.
         **options: those of :class:`PairDataModule`.
     """
 
@@ -61,6 +66,8 @@ class PreparedDataModule(PairDataModule):
         table: str | Path | None = None,
         common_frame: bool | None = None,
         cache_gb: float = 0.0,
+        exclude: Sequence[str] = (),
+        misaligned: Literal["drop", "keep"] = "drop",
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -71,6 +78,7 @@ class PreparedDataModule(PairDataModule):
             )
         self.root, self.csv = Path(root), Path(root) / "visits.csv" if table is None else Path(table)
         self.common_frame = self._in_template() if common_frame is None else common_frame
+        self.exclude, self.misaligned = tuple(exclude), misaligned
         self._budget = int(cache_gb * 1e9 / max(1, self.num_workers))
 
     def _in_template(self) -> bool:
@@ -94,8 +102,21 @@ class PreparedDataModule(PairDataModule):
             )
         self._channels = str(names[0]).split("+") if names else ["image"]
         self.notes.append(f"prepared channels {', '.join(self._channels)}")
+        table = self._usable(table)
         if "flags" in table and (flagged := int(table["flags"].fillna("").astype(bool).sum())):
             self.notes.append(f"{count(flagged, 'visit')} to look at, see the column flags of visits.csv")
+        return table
+
+    def _usable(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Without visits that are excluded, missing, known to be damaged, or misaligned; all are counted and named."""
+        table, excluded = without_visits(table, self.exclude)
+        table, broken = leave_out(table, known_problems(table["image"], "stored"))
+        self.excluded += excluded + broken
+        if "aligned" in table and self.misaligned == "drop" and not self.predicting:
+            doubted = table[table["aligned"].fillna("True").astype(str) == "False"]
+            reasons = doubted["flags"].fillna("") if "flags" in table else pd.Series("", doubted.index)
+            table, phrases = leave_out(table, dict(zip(doubted["image"], reasons, strict=True)))
+            self.excluded += [phrase.replace("that cannot be read", "misaligned", 1) for phrase in phrases]
         return table
 
     def inspect(self, table: pd.DataFrame) -> None:

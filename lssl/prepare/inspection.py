@@ -188,12 +188,13 @@ def _headers(report: Inspection, names: list[str], images: list[str]) -> list[An
     """Notes shapes, spacings and orientations; the canonical grid of each image, ``None`` where it cannot be read."""
     import nibabel as nib
 
+    from lssl.data.header import knows_orientation
     from lssl.data.nifti import read_grid
 
     grids: list[Any] = []
     for name, path in zip(names, images, strict=True):
         try:
-            grid = read_grid(path)
+            grid = read_grid(path, strict=False)
             image: Any = nib.load(path)
         except InputError as error:
             report.suspicious.append((name, str(error)))
@@ -203,7 +204,7 @@ def _headers(report: Inspection, names: list[str], images: list[str]) -> list[An
         steps = np.linalg.norm(grid.affine[:3, :3], axis=0)
         report.shapes["×".join(map(str, grid.shape))] += 1
         report.spacings["×".join(f"{value:.3g}" for value in steps)] += 1
-        known = not hasattr(image.header, "get_sform") or image.header["sform_code"] or image.header["qform_code"]
+        known = knows_orientation(image)
         report.orientations["".join(nib.aff2axcodes(image.affine)) if known else "none"] += 1
         if not known:
             report.suspicious.append((name, "no orientation in its header: left and right cannot be told apart"))
@@ -246,7 +247,8 @@ def _look(report: Inspection, table: pd.DataFrame, subject: str, grids: list[Any
         try:
             voxels, affine = read_image(str(table["image"].iat[row]))
         except InputError as error:
-            report.suspicious.append((name, str(error)))
+            if "nothing of its orientation" not in str(error):  # the header's row has said so
+                report.suspicious.append((name, str(error)))
             continue
         volume = Volume(voxels, affine, automatic_foreground(voxels))
         volumes.append((row, volume))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from lssl.data import usable
 from lssl.data.nifti import automatic_foreground, read_grid, read_image, read_label, read_mask, scale
 from lssl.datamodules.nifti import NiftiDataModule
 from lssl.utils.errors import InputError
@@ -184,38 +185,61 @@ def damaged(root: Path, what: str) -> Path:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("text", "sub-a_ses-02_T1w.nii.gz cannot be read and seems damaged or cut off"),
         ("grid", r"visits ses-01 and ses-02 of sub-a lie on different grids \(18×20×16 and 18×20×17.*`lssl prepare`"),
         ("space", r"visits ses-01 and ses-02 of sub-a lie in different spaces .* 3 mm\).*`lssl prepare`"),
-        ("flat", "has the shape 18×20, but a visit is one 3D volume"),
-        ("nowhere", "sub-a_ses-02_T1w.nii.gz has no valid affine"),
     ],
 )
-def test_bad_headers_stop_setup(cohort, what, message):
+def test_visits_that_are_not_aligned_stop_setup(cohort, what, message):
     damaged(cohort, what)
     with pytest.raises(InputError, match=message):
         setup(cohort)
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("truncated", "sub-a_ses-02_T1w.nii.gz cannot be read and seems damaged or cut off"),
-        ("short", "sub-a_ses-02_T1w.nii.gz cannot be read and seems damaged or cut off"),
-        ("nan", "sub-a_ses-02_T1w.nii.gz holds 1 voxels that are NaN or infinite"),
-        ("constant", "sub-a_ses-02_T1w.nii.gz is constant: every voxel is 3"),
-    ],
-)
-def test_bad_voxels_stop_reading_and_name_the_file(cohort, what, message):
+UNUSABLE = [
+    ("text", "sub-a_ses-02_T1w.nii.gz cannot be read and seems damaged or cut off"),
+    ("flat", "has the shape 18×20, but a visit is one 3D volume"),
+    ("nowhere", "sub-a_ses-02_T1w.nii.gz has no valid affine"),
+    ("truncated", "sub-a_ses-02_T1w.nii.gz cannot be read and seems damaged or cut off"),
+    ("short", "sub-a_ses-02_T1w.nii.gz cannot be read and seems damaged or cut off"),
+    ("nan", "sub-a_ses-02_T1w.nii.gz holds 1 voxels that are NaN or infinite"),
+    ("constant", "sub-a_ses-02_T1w.nii.gz is constant: every voxel is 3"),
+]
+
+
+@pytest.mark.parametrize(("what", "message"), UNUSABLE)
+def test_a_visit_that_cannot_be_used_is_left_out_before_training(cohort, what, message):
+    whole = setup(cohort, split=(1, 0, 0))
     damaged(cohort, what)
     source = setup(cohort, split=(1, 0, 0))
-    with pytest.raises(InputError, match=message):
-        list(source.train_dataloader())
+    assert len(source.table) == len(whole.table) - 1
+    assert "1 visit that cannot be read (sub-a ses-02: " in source.summary
+    assert message in source.summary
+    list(source.train_dataloader())
+
+
+def test_a_verdict_is_kept_until_the_content_changes(cohort, monkeypatch):
+    setup(cohort)
+    monkeypatch.setitem(usable.READERS, "image", None)  # nothing is read again
+    for path in cohort.rglob("*.nii.gz"):
+        os.utime(path)
+    setup(cohort)
+    monkeypatch.undo()
+    damaged(cohort, "nan")
+    assert "holds 1 voxels that are NaN" in setup(cohort).summary
+
+
+def test_what_is_excluded_is_counted_and_must_exist(cohort):
+    source = setup(cohort, exclude=["sub-a ses-02"])
+    assert "excluded: 1 visit as exclude asks" in source.summary
+    assert ("sub-a", "ses-02") not in set(zip(source.table["subject"], source.table["session"], strict=True))
+    assert "sub-a" not in setup(cohort, exclude=["sub-a"]).subjects
+    with pytest.raises(InputError, match="exclude: there is no subject or visit 'sub-a ses-20'; did you mean"):
+        setup(cohort, exclude=["sub-a ses-20"])
 
 
 def test_a_worker_passes_the_refusal_on(cohort):
-    damaged(cohort, "nan")
     source = setup(cohort, split=(1, 0, 0), num_workers=1)
+    damaged(cohort, "nan")  # after the files were checked
     with pytest.raises(InputError, match=r"sub-a_ses-02_T1w.nii.gz holds 1 voxels"):
         list(source.train_dataloader())
 

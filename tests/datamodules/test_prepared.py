@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lssl.data.balance import interval_class, pair_weights
 from lssl.data.batch import PairBatch
 from lssl.data.recognise import is_prepared
 from lssl.data.store import write_stored
+from lssl.data.usable import check_files
 from lssl.datamodules.nifti import NiftiDataModule
 from lssl.datamodules.prepared import PreparedDataModule
 from lssl.utils.errors import InputError
@@ -166,8 +168,11 @@ def test_workers_read_the_same(prepared):
 def test_what_a_worker_holds_hardly_grows_with_the_cohort(prepared, tmp_path):
     """Paths and sizes as flat arrays; no table, no names, no objects per visit."""
     table = pd.read_csv(prepared / "visits.csv")
-    copies = [table.assign(subject=table["subject"] + f"-{n}", image=table["image"] + f"-{n}") for n in range(100)]
-    copies[0]["image"] = table["image"]  # the others name files that are not there
+    copies = [table.assign(subject=table["subject"] + f"-{n}") for n in range(100)]
+    for number, copy in enumerate(copies):
+        copy["image"] = [path.replace(".b2nd", f"-{number}.b2nd") for path in table["image"]]
+        for path, name in zip(table["image"], copy["image"], strict=True):
+            os.link(prepared / path, prepared / name)
     many = pd.concat(copies)
     many.to_csv(tmp_path / "many.csv", index=False)
     few, lots = (setup(prepared, table=path) for path in (prepared / "visits.csv", tmp_path / "many.csv"))
@@ -206,11 +211,43 @@ def test_a_table_chooses_visits_and_splits(prepared, tmp_path):
         PreparedDataModule(tmp_path)
 
 
-def test_a_visit_that_vanished_is_named(tmp_path):
-    root = make(tmp_path / "folder", subjects=1)
-    (root / "visits/sub-0/sub-0_ses-1.b2nd").unlink()
+def test_a_visit_that_vanished_leaves_the_pairs_by_name(tmp_path):
+    root = make(tmp_path / "folder", subjects=2)
+    gone = root / "visits/sub-0/sub-0_ses-1.b2nd"
+    source = setup(root, split=(1, 0, 0))
+    gone.unlink()
     with pytest.raises(InputError, match=r"sub-0_ses-1.b2nd does not exist; run `lssl prepare` again"):
-        list(setup(root, split=(1, 0, 0)).train_dataloader())
+        list(source.train_dataloader())
+    assert "1 visit that cannot be read (sub-0 ses-1: " in setup(root, split=(1, 0, 0)).summary
+
+
+def test_a_damaged_visit_leaves_the_pairs_once_it_was_inspected(tmp_path):
+    root = make(tmp_path / "folder", subjects=2)
+    path = root / "visits/sub-1/sub-1_ses-0.b2nd"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(content)
+    assert len(setup(root).table) == 4
+    assert list(check_files([str(path)], "stored")) == [str(path)]
+    source = setup(root)
+    assert len(source.table) == 3
+    assert "1 visit that cannot be read (sub-1 ses-0: " in source.summary
+
+
+def test_misaligned_visits_leave_the_pairs_by_name_but_are_predicted(tmp_path):
+    root = make(tmp_path / "folder", subjects=2)
+    table = pd.read_csv(root / "visits.csv")
+    table["aligned"] = [True, False, True, True]
+    table["flags"] = ["", "correlates by 0.33 with the other visits", "", ""]
+    table.to_csv(root / "visits.csv", index=False)
+    source = setup(root, split=(1, 0, 0))
+    assert len(source.table) == 3
+    assert "1 visit misaligned (sub-0 ses-1: correlates by 0.33 with the other visits)" in source.summary
+    assert len(source.train_pairs) == 2  # one of two visits, one of the same visit twice
+    assert len(setup(root, misaligned="keep").table) == 4
+    everything = PreparedDataModule(root)
+    everything.setup("predict")
+    assert len(everything.table) == 4
 
 
 def test_weights_make_sites_and_intervals_equal():

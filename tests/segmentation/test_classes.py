@@ -123,7 +123,7 @@ def test_what_nobody_annotated_is_no_class_and_has_no_part_in_the_weights():
     ignored = ignored_values(None, None, counts)
     assert ignored == (255,)
     classes = Classes.found(counts, {}, ignored)
-    assert classes.names == ("17", "53", "7001")
+    assert classes.names == ("Left-Hippocampus", "Right-Hippocampus", "7001")
     assert [int(classes.class_of_value()[value + 1]) for value in (-1, 0, 17, 255, 254)] == [-1, 0, 1, -1, 0]
     same = count_labels(Data(half[:, :2]), np.array([0]))
     assert classes.weights(counts, 0.5).tolist() == Classes.found(same, {}).weights(same, 0.5).tolist()
