@@ -188,15 +188,17 @@ class AnatomicalEmbedding(Strategy):
     def _direction(self, name: str, one: _Side, other: _Side, subject: Tensor) -> Tensor:
         """Anchors of one view against both views, and against other subjects in the coarse map."""
         level, generator = self.levels[name], self.generator
-        places, weight = corresponding_points(one.view, other.view, one.tap, level.anchors, generator, self.foreground)
-        candidates = torch.cat([one.places, other.places], 1).float()
-        apart = torch.cdist(places.float(), candidates, compute_mode="donot_use_mm_for_euclid_dist")
+        points_mm, weight = corresponding_points(
+            one.view, other.view, one.tap, level.anchors, generator, self.foreground
+        )
+        candidates = torch.cat([one.points_mm, other.points_mm], 1).float()
+        apart = torch.cdist(points_mm.float(), candidates, compute_mode="donot_use_mm_for_euclid_dist")
         rows = torch.cat([to_rows(one.maps), to_rows(other.maps)], 1)
         with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
-            ranking = one.at(one.rank, places) @ torch.cat([to_rows(one.rank), to_rows(other.rank)], 1).mT
+            ranking = one.at(one.rank, points_mm) @ torch.cat([to_rows(one.rank), to_rows(other.rank)], 1).mT
         return self.mined[name](
-            one.at(one.maps, places),
-            other.at(other.maps, places),
+            one.at(one.maps, points_mm),
+            other.at(other.maps, points_mm),
             rows,
             apart > level.exclusion,
             generator,
@@ -248,7 +250,7 @@ class _Side:
     rank: Tensor
 
     @property
-    def places(self) -> Tensor:
+    def points_mm(self) -> Tensor:
         """``(B, N, 3)`` mm of the lattice."""
         affine = geo.feature_affine(self.view.affine, self.tap.stride, self.tap.offset)
         return geo.transform(affine, geo.lattice(self.maps.shape[2:], affine.device))

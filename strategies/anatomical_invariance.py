@@ -43,7 +43,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -54,6 +53,7 @@ from lssl.correspondence.matched_views import MatchedViews, Matching
 from lssl.correspondence.matchers import FrameMatcher
 from lssl.data.batch import PairBatch
 from lssl.losses import DenseInfoNCE, Prototypes, QueueInfoNCE, SelfDistillation
+from lssl.networks.attention import Alignment, ConditionalAttention
 from lssl.networks.backbone import Backbone
 from lssl.networks.heads import Projector, feature_std, mean_and_max, rowwise, to_rows
 from lssl.networks.teacher import Teacher
@@ -76,14 +76,14 @@ class Objective(nn.Module, ABC):
     #: Pairs in all, below which the term ``inter`` has nothing to compare with.
     MIN_PAIRS: ClassVar[int] = 1
     #: Whether the term ``intra`` compares places.
-    NEEDS_PLACES: ClassVar[bool] = False
+    NEEDS_POINTS: ClassVar[bool] = False
 
     def last_layer(self, width: int) -> nn.Module:
         """A new layer that ends a head of some width."""
         return nn.Identity()
 
     @abstractmethod
-    def forward(self, term: str, student: Tensor, teacher: Tensor, places: Tensor | None) -> Compared:
+    def forward(self, term: str, student: Tensor, teacher: Tensor, points_mm: Tensor | None) -> Compared:
         """Loss, and metrics for the log.
 
         Args:
@@ -91,7 +91,7 @@ class Objective(nn.Module, ABC):
             student: ``(2 B, D)`` of both crops, the first ones first; ``(2 B, K, D)`` of K features of each in
                 ``intra``.
             teacher: the same; in ``inter``, of the other crop of each pair.
-            places: ``(2 B, K, 3)`` mm of the features, if :attr:`NEEDS_PLACES`.
+            points_mm: ``(2 B, K, 3)`` mm of the features, if :attr:`NEEDS_POINTS`.
         """
 
     def on_step_end(self, progress: float) -> None:
@@ -127,7 +127,7 @@ class DINO(Objective):
         """Cosines with the prototypes."""
         return Prototypes(width, self.prototypes)
 
-    def forward(self, term: str, student: Tensor, teacher: Tensor, places: Tensor | None) -> Compared:
+    def forward(self, term: str, student: Tensor, teacher: Tensor, points_mm: Tensor | None) -> Compared:
         """The log says how many prototypes the batch takes, and how often the student takes the same."""
         criterion = self.inter if term == "inter" else self.intra
         value = criterion(student, teacher)
@@ -155,35 +155,20 @@ class InfoNCE(Objective):
     """
 
     MIN_PAIRS = 2
-    NEEDS_PLACES = True
+    NEEDS_POINTS = True
 
     def __init__(self, temperature: float = 0.1, exclusion: float = 8.0) -> None:
         super().__init__()
-        self.among_pairs, self.among_places = QueueInfoNCE(temperature), DenseInfoNCE(temperature, exclusion)
+        self.among_pairs, self.among_points = QueueInfoNCE(temperature), DenseInfoNCE(temperature, exclusion)
 
-    def forward(self, term: str, student: Tensor, teacher: Tensor, places: Tensor | None) -> Compared:
+    def forward(self, term: str, student: Tensor, teacher: Tensor, points_mm: Tensor | None) -> Compared:
         """See :class:`lssl.losses.QueueInfoNCE` and :class:`lssl.losses.DenseInfoNCE`."""
-        if places is not None:
-            return self.among_places(student, teacher, places), {}
+        if points_mm is not None:
+            return self.among_points(student, teacher, points_mm), {}
         pairs = len(student) // 2
         pair = (rank() * pairs + torch.arange(pairs, device=student.device)).repeat(2)
         keys = torch.cat(teacher.chunk(2)[::-1])
         return self.among_pairs(student, teacher, pair, gather(keys), gather(pair)), {}
-
-
-@dataclass
-class Alignment:
-    """The attention of the term ``intra``.
-
-    Attributes:
-        condition: which features ask: the ``visible`` share of them that are masked least, or ``all``.
-        residual: adds q to what was looked up, as Alice's code does; see the module.
-        heads: of the attention.
-    """
-
-    condition: Literal["visible", "all"] = "visible"
-    residual: bool = False
-    heads: int = 8
 
 
 class AnatomicalInvariance(Strategy):
@@ -249,8 +234,8 @@ class AnatomicalInvariance(Strategy):
             self.phi = Projector(backbone.taps[decoder].channels, hidden, projection, 3, norm)
             self.query = nn.Linear(projection, projection, bias=False)
             last = self.objective.last_layer(projection)
-            self.lookup = Lookup(projection, self.alignment.heads, last, self.alignment.residual)
-            followed |= {"psi": self.psi, "lookup": self.lookup}
+            self.attention = ConditionalAttention(projection, self.alignment.heads, last, self.alignment.residual)
+            followed |= {"psi": self.psi, "attention": self.attention}
         if self.uses("reconstruction"):
             self.to_image = nn.Conv3d(backbone.out_channels, backbone.in_channels, 1)
         # The online network's running statistics are those of masked crops, the teacher's of full ones.
@@ -325,19 +310,19 @@ class AnatomicalInvariance(Strategy):
         asked = cells if self.alignment.condition == "all" else visible
         chosen = seen.flatten(1).topk(asked).indices[..., None]
         q = self.query(rowwise(self.psi, to_rows(online).gather(1, chosen.expand(-1, -1, online.shape[1]))))
-        answer = self.lookup(q, rowwise(self.phi, to_rows(decoded)))
+        answer = self.attention(q, rowwise(self.phi, to_rows(decoded)))
         with torch.no_grad():
-            target = self._slow("lookup")(q, rowwise(self._slow("psi"), to_rows(full)))
-        places = None
-        if self.objective.NEEDS_PLACES:
+            target = self._slow("attention")(q, rowwise(self._slow("psi"), to_rows(full)))
+        points_mm = None
+        if self.objective.NEEDS_POINTS:
             tap = self.backbone.taps[self.encoder]
             affine = geo.feature_affine(torch.cat([first.affine, second.affine]), tap.stride, tap.offset)
-            places = geo.transform(affine, geo.lattice(full.shape[2:], affine.device))
-            places = places.gather(1, chosen.expand(-1, -1, 3))
-        return self._compare("intra", answer, target, places)
+            points_mm = geo.transform(affine, geo.lattice(full.shape[2:], affine.device))
+            points_mm = points_mm.gather(1, chosen.expand(-1, -1, 3))
+        return self._compare("intra", answer, target, points_mm)
 
-    def _compare(self, term: str, student: Tensor, teacher: Tensor, places: Tensor | None = None) -> Tensor:
-        value, metrics = self.objective(term, student, teacher, places)
+    def _compare(self, term: str, student: Tensor, teacher: Tensor, points_mm: Tensor | None = None) -> Tensor:
+        value, metrics = self.objective(term, student, teacher, points_mm)
         for name, metric in metrics.items():
             self.log_metric(f"{term}/{name}", metric)
         return value
@@ -353,30 +338,3 @@ class AnatomicalInvariance(Strategy):
                 f"{type(self.objective).__name__} compares pairs with one another: raise data.init_args.batch_size to "
                 f"{self.objective.MIN_PAIRS} or more."
             )
-
-
-class Lookup(nn.Module):
-    """``ζ(softmax(q (W_k x)ᵀ / √d) W_v x)`` in several heads; ζ is a linear map, an MLP and the last layer.
-
-    Args:
-        width: of q, x and the attention.
-        heads: of the attention.
-        last: after ζ's MLP.
-        residual: adds q to the attention's output.
-    """
-
-    def __init__(self, width: int, heads: int, last: nn.Module, residual: bool = False) -> None:
-        super().__init__()
-        self.heads, self.residual = heads, residual
-        self.key, self.value = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.zeta = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
-        self.last = last
-
-    def forward(self, query: Tensor, rows: Tensor) -> Tensor:
-        """What queries ``(B, K, width)`` find among ``rows (B, N, width)``: ``(B, K, prototypes)`` or ``width``."""
-        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, self.key(rows), self.value(rows)))
-        found = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return self.last(self.zeta(query + found if self.residual else found))

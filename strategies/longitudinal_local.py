@@ -64,13 +64,13 @@ class Objective(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def forward(self, z: Views, p: Views, places: Tensor, weight: Tensor) -> Tensor:
+    def forward(self, z: Views, p: Views, points_mm: Tensor, weight: Tensor) -> Tensor:
         """Loss of one tap.
 
         Args:
             z: projections ``(B, K, D)`` of both views at K corresponding voxels.
             p: predictions from them; the same where there is no predictor.
-            places: ``(B, K, 3)`` mm.
+            points_mm: ``(B, K, 3)`` mm.
             weight: ``(B,)`` share of each pair in the mean.
         """
 
@@ -92,7 +92,7 @@ class Cosine(Objective):
         """Two layers."""
         return Projector(width, self.predictor_hidden, width)
 
-    def forward(self, z: Views, p: Views, places: Tensor, weight: Tensor) -> Tensor:
+    def forward(self, z: Views, p: Views, points_mm: Tensor, weight: Tensor) -> Tensor:
         """See :class:`lssl.losses.NegativeCosine`."""
         return self.loss(p[0], z[0], p[1], z[1], weight)
 
@@ -109,9 +109,9 @@ class InfoNCE(Objective):
         super().__init__()
         self.loss = DenseInfoNCE(temperature, exclusion)
 
-    def forward(self, z: Views, p: Views, places: Tensor, weight: Tensor) -> Tensor:
+    def forward(self, z: Views, p: Views, points_mm: Tensor, weight: Tensor) -> Tensor:
         """See :class:`lssl.losses.DenseInfoNCE`."""
-        return self.loss(*z, places, weight)
+        return self.loss(*z, points_mm, weight)
 
 
 class LongitudinalLocal(Strategy):
@@ -192,12 +192,12 @@ class LongitudinalLocal(Strategy):
         terms: dict[str, Tensor] = {}
         drawn, projected = {}, {}
         for tap in self.compared:
-            drawn[tap] = places, weight = self._draw(first, second, tap)
-            z = projected[tap] = self._project(tap, features[tap], first, second, places)
+            drawn[tap] = points_mm, weight = self._draw(first, second, tap)
+            z = projected[tap] = self._project(tap, features[tap], first, second, points_mm)
             share = self.tap_weights[tap]
             if self.uses("similarity"):
                 p = self.predictors.rows(tap, torch.cat(z)).chunk(2) if tap in self.predictors else z
-                similarity = self.objective(z, p, places, weight)
+                similarity = self.objective(z, p, points_mm, weight)
                 terms["similarity"] = terms.get("similarity", zero) + share * similarity
             if tap in self.regularised:
                 for name, value in self._spread(z, weight).items():
@@ -229,12 +229,12 @@ class LongitudinalLocal(Strategy):
     ) -> Tensor:
         """Encoder against decoder at the same voxels of the same visit."""
         skip, decoder = self.orthogonal_taps
-        places, weight = drawn[decoder] if decoder in drawn else self._draw(first, second, decoder)
+        points_mm, weight = drawn[decoder] if decoder in drawn else self._draw(first, second, decoder)
         if self.raw_orthogonality:
-            pair = [self._gather(tap, features[tap], first, second, places) for tap in (skip, decoder)]
+            pair = [self._gather(tap, features[tap], first, second, points_mm) for tap in (skip, decoder)]
         else:
-            pair = [self._project(skip, features[skip], first, second, places)]
-            pair.append(projected.get(decoder) or self._project(decoder, features[decoder], first, second, places))
+            pair = [self._project(skip, features[skip], first, second, points_mm)]
+            pair.append(projected.get(decoder) or self._project(decoder, features[decoder], first, second, points_mm))
         return self.orthogonality(*(torch.cat(both) for both in pair), weight.repeat(2))
 
     def _draw(self, first: View, second: View, tap: str) -> tuple[Tensor, Tensor]:
@@ -242,14 +242,14 @@ class LongitudinalLocal(Strategy):
         where = self.backbone.taps[tap]
         return corresponding_points(first, second, where, self.samples, self.generator, self.foreground)
 
-    def _gather(self, tap: str, features: Tensor, first: View, second: View, places: Tensor) -> Views:
+    def _gather(self, tap: str, features: Tensor, first: View, second: View, points_mm: Tensor) -> Views:
         one, two = features.chunk(2)
         where = self.backbone.taps[tap]
-        return at_points(one, first, where, places), at_points(two, second, where, places)
+        return at_points(one, first, where, points_mm), at_points(two, second, where, points_mm)
 
-    def _project(self, tap: str, features: Tensor, first: View, second: View, places: Tensor) -> Views:
+    def _project(self, tap: str, features: Tensor, first: View, second: View, points_mm: Tensor) -> Views:
         """``z`` of both views ``(B, K, D)``; the heads' statistics pool over both, as published."""
-        rows = torch.cat(self._gather(tap, features, first, second, places))
+        rows = torch.cat(self._gather(tap, features, first, second, points_mm))
         z1, z2 = self.projectors.rows(tap, rows).chunk(2)
         return z1, z2
 

@@ -100,7 +100,7 @@ class InfoNCE(Objective):
 
     def forward(self, side: Direction) -> Tensor:
         """At drawn voxels."""
-        return self.loss(*(side.pick(rows) for rows in (side.query, side.target, side.places)), side.weight)
+        return self.loss(*(side.pick(rows) for rows in (side.query, side.target, side.points_mm)), side.weight)
 
 
 class VICReg(Objective):
@@ -215,11 +215,13 @@ class PriorGuidedLocal(Strategy):
         size = q.shape[2:]
         own, theirs = (geo.feature_affine(v.affine, tap.stride, tap.offset) for v in (view, other))
         aligned, valid = geo.align(t, theirs, own, size, self.border)
-        places = geo.transform(own, geo.lattice(size, own.device))
-        valid = valid.flatten(1) & view.contains(places, self.foreground) & other.contains(places, self.foreground)
+        points_mm = geo.transform(own, geo.lattice(size, own.device))
+        valid = (
+            valid.flatten(1) & view.contains(points_mm, self.foreground) & other.contains(points_mm, self.foreground)
+        )
         drawn = order.gather(1, draw(valid.gather(1, order), self.samples))
         enough = (valid.sum(1) >= self.min_points).float()
-        return Direction(to_rows(q), to_rows(aligned), places, valid, drawn, enough)
+        return Direction(to_rows(q), to_rows(aligned), points_mm, valid, drawn, enough)
 
     def _tap_terms(self, z: Tensor, directions: list[Direction]) -> dict[str, Tensor]:
         terms = {}
@@ -255,7 +257,7 @@ class Direction:
     Attributes:
         query: ``(B, N, D)`` of this view.
         target: ``(B, N, D)`` of the other, aligned; meaningless where not valid.
-        places: ``(B, N, 3)`` mm.
+        points_mm: ``(B, N, 3)`` mm.
         valid: ``(B, N)`` bool, Ω.
         drawn: ``(B, K)`` indices of valid voxels.
         weight: ``(B,)`` 1, or 0 with too few valid voxels.
@@ -263,7 +265,7 @@ class Direction:
 
     query: Tensor
     target: Tensor
-    places: Tensor
+    points_mm: Tensor
     valid: Tensor
     drawn: Tensor
     weight: Tensor

@@ -54,14 +54,14 @@ def landmark_errors(
         for number, pair in enumerate(pairs):
             other = pairs[(number + step) % len(pairs)]
             first, second = full_view(pair, 0), displaced(full_view(other, 1), generator)
-            places = landmarks(first, points, generator)
+            points_mm = landmarks(first, points, generator)
             rows = int(pair.session[0, 0]), int(other.session[0, 1])
-            true = places if truth is None else truth(places[0].cpu(), *rows)[None].to(places)
-            found, score = matcher.match(places, first, second)
+            true = points_mm if truth is None else truth(points_mm[0].cpu(), *rows)[None].to(points_mm)
+            found, score = matcher.match(points_mm, first, second)
             valid = second.contains(true)
             every.update(found, true, valid)
             kept.update(found, true, valid & (score > 0))
-            still.update(places, true, valid)
+            still.update(points_mm, true, valid)
             shares.append((score[valid] > 0).float())
         result |= {f"{kind}/{name}": value.item() for name, value in every.compute().items()}
         result[f"{kind}/median_kept"] = kept.compute()["median"].item()

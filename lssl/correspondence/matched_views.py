@@ -83,7 +83,7 @@ class MatchedViews:
         pairs, crossed = self._partners(batch, generator)
         turn = views.draw_linear(n, generator, device)
         turns = torch.stack([turn, self._second_turn(turn, generator)], 1)
-        centres = self._places(pairs, views.in_voxels(turn, pairs.affines[:, 0]), generator)
+        centres = self._centres(pairs, views.in_voxels(turn, pairs.affines[:, 0]), generator)
         shift = views.draw_shift((n,), generator).to(device, non_blocking=True)
         points = geo.transform(pairs.affines[:, 0], centres)
         matches, score = self.matcher.match(points, full_view(pairs, 0), full_view(pairs, 1))
@@ -120,7 +120,7 @@ class MatchedViews:
         second = self.views.draw_linear(len(turn), generator, turn.device)
         return self.views.same_mirror(second, turn) if self.views.flip_together else second
 
-    def _places(self, pairs: PairBatch, linear: Tensor, generator: torch.Generator) -> Tensor:
+    def _centres(self, pairs: PairBatch, linear: Tensor, generator: torch.Generator) -> Tensor:
         """``(B, tries, 3)`` centres of the query as indices of its source, on the foreground where asked."""
         low, high = self.views.centre_bounds(linear, pairs.extent[:, 0])
         count = self.DRAWS * self.tries if self.views.foreground else self.tries

@@ -98,8 +98,8 @@ class FieldMatcher(Matcher):
     def match(self, points: Tensor, first: View, second: View) -> tuple[Tensor, Tensor]:
         """See :meth:`Matcher.match`."""
         move = geo.undisplace if self.backward else geo.displace
-        places = move(points.double(), self.field, self.affine)
-        return places, second.contains(places).float()
+        moved = move(points.double(), self.field, self.affine)
+        return moved, second.contains(moved).float()
 
 
 class EmbeddingMatcher(Matcher):
@@ -149,12 +149,12 @@ class EmbeddingMatcher(Matcher):
         self.network.train(training)
         points = points.double()
         with torch.autocast(points.device.type, enabled=False):  # similarities of neighbours differ by little
-            places, score = there.find(here.at(points), self.rounds, self.foreground)
+            matches, score = there.find(here.at(points), self.rounds, self.foreground)
             good = first.contains(points)
             if self.round_trip is not None:
-                back, _ = here.find(there.at(places), self.rounds, self.foreground)
+                back, _ = here.find(there.at(matches), self.rounds, self.foreground)
                 good = good & ((back - points).norm(dim=-1) <= self.round_trip)
-        return places, score.clamp(0, 1).masked_fill(~good, 0)
+        return matches, score.clamp(0, 1).masked_fill(~good, 0)
 
 
 class _Embedded:
@@ -185,8 +185,8 @@ class _Embedded:
         around = torch.cat([around[13:14], around[:13], around[14:]])  # the middle first: it wins a tie
         for number in range(rounds):
             tries = index[:, :, None] + around * 0.5 ** (number + 1)
-            places = geo.transform(self.affine, tries.flatten(1, 2))
-            values = torch.einsum("bnd,bnmd->bnm", wanted, self.at(places).unflatten(1, tries.shape[1:3]))
+            points = geo.transform(self.affine, tries.flatten(1, 2))
+            values = torch.einsum("bnd,bnmd->bnm", wanted, self.at(points).unflatten(1, tries.shape[1:3]))
             similarity, step = values.max(2)
             index = tries.gather(2, step[..., None, None].expand(-1, -1, 1, 3)).squeeze(2)
         return geo.transform(self.affine, index), similarity

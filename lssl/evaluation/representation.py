@@ -86,7 +86,7 @@ class HeldOutPair:
         affines: ``(V or V + 2, 4, 4)`` of the same views, noise left out.
         foreground: ``(V, 1, ...)`` of the visits.
         two_visits: whether views 1 and 2 show two visits, not one.
-        places: tap → ``(K, 3)`` mm, different points on view 1's lattice that view 2 shows, too; none if they are
+        points_mm: tap → ``(K, 3)`` mm, different points on view 1's lattice that view 2 shows, too; none if they are
             fewer than :data:`FEWEST`.
         indices: tap → ``(P,)`` voxels drawn from view 1's lattice, and which of them are foreground.
         labelled: ``(Q, 3)`` mm and ``(Q,)`` labels of voxels of the first visit; ``None`` if it has none.
@@ -101,7 +101,7 @@ class HeldOutPair:
     affines: Tensor
     foreground: Tensor
     two_visits: bool
-    places: dict[str, Tensor]
+    points_mm: dict[str, Tensor]
     indices: dict[str, tuple[Tensor, Tensor]]
     labelled: tuple[Tensor, Tensor] | None
 
@@ -149,7 +149,7 @@ def _held_out_pair(task: Task, pair: PairBatch, new: list[int], number: int, fir
         affines=torch.cat([view.affine for view in shown]),
         foreground=torch.cat([view.foreground for view in shown]),
         two_visits=bool(pair.session[0, 0] != pair.session[0, 1]),
-        places={},
+        points_mm={},
         indices={},
         labelled=_labelled(shown[0], generator) if first else None,
     )
@@ -168,9 +168,9 @@ def _add_views(case: HeldOutPair, task: Task, pair: PairBatch, generator: torch.
     case.images = torch.cat([case.images, first.image, second.image, noise])
     case.affines = torch.cat([case.affines, first.affine, second.affine])
     for name, tap in task.backbone.taps.items():
-        places, weight = corresponding_points(first, second, tap, POINTS, generator, foreground=True)
-        different = places[0].unique(dim=0)
-        case.places[name] = different if weight[0] and len(different) >= FEWEST else different[:0]
+        points_mm, weight = corresponding_points(first, second, tap, POINTS, generator, foreground=True)
+        different = points_mm[0].unique(dim=0)
+        case.points_mm[name] = different if weight[0] and len(different) >= FEWEST else different[:0]
         size = [side // stride for side, stride in zip(first.size, tap.stride, strict=True)]
         drawn = torch.rand(math.prod(size), generator=generator).topk(min(VOXELS, math.prod(size))).indices
         drawn = drawn.to(first.image.device)
@@ -272,14 +272,14 @@ class _Meters:
         weight = _shrunk(case.foreground, features.shape[2:])
         subject = torch.full_like(case.sessions, case.subject)
         self._visits(mean_and_max(features[:seen], weight), subject, case.sessions, case.ages, case.times)
-        if name not in case.places:
+        if name not in case.points_mm:
             return
-        one, other = (self._at(features, case, image, case.places[name]) for image in (seen, seen + 1))
+        one, other = (self._at(features, case, image, case.points_mm[name]) for image in (seen, seen + 1))
         self._points(one, other, case.two_visits)
         index, inside = case.indices[name]
-        places = geo.lattice(features.shape[2:], features.device)[index]
+        coordinates = geo.lattice(features.shape[2:], features.device)[index]
         image, noise = (features[row].flatten(1).T[index] for row in (seen, seen + 2))
-        self._voxels(image, noise, places, inside, case.number)
+        self._voxels(image, noise, coordinates, inside, case.number)
         if case.labelled is not None:
             points, labels = case.labelled
             self.metrics["dice"].update(
@@ -303,11 +303,11 @@ class _Meters:
         for kind in ("alignment", "matching", *(["consistency"] if two_visits else [])):
             self.metrics[kind].update(one, other)
 
-    def _voxels(self, image: Tensor, noise: Tensor, places: Tensor, inside: Tensor, crop: int) -> None:
+    def _voxels(self, image: Tensor, noise: Tensor, coordinates: Tensor, inside: Tensor, crop: int) -> None:
         for kind in ("feature_std", "scale", "rank", "correlation", "uniformity"):
             self.metrics[kind].update(image[inside])
-        self.metrics["position"].update(image, places, crop)
-        self.metrics["shortcut"].update(noise, places, crop)
+        self.metrics["position"].update(image, coordinates, crop)
+        self.metrics["shortcut"].update(noise, coordinates, crop)
 
     def _visits(self, embedding: Tensor, subject: Tensor, session: Tensor, age: Tensor, time: Tensor) -> None:
         for kind in self.VISITS:

@@ -29,9 +29,9 @@ class DenseInfoNCE(nn.Module):
 
     Example:
         >>> import torch
-        >>> places = torch.tensor([[[0.0, 0, 0], [50.0, 0, 0]]])
+        >>> points_mm = torch.tensor([[[0.0, 0, 0], [50.0, 0, 0]]])
         >>> z = torch.eye(2)[None]
-        >>> DenseInfoNCE(temperature=0.1)(z, z, places).item() < 1e-4
+        >>> DenseInfoNCE(temperature=0.1)(z, z, points_mm).item() < 1e-4
         True
     """
 
@@ -40,19 +40,19 @@ class DenseInfoNCE(nn.Module):
         positive(temperature=temperature)
         self.temperature, self.exclusion = temperature, exclusion
 
-    def forward(self, z1: Tensor, z2: Tensor, places: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, z1: Tensor, z2: Tensor, points_mm: Tensor, weight: Tensor | None = None) -> Tensor:
         """Loss of projections ``(B, K, D)`` at K corresponding points.
 
         Args:
             z1: projections of view 1.
             z2: projections of view 2.
-            places: ``(B, K, 3)`` frame coordinates in mm.
+            points_mm: ``(B, K, 3)`` frame coordinates in mm.
             weight: ``(B,)`` share of each sample in the mean; a sample without corresponding points has 0.
         """
         with torch.autocast(z1.device.type, enabled=False):
             z1, z2 = F.normalize(z1.float(), dim=-1), F.normalize(z2.float(), dim=-1)
             logits = z1 @ z2.transpose(1, 2) / self.temperature
-            distance = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
+            distance = torch.cdist(points_mm, points_mm, compute_mode="donot_use_mm_for_euclid_dist")
             self_pair = torch.eye(distance.shape[1], dtype=torch.bool, device=distance.device)
             logits = logits.masked_fill((distance <= self.exclusion) & ~self_pair, float("-inf"))
             target = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape[:2])

@@ -31,15 +31,15 @@ class LandmarkError(Metric):
         super().__init__(**kwargs)
         self.add_state("distances", default=[], dist_reduce_fx="cat")
 
-    def update(self, places: Tensor, truth: Tensor, valid: Tensor | None = None) -> None:
+    def update(self, points_mm: Tensor, truth: Tensor, valid: Tensor | None = None) -> None:
         """Adds points.
 
         Args:
-            places: ``(..., 3)`` mm.
+            points_mm: ``(..., 3)`` mm.
             truth: ``(..., 3)`` mm.
             valid: ``(...)`` bool, the points that count; ``None`` counts all.
         """
-        distance = (places.double() - truth.double()).norm(dim=-1)
+        distance = (points_mm.double() - truth.double()).norm(dim=-1)
         self.distances.append(distance.flatten() if valid is None else distance[valid])
 
     def compute(self) -> dict[str, Tensor]:

@@ -37,15 +37,17 @@ class PositionR2(Metric):
         self.add_state("moments", torch.zeros(2, size, size, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("crops", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, features: Tensor, places: Tensor, crop: int | None = None) -> None:
+    def update(self, features: Tensor, coordinates: Tensor, crop: int | None = None) -> None:
         """Adds one crop, to either half in turn, so that no crop serves both.
 
         Args:
             features: ``(N, C)``.
-            places: ``(N, 3)`` coordinates in the crop, in any unit.
+            coordinates: ``(N, 3)`` coordinates in the crop, in any unit.
             crop: its number, even or odd; ``None`` counts them. Processes that share crops must say it.
         """
-        rows = torch.cat([features.double(), places.double(), torch.ones_like(places[:, :1], dtype=torch.float64)], 1)
+        rows = torch.cat(
+            [features.double(), coordinates.double(), torch.ones_like(coordinates[:, :1], dtype=torch.float64)], 1
+        )
         self.moments[(self.crops if crop is None else crop) % 2] += rows.T @ rows
         self.crops += 1
 

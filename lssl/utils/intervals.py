@@ -14,8 +14,16 @@ __all__ = ["interval_weight", "require_intervals"]
 def interval_weight(first_time: Tensor, second_time: Tensor, tau: float) -> Tensor:
     """``exp(-|Δt| / τ)`` of each pair: 1 for one visit shown twice, about 0.37 after τ years.
 
-    A pair of unknown interval (NaN) has the weight 0: nothing says how close its visits are. The weights are as they
-    are, not normalised over the batch.
+    A pair of unknown interval (NaN) has weight 0, because nothing says how close its visits are.
+
+    The weights are not normalised here. The two users differ, for a reason:
+
+    * Contrastive terms divide by the sum of the weights (:func:`lssl.utils.distributed.weighted_mean`). Each pair is
+      compared with others of the batch, so the weights say which pairs matter more. The scale of the loss must not
+      depend on which intervals a batch happens to hold.
+    * The consistency of segmentations divides by the number of pairs (:class:`lssl.losses.Consistency`). It is added to
+      a supervised loss, and a batch of far-apart visits gives little evidence that two maps should agree. Its share of
+      the total loss must shrink then; dividing by the sum would restore it.
 
     Args:
         first_time: ``(B,)`` years since the subject's first visit, as ``View.time``; NaN where unknown.

@@ -37,14 +37,14 @@ def corresponding_points(
     scores = torch.rand(len(first.image), math.prod(size), generator=generator)
     index = scores.topk(tries, dim=1).indices.to(first.affine.device, non_blocking=True)
     own = geo.lattice(size, first.affine.device)[index]
-    places = geo.transform(geo.feature_affine(first.affine, tap.stride, tap.offset), own)
-    other = geo.transform(geo.inverse(geo.feature_affine(second.affine, tap.stride, tap.offset)), places)
-    seen = geo.contains(other, size) & first.contains(places) & second.contains(places)
+    points_mm = geo.transform(geo.feature_affine(first.affine, tap.stride, tap.offset), own)
+    other = geo.transform(geo.inverse(geo.feature_affine(second.affine, tap.stride, tap.offset)), points_mm)
+    seen = geo.contains(other, size) & first.contains(points_mm) & second.contains(points_mm)
     if foreground:
-        inside = seen & first.contains(places, foreground=True) & second.contains(places, foreground=True)
+        inside = seen & first.contains(points_mm, foreground=True) & second.contains(points_mm, foreground=True)
         seen = torch.where(inside.any(1, keepdim=True), inside, seen)
     taken = draw(seen, count)
-    return places.gather(1, taken[..., None].expand(-1, -1, 3)), seen.any(1).float()
+    return points_mm.gather(1, taken[..., None].expand(-1, -1, 3)), seen.any(1).float()
 
 
 def draw(valid: Tensor, count: int) -> Tensor:

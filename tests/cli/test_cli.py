@@ -118,7 +118,7 @@ def test_a_resumed_run_continues_exactly_and_loses_nothing(tmp_path):
         (
             "anatomical_invariance.yaml",
             ["hidden=16", "block=8", "objective.init_args.teacher_warmup=1.0"],
-            ["teacher.lookup", "objective.inter.centre", "objective.intra.centre", "objective.intra.temperature"],
+            ["teacher.attention", "objective.inter.centre", "objective.intra.centre", "objective.intra.temperature"],
         ),
     ],
 )

@@ -68,7 +68,7 @@ def test_every_visit_once_and_views_for_each_subject_once(batch):
     assert [case.sessions.tolist() for case in held_out] == [[0, 1], [2], [3, 4], [5, 6], [7, 8], [9]]
     assert [case.number for case in held_out] == [0, 0, 1, 2, 3, 4]
     assert [len(case.images) for case in held_out] == [5, 1, 5, 5, 5, 4]
-    assert [bool(case.places) for case in held_out] == [True, False, True, True, True, True]
+    assert [bool(case.points_mm) for case in held_out] == [True, False, True, True, True, True]
     assert [case.two_visits for case in held_out] == [True, True, True, True, True, False]
     assert [case.ages.tolist() for case in held_out][:2] == [[40, 42], [45]]
     few = list(held_out_pairs(network(), [batch], subjects=3, visits=2))
@@ -82,7 +82,7 @@ def test_the_same_views_and_points_whatever_else_is_drawn(batch):
     torch.randn(100)
     for a, b in zip(one, held_out_pairs(strategy, [batch]), strict=True):
         assert torch.equal(a.images, b.images)
-        assert all(torch.equal(a.places[tap], b.places[tap]) for tap in a.places)
+        assert all(torch.equal(a.points_mm[tap], b.points_mm[tap]) for tap in a.points_mm)
     assert not torch.equal(one[0].images[2], one[2].images[2])
 
 
@@ -158,12 +158,12 @@ def test_figures_of_a_tap_by_hand(batch):
             subject = torch.full_like(case.sessions, case.subject)
             retrieval.update(pooled, subject, case.sessions)
             age.update(pooled, subject, case.sessions, case.ages)
-            if case.places:
+            if case.points_mm:
                 first, second, noise = features[len(case.sessions) :]
                 rank.update(first.flatten(1).T)  # 512 voxels: all of them are drawn
                 shortcut.update(noise.flatten(1).T, geo.lattice((8, 8, 8)), case.number)
                 where = geo.feature_affine(case.affines[-2:], tap.stride, tap.offset)
-                places = case.places["tap.2"].expand(2, -1, -1)
+                places = case.points_mm["tap.2"].expand(2, -1, -1)
                 alignment.update(*geo.sample(torch.stack([first, second]), where, places))
     assert figures["rank/tap.2"] == pytest.approx(rank.compute().item(), rel=1e-5)
     assert figures["alignment/tap.2"] == pytest.approx(alignment.compute().item(), rel=1e-5)

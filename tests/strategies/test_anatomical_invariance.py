@@ -123,7 +123,7 @@ def test_no_gradient_reaches_the_teacher_and_every_trained_parameter_has_one(bat
         if parameter.requires_grad:
             assert parameter.grad is not None, key
             assert parameter.grad.abs().max() > 0, key
-    followed = {"backbone", "pooled", "pooled_last", "psi", "lookup"}
+    followed = {"backbone", "pooled", "pooled_last", "psi", "attention"}
     assert set(strategy.teacher) == followed  # keys, values and ζ among them; not φ, nor the query
 
 
@@ -132,7 +132,7 @@ def test_the_teachers_answer_is_a_constant_for_the_query(batch, name):
     """The same q asks both sides; through the teacher's it learns nothing."""
     strategy = make(loss_weights={"inter": 0.0, "reconstruction": 0.0}, **objective(name))
     asked = []
-    strategy.teacher["lookup"].register_forward_hook(lambda module, args, output: asked.append((args[0], output)))
+    strategy.teacher["attention"].register_forward_hook(lambda module, args, output: asked.append((args[0], output)))
     terms(strategy, batch)
     (query, answer), *_ = asked
     assert query.requires_grad
@@ -142,15 +142,15 @@ def test_the_teachers_answer_is_a_constant_for_the_query(batch, name):
 # --- by loops ---------------------------------------------------------------------------------------------------------
 
 
-def looked_up(lookup: nn.Module, q: Tensor, rows: Tensor) -> Tensor:
+def looked_up(attention: nn.Module, q: Tensor, rows: Tensor) -> Tensor:
     """One query ``(D,)`` among rows ``(N, D)``, head by head."""
-    out, size = [], len(q) // lookup.heads
-    keys, values = lookup.key(rows), lookup.value(rows)
-    for head in range(lookup.heads):
+    out, size = [], len(q) // attention.heads
+    keys, values = attention.key(rows), attention.value(rows)
+    for head in range(attention.heads):
         part = slice(head * size, (head + 1) * size)
         share = (keys[:, part] @ q[part] / math.sqrt(size)).exp()
         out.append((share[:, None] * values[:, part]).sum(0) / share.sum())
-    return lookup.last(lookup.zeta(lookup.out(torch.cat(out))))
+    return attention.last(attention.zeta(attention.out(torch.cat(out))))
 
 
 @pytest.mark.parametrize("condition", ["visible", "all"])
@@ -179,7 +179,7 @@ def test_values_by_loops_over_crops_and_features(batch, condition):
         answers = []
         for v in asking:
             q = strategy.query(strategy.psi(v[None])[0])
-            s, t = looked_up(strategy.lookup, q, content), looked_up(teacher["lookup"], q, target)
+            s, t = looked_up(strategy.attention, q, content), looked_up(teacher["attention"], q, target)
             answers.append(cross_entropy(s, t))
         intra.append(sum(answers) / len(answers))
         restored = strategy.to_image(net.last(F.relu(up)))
@@ -199,8 +199,8 @@ def test_info_nce_by_loops(batch):
     seen = {}
     strategy.pooled.register_forward_hook(lambda *a: seen.update(z=a[2]))
     strategy.teacher["pooled"].register_forward_hook(lambda *a: seen.update(t=a[2]))
-    strategy.lookup.register_forward_hook(lambda *a: seen.update(s=a[2]))
-    strategy.teacher["lookup"].register_forward_hook(lambda *a: seen.update(w=a[2]))
+    strategy.attention.register_forward_hook(lambda *a: seen.update(s=a[2]))
+    strategy.teacher["attention"].register_forward_hook(lambda *a: seen.update(w=a[2]))
     found = terms(strategy, batch)
     z, t, s, w = (F.normalize(seen[name].double(), dim=-1) / 0.3**0.5 for name in "ztsw")
     total = 0.0
