@@ -15,9 +15,10 @@ import pandas as pd
 from lssl.data.bids import bids_table, match_files
 from lssl.data.pairs import count, order_notes, order_visits
 from lssl.data.tables import csv_table
+from lssl.data.usable import without_visits
 from lssl.utils.errors import InputError
 
-__all__ = ["CohortSubject", "Options", "Session", "find_subjects"]
+__all__ = ["CohortSubject", "Options", "Session", "add_overlays", "find_subjects"]
 
 AUTO = "auto"
 MASKS, LABELS = "desc-brain_mask", "dseg"
@@ -38,6 +39,7 @@ class Options:
         template: image whose space the half-way frame is brought into by an affine map.
         margin: mm kept around the foreground.
         floor: correlation with the other visits below which a visit is flagged.
+        exclude: subjects and visits that are left out, see :func:`lssl.data.usable.without_visits`.
     """
 
     suffixes: tuple[str, ...] = ("T1w",)
@@ -50,6 +52,7 @@ class Options:
     template: str | None = None
     margin: float = 8.0
     floor: float = 0.5
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass
@@ -97,18 +100,9 @@ def find_subjects(root: Path, options: Options) -> tuple[list[CohortSubject], pd
         table = merged.rename(columns={"image": f"image_{number}"})
     if table.empty:
         raise InputError(f"No visit of {root} has images of all of {', '.join(options.suffixes)}; name fewer suffixes.")
-    for column, pattern, kind in (("mask", options.masks, MASKS), ("label", options.labels, LABELS)):
-        if listed and table[column].any():
-            continue
-        if pattern == AUTO:
-            table[column], several = _derivatives(folder, table, kind)
-            if several:
-                notes.append(
-                    f"{count(several, 'visit')} with several {column}s, none of which is taken; "
-                    f"say which by --{column}s"
-                )
-        else:
-            table[column] = "" if pattern == "none" else match_files(folder, pattern, table, f"{column}s")
+    table, excluded = without_visits(table, options.exclude)
+    notes += excluded
+    notes += add_overlays(folder, table, options.masks, options.labels)
     table = order_visits(table)
     subjects: dict[str, CohortSubject] = {}
     for row in _rows(table):
@@ -121,6 +115,31 @@ def find_subjects(root: Path, options: Options) -> tuple[list[CohortSubject], pd
     if unknown := int(np.isnan(table["time"].to_numpy(float)).sum()):
         notes.append(f"{count(unknown, 'visit')} without a time (no date, age, or label such as ses-M012)")
     return list(subjects.values()), table, notes + order_notes(table)
+
+
+def add_overlays(folder: Path, table: pd.DataFrame, masks: str = AUTO, labels: str = AUTO) -> list[str]:
+    """Fills the columns mask and label of a visit table that names none; remarks on those that are ambiguous.
+
+    Args:
+        folder: the BIDS folder, or that of the table.
+        table: visits with subject, session, mask and label; it is changed.
+        masks: pattern of masks below the folder, ``auto`` or ``none``.
+        labels: pattern of label maps, likewise.
+    """
+    notes = []
+    for column, pattern, kind in (("mask", masks, MASKS), ("label", labels, LABELS)):
+        if column in table and table[column].any():
+            continue
+        if pattern == AUTO:
+            table[column], several = _derivatives(folder, table, kind)
+            if several:
+                notes.append(
+                    f"{count(several, 'visit')} with several {column}s, none of which is taken; "
+                    f"say which by --{column}s"
+                )
+        else:
+            table[column] = "" if pattern == "none" else match_files(folder, pattern, table, f"{column}s")
+    return notes
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:

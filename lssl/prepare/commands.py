@@ -101,6 +101,9 @@ def _prepare_parser() -> Parser:
     add("--template", metavar="FILE", help="image whose space the subjects are brought into, by an affine map")
     add("--margin", type=_positive, default=8.0, metavar="MM", help="kept around the foreground (8)")
     add("--floor", type=float, default=0.5, metavar="NCC", help="visits that correlate less are flagged (0.5)")
+    add(
+        "--exclude", nargs="+", default=[], metavar="NAME", help="subjects (sub-01) and visits (sub-01_ses-02) left out"
+    )
     add("--workers", type=int, default=1, metavar="N", help="processes, each with one thread (1)")
     add("--shard", type=_shard, default=(1, 1), metavar="i/n", help="only every n-th subject, from the i-th on")
     return parser
@@ -132,6 +135,7 @@ def prepare_command(args: list[str]) -> None:
         template=chosen.template,
         margin=chosen.margin,
         floor=chosen.floor,
+        exclude=tuple(chosen.exclude),
     )
     outcome = prepare(chosen.bids, chosen.out, options, chosen.workers, chosen.shard)
     for visit, reasons in outcome.flagged.items():
@@ -169,6 +173,11 @@ def _inspect_parser() -> Parser:
         metavar="N",
         help="of how many subjects of a BIDS folder the voxels are read, some seconds each (10)",
     )
+    add(
+        "--all",
+        action="store_true",
+        help="read every voxel, mask and label map once; what is found is kept, and lssl fit leaves bad visits out",
+    )
     add("--spacing", type=_positive, default=1.0, metavar="MM", help="for which the cache is estimated (1.0)")
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--sheet", type=Path, metavar="FILE.png", help="write a picture of it, too")
@@ -183,7 +192,9 @@ def inspect_command(args: list[str]) -> None:
     if chosen.list:
         _print_files(chosen.folder, [chosen.suffix], " ".join(chosen.select))
         return
-    report = inspect_folder(chosen.folder, chosen.suffix, chosen.subjects, chosen.spacing, " ".join(chosen.select))
+    report = inspect_folder(
+        chosen.folder, chosen.suffix, chosen.subjects, chosen.spacing, " ".join(chosen.select), chosen.all
+    )
     if chosen.json:
         import json
 

@@ -50,6 +50,7 @@ class Inspection:
     suspicious: list[tuple[str, str]] = field(default_factory=list)
     gigabytes: float = 0.0
     hours: float | None = None
+    overlays: dict[str, str] = field(default_factory=dict)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -83,6 +84,8 @@ class Inspection:
             "left_out": self.left_out,
             "subjects_looked_at": self.looked_at,
             "suspicious": [{"visit": visit, "reason": reason} for visit, reason in self.suspicious],
+            "masks": self.overlays.get("mask", ""),
+            "labels": self.overlays.get("label", ""),
             "gigabytes": round(self.gigabytes, 3),
             "hours_with_one_worker": self.hours,
         }
@@ -100,7 +103,12 @@ class Inspection:
 
 
 def inspect_folder(
-    folder: Path, suffix: str = "T1w", subjects: int = 10, spacing: float = 1.0, select: str = ""
+    folder: Path,
+    suffix: str = "T1w",
+    subjects: int = 10,
+    spacing: float = 1.0,
+    select: str = "",
+    everything: bool = False,
 ) -> Inspection:
     """Looks at a folder or a table.
 
@@ -110,19 +118,20 @@ def inspect_folder(
         subjects: of how many subjects of a BIDS folder the voxels are read.
         spacing: mm of the voxels for which size and time of a cache are estimated.
         select: which image of a visit is taken, see :func:`lssl.data.selection.choose`.
+        everything: reads every file once, see :mod:`lssl.data.usable`.
     """
     if not folder.is_dir() and folder.suffix not in (".csv", ".tsv"):
         raise InputError(f"There is no folder {folder}; name a BIDS folder or one that `lssl prepare` wrote.")
     described = read_json(folder / "dataset.json")
     if described and "settings" in described:
-        return _prepared(folder, described)
-    return _raw(folder, suffix, subjects, spacing, select)
+        return _prepared(folder, described, everything)
+    return _raw(folder, suffix, subjects, spacing, select, everything)
 
 
 # --- prepared ---------------------------------------------------------------------------------------------------------
 
 
-def _prepared(folder: Path, described: dict[str, Any]) -> Inspection:
+def _prepared(folder: Path, described: dict[str, Any], everything: bool) -> Inspection:
     path = folder / "visits.csv"
     if not path.is_file():
         raise InputError(f"{folder} has no visits.csv: its preparation was interrupted; run `lssl prepare` again.")
@@ -141,8 +150,22 @@ def _prepared(folder: Path, described: dict[str, Any]) -> Inspection:
     flags = table["flags"].fillna("") if "flags" in table else pd.Series("", index=table.index)
     report.suspicious = [(name, text) for name, text in zip(names, flags, strict=True) if text]
     report.suspicious += _repeated(table)
-    missing = [name for name, image in zip(names, table["image"], strict=True) if not os.path.exists(image)]
-    report.suspicious += [(name, "its file is missing; run `lssl prepare` again") for name in missing]
+    missing = [image for image in table["image"] if not os.path.exists(image)]
+    report.suspicious += [
+        (name, "its file is missing; run `lssl prepare` again")
+        for name, image in zip(names, table["image"], strict=True)
+        if image in missing
+    ]
+    report.overlays = {
+        "mask": f"{count(int((table['foreground'] == 'mask').sum()), 'visit')} of {len(table)}",
+        "label": f"{count(int(table['labelled'].astype(bool).sum()), 'visit')} of {len(table)}",
+    }
+    if everything:
+        from lssl.prepare.contents import unusable
+
+        report.suspicious += unusable(
+            table.assign(image=table["image"].where(~table["image"].isin(missing), "")), "image", "stored"
+        )
     report.looked_at = int(table["subject"].nunique())
     return report
 
@@ -162,7 +185,7 @@ def _repeated(table: pd.DataFrame) -> list[tuple[str, str]]:
 # --- BIDS -------------------------------------------------------------------------------------------------------------
 
 
-def _raw(folder: Path, suffix: str, subjects: int, spacing: float, select: str) -> Inspection:
+def _raw(folder: Path, suffix: str, subjects: int, spacing: float, select: str, everything: bool) -> Inspection:
     """Of a BIDS folder, or of a table of visits."""
     listed = folder.suffix in (".csv", ".tsv") and not folder.is_dir()
     table, left_out = csv_table(folder) if listed else bids_table(folder, suffix, select=select)
@@ -176,12 +199,27 @@ def _raw(folder: Path, suffix: str, subjects: int, spacing: float, select: str) 
     chosen = _evenly(list(dict.fromkeys(table["subject"])), subjects)
     boxes = [_look(report, table, subject, grids) for subject in chosen]
     report.looked_at = len(chosen)
+    _contents(report, folder.parent if listed else folder, grids, chosen, everything)
     volume = [size for found in boxes for size in found]
     typical = float(np.median(volume)) if volume else 180.0 * 220.0 * 190.0  # mm³ of an adult head and its margin
     report.gigabytes = len(table) * typical / spacing**3 * 2 * STORED / 1e9
     neighbours = sum(min(later, 3) for number in table.groupby("subject").size() for later in range(number))
     report.hours = round((neighbours * SECONDS_PER_PAIR + len(table) * SECONDS_PER_VISIT) / 3600, 2)
     return report
+
+
+def _contents(report: Inspection, folder: Path, grids: list[Any], chosen: list[str], everything: bool) -> None:
+    """Masks and label maps of the chosen subjects; with ``everything`` those of all, and all images."""
+    from lssl.prepare.contents import inspect_overlays, unusable
+
+    rows = np.flatnonzero(report.table["subject"].isin(chosen) | everything)
+    report.overlays, found, notes = inspect_overlays(folder, report.table, grids, rows)
+    if everything:
+        found += unusable(report.table, "image", "image")
+        report.looked_at = int(report.table["subject"].nunique())
+    known = set(report.suspicious)
+    report.suspicious += [finding for finding in found if finding not in known]
+    report.left_out += notes
 
 
 def _headers(report: Inspection, names: list[str], images: list[str]) -> list[Any]:

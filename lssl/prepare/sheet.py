@@ -54,6 +54,8 @@ def show(report: Inspection, console: Console) -> None:
             "99.9th percentile inside",
             f"{bright['lowest']:.4g} to {bright['highest']:.4g}, median {bright['median']:.4g}",
         )
+    table.add_row("masks", content["masks"] or "none")
+    table.add_row("label maps", content["labels"] or "none")
     table.add_row("without age, without time", f"{content['without_age']}, {content['without_time']} visits")
     if report.left_out:
         table.add_row("left out and noticed", "\n".join(report.left_out))

@@ -36,6 +36,7 @@ def settings(options: Options) -> dict[str, Any]:
     """Everything besides the inputs that the outcome depends on, as JSON."""
     chosen = asdict(options)
     chosen["suffixes"] = list(options.suffixes)
+    del chosen["exclude"]  # which visits there are is no setting
     chosen["version"] = VERSION
     if options.template:
         chosen["template"] = fingerprint(options.template)["hash"]

@@ -14,6 +14,8 @@ import pytest
 from scans import REAL, image_path, rigid, save, scan
 
 from lssl.cli.main import main
+from lssl.data import usable
+from lssl.datamodules.nifti import NiftiDataModule
 
 
 def told(capsys, *args: str) -> dict:
@@ -108,6 +110,39 @@ def test_a_prepared_folder(tmp_path, capsys):
     assert "on disk" in capsys.readouterr().out
     (out / "visits.csv").unlink()
     assert "its preparation was interrupted" in mistake(capsys, str(out))
+
+
+def test_everything_is_read_once_and_fit_knows(tmp_path, capsys, monkeypatch):
+    root = tmp_path / "bids"
+    for subject in "ab":
+        for session in ("M000", "M012"):
+            volume = scan(None, (12.0, 12.0, 12.0), ord(subject) + len(session + subject) * (session == "M012"))
+            save(volume, image_path(root, subject, session))
+            place = root / f"derivatives/x/sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}_dseg.nii.gz"
+            volume.voxels = volume.foreground * 3.0
+            save(volume, place)
+    path = image_path(root, "a", "M012")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    labels = [root / f"derivatives/x/sub-b/ses-{s}/anat/sub-b_ses-{s}_dseg.nii.gz" for s in ("M000", "M012")]
+    voxels, affine = nib.load(labels[0]).get_fdata(), nib.load(labels[0]).affine
+    nib.save(nib.Nifti1Image((voxels * 0.5).astype(np.float32), affine), labels[0])
+    affine[0, 3] += 5
+    nib.save(nib.Nifti1Image(-voxels.astype(np.int16), affine), labels[1])
+    report = told(capsys, str(root), "--subjects", "0", "--all")
+    found = {entry["visit"]: [] for entry in report["suspicious"]}
+    for entry in report["suspicious"]:
+        found[entry["visit"]].append(entry["reason"])
+    assert "cannot be read and seems damaged" in found["sub-a ses-M012"][0]
+    assert "holds 1.5 and " in found["sub-b ses-M000"][0]
+    assert "lies on another grid than the image, up to 5 mm off" in found["sub-b ses-M012"][0]
+    assert "holds the negative value -3" in found["sub-b ses-M012"][1]
+    assert report["labels"] == "4 visits of 4, 1 on another grid than the image or unreadable"
+    monkeypatch.setattr(usable, "READERS", {})  # fit reads nothing again
+    source = NiftiDataModule(root)
+    source.setup()
+    assert "1 visit that cannot be read (sub-a ses-M012: " in source.summary
 
 
 def mistake(capsys, *args: str) -> str:
