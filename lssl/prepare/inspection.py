@@ -246,6 +246,9 @@ def _headers(report: Inspection, names: list[str], images: list[str]) -> list[An
         report.orientations["".join(nib.aff2axcodes(image.affine)) if known else "none"] += 1
         if not known:
             report.suspicious.append((name, "no orientation in its header: left and right cannot be told apart"))
+        unit = image.header.get_xyzt_units()[0] if hasattr(image.header, "get_xyzt_units") else "mm"
+        if unit in ("meter", "micron"):
+            report.suspicious.append((name, f"lengths in its header are in {unit}; they are read as such"))
         if steps.max() >= max(THICKEST, 2 * steps.min()):
             report.suspicious.append((name, f"slices of {steps.max():.3g} mm"))
     return grids
