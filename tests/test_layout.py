@@ -14,15 +14,10 @@ import lssl
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 LONGEST = 350  # lines of a file
-STILL_TOO_LONG = {
-    "lssl/data/datamodule.py",
-}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_is_too_long(path: Path):
-    if str(path.relative_to(ROOT)) in STILL_TOO_LONG:
-        pytest.xfail("to be split")
     assert len(path.read_text().splitlines()) <= LONGEST, "two ideas in one file; give each its own"
 
 

@@ -1,4 +1,4 @@
-"""Data: which visits there are, how their files are read, which of them form pairs, and the batches made of them.
+"""Data: visit tables, reading of files, pairs of visits, and batches.
 
 Tables, NIfTI, pairs and the store import no torch, so that commands on data start at once.
 """

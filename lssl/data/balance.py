@@ -1,10 +1,13 @@
-"""Weights that make sites and intervals count the same."""
+"""Weights of pairs that give every site and every class of interval the same share."""
 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
-__all__ = ["interval_class", "pair_weights"]
+from lssl.utils.errors import InputError
+
+__all__ = ["balanced_weights", "interval_class", "pair_weights"]
 
 EDGES = (0.0, 0.25, 0.75, 1.5, 2.5, 4.0, 6.0)  # years: repeats, half-yearly, yearly, two-yearly … and longer
 ROUNDS = 20
@@ -20,9 +23,9 @@ def pair_weights(
 ) -> np.ndarray:
     """``(pairs,)`` weights that add up to 1.
 
-    They start equal over subjects (or over pairs) and are scaled until every site, and every class of interval, has
-    the same share; with both, in turn, which settles where sites and intervals allow it (iterative proportional
-    fitting).
+    They start equal over subjects (or over pairs). They are then scaled until every site, or every class of interval,
+    has the same share. With both, the two scalings alternate (iterative proportional fitting), which converges where
+    sites and intervals allow it.
 
     Args:
         subject: ``(pairs,)`` number of each pair's subject.
@@ -37,3 +40,29 @@ def pair_weights(
             number = np.unique(group, return_inverse=True)[1]
             weights = weights / np.bincount(number, weights)[number]
     return weights / weights.sum()
+
+
+def balanced_weights(
+    table: pd.DataFrame, subject: np.ndarray, pairs: np.ndarray, balance: str, every_pair: bool
+) -> np.ndarray:
+    """``(pairs,)`` weights by the sites and times of a visit table; see :func:`pair_weights`.
+
+    Args:
+        table: one row per visit, with ``time`` and, for sites, ``site``.
+        subject: ``(visits,)`` number of each row's subject.
+        pairs: ``(pairs, 2)`` rows of the table.
+        balance: ``site``, ``interval`` or ``both``.
+        every_pair: pairs start with equal weight, instead of subjects.
+
+    Raises:
+        InputError: if sites are to be balanced and the table names none.
+    """
+    site = interval = None
+    if balance in ("site", "both"):
+        if "site" not in table or not table["site"].fillna("").astype(bool).any():
+            raise InputError("balance asks for sites, but the visit table has no column site; add it or drop balance.")
+        site = pd.factorize(table["site"].fillna(""))[0][pairs[:, 0]]
+    if balance in ("interval", "both"):
+        time = table["time"].to_numpy(float)
+        interval = time[pairs[:, 1]] - time[pairs[:, 0]]
+    return pair_weights(subject[pairs[:, 0]], every_pair, site, interval)

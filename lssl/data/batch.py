@@ -27,7 +27,7 @@ class Visit:
 
     Attributes:
         image: ``(C, D, H, W)`` float32, robustly scaled so that the background is 0 and the brightest tissue about 1;
-            or int16 in steps of :data:`lssl.data.STEP` of it, which is a half of what goes to the device.
+            or the same as int16 in steps of :data:`lssl.data.STEP`, which halves the transfer to the device.
         affine: ``(4, 4)`` float64, index → frame in mm.
         foreground: ``(D, H, W)`` bool, the head (or brain, where a mask says so).
         age: years, NaN where unknown.
@@ -53,7 +53,7 @@ class PairBatch:
 
     Attributes:
         images: ``(B, 2, C, D, H, W)`` float32 sources; voxels beyond ``extent`` are padding. A loader may give int16
-            steps, of which :meth:`to` makes float32.
+            steps; :meth:`to` converts them to float32.
         affines: ``(B, 2, 4, 4)`` float64, index → frame in mm.
         extent: ``(B, 2, 3)`` int64, how many voxels of each axis are data; padding follows them.
         foreground: ``(B, 2, D, H, W)`` bool.
@@ -80,7 +80,7 @@ class PairBatch:
         return self.images.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
-        """The same batch on another device, its images as float32: steps are scaled where they arrive."""
+        """The same batch on another device, with float32 images: int16 steps are scaled after the transfer."""
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         if moved.images.dtype == torch.int16:
             moved.images = moved.images.float() * STEP
@@ -95,18 +95,18 @@ class PairBatch:
         return self._map(lambda tensor: tensor[index])
 
     def visits(self, index: Tensor, rows: Tensor | None = None) -> PairBatch:
-        """The same subjects with visits ``index (B, 2)``, of 0 and 1, in place of their first and second.
+        """The same subjects, with visits ``index (B, 2)`` (each 0 or 1) as their first and second.
 
         Args:
             index: which visit of a pair.
-            rows: ``(B, 2)`` pairs that they are taken from, if not from one's own; ids of subjects stay.
+            rows: ``(B, 2)`` pairs that the visits are taken from; by default each pair's own. Subject ids stay.
         """
         if rows is None:
             rows = torch.arange(len(self), device=index.device)[:, None]
         return self._map(lambda tensor: tensor if tensor.ndim == 1 else tensor[rows, index])
 
     def times_within_pair(self) -> Tensor:
-        """:attr:`times`, but 0 where both visits are one of unknown time: their interval is known to be 0."""
+        """:attr:`times`, but 0 where a visit of unknown time is paired with itself: that interval is 0."""
         same = (self.session[:, :1] == self.session[:, 1:]) & self.times.isnan()
         return self.times.masked_fill(same, 0.0)
 
@@ -117,7 +117,7 @@ class PairBatch:
 
 
 def collate(pairs: Sequence[tuple[Visit, Visit]]) -> PairBatch:
-    """Stacks pairs; smaller sources are padded with zeros behind their last voxel, which ``extent`` records."""
+    """Stacks pairs; smaller sources are padded with zeros after their last voxel, and ``extent`` records their size."""
     visits = [visit for pair in pairs for visit in pair]
     size = [max(visit.image.shape[axis] for visit in visits) for axis in (1, 2, 3)]
 

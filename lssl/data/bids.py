@@ -1,6 +1,6 @@
-"""The visits of a BIDS folder: their images, and all that its tables say about their times.
+"""The visits of a BIDS folder: their images, and their times from its tables.
 
-What is read, in which order of trust, is tabled in ``docs/times.md``.
+``docs/times.md`` lists what is read, and in which order it is trusted.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ def bids_table(
 
 
 def bids_files(root: Path, suffix: str, select: str | Sequence[str] = "") -> tuple[pd.DataFrame, list[str]]:
-    """Every image of the suffix, with what becomes of it.
+    """Every image with the suffix, and whether it is taken.
 
     Returns:
-        Columns ``subject``, ``session``, ``file``, ``taken`` (bool; one per visit) and ``why`` it is left; and phrases.
+        Columns ``subject``, ``session``, ``file``, ``taken`` (bool; one per visit) and ``why`` it is left out; and
+        phrases.
     """
     if not root.is_dir():
         raise InputError(f"The folder {root} does not exist; give the BIDS folder that holds the sub-* folders.")
@@ -127,7 +128,7 @@ def match_files(root: str | Path, pattern: str, table: pd.DataFrame, option: str
     Args:
         root: folder the pattern starts from.
         pattern: path with ``{subject}`` and ``{session}``, as in ``sub-01`` and ``ses-01``, and the wildcards ``*`` and
-            ``**``. Without ``{session}``, a subject's file serves all its visits.
+            ``**``. Without ``{session}``, one file of a subject is used for all its visits.
         table: the visits.
         option: what to call the pattern in messages.
     """
@@ -160,7 +161,7 @@ def match_files(root: str | Path, pattern: str, table: pd.DataFrame, option: str
 def _by_id(
     table: SidecarTable, columns: Sequence[str], prefix: str, known: set[str]
 ) -> dict[str, list[dict[str, str]]]:
-    """Rows by subject or session as the folders spell them; ids without prefix or leading zeros find theirs."""
+    """Rows by subject or session as the folders spell them; ids match without prefix and leading zeros."""
     column = next((name for name in columns if any(name in row for row in table.rows)), None)
     alike: dict[str, list[str]] = {}
     for name in sorted(known):
@@ -192,7 +193,7 @@ def _participants(measures: Measures, table: pd.DataFrame, participants: Sidecar
         mine = rows.get(str(subject), [])
         sessions = _by_id(SidecarTable(participants.path, mine), SESSION, "ses-", set(group["session"]))
         per_visit = not sessions.keys().isdisjoint(group["session"])
-        only = len(group) == 1 and len(mine) == 1 and not per_visit  # what is said of the subject is said of the visit
+        only = len(group) == 1 and len(mine) == 1 and not per_visit  # a subject's value holds for its visit
         if not per_visit and len(mine) > 1 and any(row != mine[0] for row in mine):
             confused.append(str(subject))
             mine = []
@@ -293,7 +294,7 @@ def _read_rows(
 
 
 def _scans(measures: Measures, table: pd.DataFrame, root: Path) -> None:
-    """``*_scans.tsv`` of each visit: the row of its image, else the first row that has a date."""
+    """``*_scans.tsv`` of each visit: the row of its image, or else the first row with a date."""
     cells: list[dict[str, str]] = []
     places: list[int] = []
     units: dict[str, float] = {}

@@ -53,10 +53,10 @@ def around(centre: Sequence[int], wanted: Sequence[int], shape: Sequence[int]) -
 
 
 def _foreground_voxel(first: Visit, second: Visit, seed: int) -> list[int]:
-    """A random voxel that is foreground in either visit; any voxel if there is none."""
+    """A random voxel that is foreground in either visit; any voxel if both foregrounds are empty."""
     generator = torch.Generator().manual_seed(seed)
     shape = first.foreground.shape
-    # Listing all foreground voxels costs more than reading a cached box, so guess first: 64 guesses nearly always hit.
+    # Listing all foreground voxels costs more than reading a cached box. Of 64 random voxels, one nearly always hits.
     guesses = torch.stack([torch.randint(length, (64,), generator=generator) for length in shape], 1)
     i, j, k = guesses.unbind(1)
     hits = (first.foreground[i, j, k] | second.foreground[i, j, k]).nonzero()
@@ -69,7 +69,7 @@ def _foreground_voxel(first: Visit, second: Visit, seed: int) -> list[int]:
 
 
 def _foreground_centre(first: Visit, second: Visit) -> list[int]:
-    """Middle of the bounding box of both foregrounds; of the volume if there is none."""
+    """Middle of the bounding box of both foregrounds; middle of the volume if both are empty."""
     union: Tensor = first.foreground | second.foreground
     if not union.any():
         return [length // 2 for length in union.shape]

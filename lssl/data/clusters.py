@@ -1,4 +1,4 @@
-"""Which subjects belong together: those of one family, label map or site are not independent of one another."""
+"""Clusters of subjects: subjects of one family, label map or site are not independent."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CLUSTER_COLUMNS = ("cluster", "family", "map", "site")
 def subject_clusters(table: pd.DataFrame) -> dict[str, str]:
     """Subject → cluster, for statistics over subjects.
 
-    Of the columns in :data:`CLUSTER_COLUMNS` the one with the fewest different values counts, as the coarsest. A single
-    site is the population that is spoken of, so it is no cluster. A subject without a value is a cluster of its own and
-    is not named.
+    The column of :data:`CLUSTER_COLUMNS` with the fewest different values defines the clusters, as the coarsest. A
+    single site is the studied population, so it is no cluster. A subject without a value is its own cluster and is
+    omitted.
 
     Args:
         table: one row per visit, with ``subject``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import numpy as np
@@ -14,22 +14,22 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lssl.data.balance import pair_weights
-from lssl.data.batch import Visit, collate
+from lssl.data.balance import balanced_weights
+from lssl.data.batch import Visit
 from lssl.data.boxes import crop, source_box
 from lssl.data.duplicates import check_duplicates
 from lssl.data.few_shot import FewShot, choose_labelled, repeated
-from lssl.data.loading import PairDataset, PairSampler, one_thread
+from lssl.data.loading import PairDataset, PairSampler, pair_loader
 from lssl.data.pairs import (
     ORDERED_POLICIES,
     SPLITS,
     build_pairs,
     count,
     evenly,
-    given_split,
     order_notes,
     order_visits,
-    split_subjects,
+    subject_splits,
+    summarise,
     visit_name,
 )
 from lssl.utils.errors import InputError
@@ -209,7 +209,7 @@ class PairDataModule(L.LightningDataModule):
             )
         self._subject = index.subject
         self.subjects = table["subject"].iloc[np.flatnonzero(np.diff(index.subject, prepend=-1))].tolist()
-        part = self._parts(table, index.subject, index.pairs)
+        part = subject_splits(table, self.subjects, index, self.split, self.seed)
         self.table = table.assign(split=pd.Categorical(np.array(SPLITS)[part[index.subject]], categories=SPLITS))
         if stage == "fit" and (copies := check_duplicates(self.table)):
             self.notes.append(copies)
@@ -223,34 +223,8 @@ class PairDataModule(L.LightningDataModule):
         if self.single_visits == "drop" and len(index.singles):
             self.excluded.append(f"{count(len(index.singles), 'single visit')} (single_visits: drop)")
         self.excluded += index.excluded
-        self.summary = self._summarise(index.pairs, singles)
+        self.summary = summarise(self.table, index, singles, self.excluded, self.notes)
         rank_zero_info(self.summary)
-
-    def _parts(self, table: pd.DataFrame, subject: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-        """Split of each subject, as a number."""
-        if "split" in table:
-            return given_split(table, subject)
-        visits = np.bincount(subject)
-        paired = np.bincount(subject[pairs[:, 0]], minlength=len(visits)) > 0
-        group = np.where(paired, 0, np.where(visits == 1, 1, 2))
-        return split_subjects(self.subjects, group, self.split, self.seed)
-
-    def _summarise(self, pairs: np.ndarray, singles: np.ndarray) -> str:
-        def by_split(rows: np.ndarray) -> str:
-            number = self.table["split"].iloc[rows].value_counts()
-            return ", ".join(f"{name} {number[name]}" for name in SPLITS)
-
-        paired = len(np.unique(self._subject[pairs[:, 0]]))
-        parts = [
-            f"{count(len(self.subjects), 'subject')}, {count(len(self.table), 'visit')}: "
-            f"{count(len(pairs), 'pair')} from {count(paired, 'subject')} ({by_split(pairs[:, 0])})"
-        ]
-        if len(singles):
-            words = "used as same-visit pairs" if len(singles) > 1 else "used as a same-visit pair"
-            parts.append(f"{count(len(singles), 'single visit')} {words} ({by_split(singles)})")
-        parts.append("excluded: " + (", ".join(self.excluded) or "nothing"))
-        parts += self.notes
-        return "; ".join(parts) + "."
 
     def state_dict(self) -> dict[str, int]:
         """For the checkpoint: how many epochs have been drawn."""
@@ -318,7 +292,7 @@ class PairDataModule(L.LightningDataModule):
         rows = repeated(self.labelled_rows("train"), self.few_shot)
         dataset = self._dataset(np.stack([rows, rows], 1), self.source_size)
         sampler = self._sampler("labelled", dataset, True, None)
-        loaders = {"labelled": self._loader(dataset, self.few_shot.batch_size, sampler=sampler)}
+        loaders = {"labelled": pair_loader(dataset, self.few_shot.batch_size, self.num_workers, sampler=sampler)}
         if self.unlabelled_pairs:
             loaders["unlabelled"] = self._train_pairs("epoch", np.zeros(len(self.table), dtype=bool))
         return loaders
@@ -327,28 +301,18 @@ class PairDataModule(L.LightningDataModule):
         if not len(self.train_pairs):
             raise InputError(f"There are no pairs of visits to train on, because of this: {self.summary}")
         dataset = self._dataset(self.train_pairs, self.source_size, visible)
-        weights = self._weights(self.train_pairs) if self.balance else None
+        weights = None
+        if self.balance:
+            weights = balanced_weights(self.table, self._subject, self.train_pairs, self.balance, self.every_pair)
         sampler = self._sampler(name, dataset, self.every_pair, weights)
-        return self._loader(dataset, self.batch_size, sampler=sampler, drop_last=len(sampler) > self.batch_size)
+        drop_last = len(sampler) > self.batch_size
+        return pair_loader(dataset, self.batch_size, self.num_workers, sampler=sampler, drop_last=drop_last)
 
     def _sampler(self, name: str, dataset: PairDataset, every_pair: bool, weights: np.ndarray | None) -> PairSampler:
         """A sampler whose epochs are counted under a name."""
         sampler = PairSampler(dataset, every_pair, self.seed, self._epochs.get(name, 0), weights)
         self._samplers[name] = sampler
         return sampler
-
-    def _weights(self, pairs: np.ndarray) -> np.ndarray:
-        site = interval = None
-        if self.balance in ("site", "both"):
-            if "site" not in self.table or not self.table["site"].fillna("").astype(bool).any():
-                raise InputError(
-                    "balance asks for sites, but the visit table has no column site; add it or drop balance."
-                )
-            site = pd.factorize(self.table["site"].fillna(""))[0][pairs[:, 0]]
-        if self.balance in ("interval", "both"):
-            time = self.table["time"].to_numpy(float)
-            interval = time[pairs[:, 1]] - time[pairs[:, 0]]
-        return pair_weights(self._subject[pairs[:, 0]], self.every_pair, site, interval)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every validation pair with its centred box, in fixed order; an empty list if there is none."""
@@ -370,26 +334,16 @@ class PairDataModule(L.LightningDataModule):
         return self._whole(np.arange(len(self.table)))
 
     def _whole(self, rows: np.ndarray) -> DataLoader:
-        return self._loader(self._dataset(np.stack([rows, rows], 1).astype(np.int32), None), 1)
+        return pair_loader(self._dataset(np.stack([rows, rows], 1).astype(np.int32), None), 1, self.num_workers)
 
     def _fixed(self, pairs: np.ndarray) -> DataLoader | list[DataLoader]:
-        return self._loader(self._dataset(pairs, self.source_size), self.batch_size) if len(pairs) else []
+        if not len(pairs):
+            return []
+        return pair_loader(self._dataset(pairs, self.source_size), self.batch_size, self.num_workers)
 
     def _dataset(
         self, pairs: np.ndarray, size: tuple[int, int, int] | None, visible: np.ndarray | None = None
     ) -> PairDataset:
         return PairDataset(
             self.reader().read_pair, pairs, self._subject, self._age, self._time, size, self.transform, visible
-        )
-
-    def _loader(self, dataset: PairDataset, batch_size: int, **options: Any) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            worker_init_fn=one_thread,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            **options,
         )

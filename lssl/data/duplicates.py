@@ -1,6 +1,6 @@
-"""Finds the same scan under two names, by its voxels; without torch.
+"""Finds the same scan under two names by its voxels; without torch.
 
-A copy in the test split of a scan that is trained on makes every score too good, and no name gives it away. Use::
+If a training scan also occurs in the test split, every score is too good, and its name does not show it. Use::
 
     find_duplicates(table)    # groups of rows with the same voxels, for a report such as `lssl inspect`
     check_duplicates(table)   # refuses copies across splits, returns a sentence on the others (for `fit`, `benchmark`)
@@ -34,12 +34,12 @@ _known: dict[str, dict[str, Any]] = {}
 
 
 def voxel_hash(path: str | Path) -> str:
-    """Hash of the decoded voxels of an image, the same whatever its compression, header and orientation.
+    """Hash of an image's decoded voxels; it does not depend on compression, header and orientation.
 
     The values (float32, after the header's scaling) are sorted before they are hashed, together with the sorted axis
-    lengths. So a file that was compressed again, given another affine, or turned to other axes keeps its hash. Two
-    scans have the same hash only if they hold the same values equally often, which noise rules out. A resampled copy,
-    or one stored with other rounding, has another hash.
+    lengths. So a file keeps its hash when it is compressed again, given another affine, or stored in another
+    orientation. Two scans have the same hash only if they hold the same values equally often, which noise rules out. A
+    resampled copy, or one stored with other rounding, has another hash.
 
     Args:
         path: NIfTI file.
@@ -67,8 +67,8 @@ def voxel_hash(path: str | Path) -> str:
 def find_duplicates(table: pd.DataFrame) -> list[list[int]]:
     """Groups of rows that hold the same scan, each sorted, in order of their first row.
 
-    Only files whose axes have the same lengths are decompressed. A file that cannot be read is no duplicate; whoever
-    reads it for training refuses it.
+    Only files whose axes have the same lengths are decompressed. A file that cannot be read is not reported here;
+    training refuses it when it is read.
 
     Args:
         table: visits, with a column ``voxel_hash`` or ``image`` (paths). Without either there are no files to compare.
@@ -87,16 +87,16 @@ def find_duplicates(table: pd.DataFrame) -> list[list[int]]:
 
 
 def check_duplicates(table: pd.DataFrame) -> str:
-    """Refuses a scan that lies in two splits; says which other visits hold the same scan.
+    """Refuses a scan that occurs in two splits, and names visits of one split that share a scan.
 
     Args:
         table: visits with ``subject``, ``session``, ``split`` and what :func:`find_duplicates` needs.
 
     Returns:
-        A sentence, or nothing where every scan is there once.
+        A sentence, or an empty text if no scan occurs twice.
 
     Raises:
-        InputError: if a test scan is also a training or validation scan, or a validation scan a training scan.
+        InputError: if a test scan is also used for training or validation, or a validation scan for training.
     """
     groups = find_duplicates(table)
     names = [
@@ -117,7 +117,7 @@ def check_duplicates(table: pd.DataFrame) -> str:
 
 
 def _hash_files(paths: list[str]) -> list[str]:
-    """Hashes of the files whose shape occurs twice or more; empty for the others. New hashes are stored."""
+    """Hashes of the files whose shape occurs more than once, empty for the others. New hashes are stored."""
     with ThreadPoolExecutor(THREADS) as pool:
         shapes = list(pool.map(_shape, paths))
         often = Counter(shapes)
@@ -125,7 +125,7 @@ def _hash_files(paths: list[str]) -> list[str]:
         stored = _read_cache()
         found = dict(zip(wanted, pool.map(_hash_or_nothing, wanted), strict=True))
     if _known != stored:
-        with contextlib.suppress(OSError):  # without a cache it is only slower
+        with contextlib.suppress(OSError):  # the cache only saves time
             write_json(_cache_file(), _known)
     return [found.get(path, "") for path in paths]
 
@@ -153,7 +153,7 @@ def _cache_file() -> Path:
 
 
 def _read_cache() -> dict[str, dict[str, Any]]:
-    """What earlier processes stored; it is known from now on."""
+    """Loads the hashes that earlier processes stored."""
     content = read_json(_cache_file())
     stored = content if isinstance(content, dict) else {}
     for path, entry in stored.items():

@@ -1,4 +1,4 @@
-"""Labels: which of them training may see (few-shot), how they are drawn, and what they hold."""
+"""Few-shot labels: which labels training may see, and how labelled visits are drawn."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["FewShot", "choose_labelled", "repeated", "require_labels"]
 class FewShot:
     """Which labels of the training subjects may be seen, and how labelled visits are drawn.
 
-    Labelled subjects are chosen by the seed: they stand in one fixed random order, and seed s takes the s-th group of
-    ``subjects`` of it. So seeds 0, 1, 2 … rotate the labelled subject, and repeat it only when all had their turn. For
-    one-shot: ``subjects: 1, visits: 1``.
+    The seed chooses the labelled subjects. All subjects stand in one fixed random order, and seed s takes the s-th
+    group of ``subjects`` of it. So seeds 0, 1, 2 … label other subjects, and a subject repeats only after all were
+    used. For one-shot: ``subjects: 1, visits: 1``.
 
     Attributes:
-        subjects: how many training subjects are labelled; ``None`` takes all that have labels.
-        visits: labelled visits of each, drawn by the seed; ``None`` takes all that have labels.
+        subjects: number of labelled training subjects; ``None`` takes all subjects with labels.
+        visits: labelled visits per subject, drawn by the seed; ``None`` takes all visits with labels.
         seed: of the choice.
-        batch_size: labelled visits in a step; each is shown in two views.
+        batch_size: labelled visits per step; each gives two views.
         steps: training steps of an epoch; more if there are more unlabelled pairs.
     """
 
@@ -77,7 +77,7 @@ def require_labels(rows: np.ndarray) -> None:
 
 
 def repeated(rows: np.ndarray, few_shot: FewShot) -> np.ndarray:
-    """The rows in turn, until they fill an epoch on all devices."""
+    """The rows repeated until they fill an epoch on all devices."""
     require_labels(rows)
     world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     return rows[np.arange(few_shot.steps * few_shot.batch_size * world) % len(rows)]

@@ -1,6 +1,6 @@
-"""Headers of image files: where voxels lie in mm, and which files are refused because they do not say so.
+"""Headers of image files: affines in mm, and refusal of files without a valid one.
 
-Read are NIfTI-1 and NIfTI-2 (single files and pairs) and FreeSurfer's MGH, compressed or not.
+Supported formats: NIfTI-1 and NIfTI-2 (single files and pairs) and FreeSurfer's MGH, with or without compression.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ LFS = b"version https://git-lfs"
 
 
 def open_image(path: str) -> Any:
-    """The image of a file, voxels unread.
+    """Opens an image file without reading its voxels.
 
     Raises:
-        InputError: if it is absent, without content (git-annex, Git LFS), damaged, or Analyze.
+        InputError: if the file is missing, damaged, in Analyze format, or a pointer without content (git-annex, Git
+            LFS).
     """
     if not os.path.exists(path):
         if os.path.islink(path):
@@ -58,7 +59,7 @@ def open_image(path: str) -> Any:
 
 
 def damaged(path: str, error: Exception) -> str:
-    """The sentence for a file that cannot be read."""
+    """The message for a file that cannot be read."""
     try:
         with open(path, "rb") as file:
             if file.read(len(LFS)) == LFS:
@@ -85,7 +86,7 @@ def _valid(affine: np.ndarray | None) -> bool:
 
 
 def file_affine(image: Any, path: str) -> np.ndarray:
-    """``(4, 4)`` float64, index → place in the file's own unit; the qform where the sform is coded but not valid."""
+    """``(4, 4)`` float64, index → position in the file's own unit; the qform if the sform is coded but invalid."""
     affine = image.affine
     if not _valid(affine) and hasattr(image.header, "get_qform") and int(image.header["qform_code"]) > 0:
         try:
@@ -98,12 +99,12 @@ def file_affine(image: Any, path: str) -> np.ndarray:
 
 
 def affine_mm(image: Any, path: str, strict: bool = True) -> np.ndarray:
-    """``(4, 4)`` float64, index → mm, whatever unit the header is written in (metre, mm, micron).
+    """``(4, 4)`` float64, index → mm; the header's unit may be metre, mm or micron.
 
     Args:
         image: the open file.
         path: its name, for messages.
-        strict: refuses a header that does not know its orientation.
+        strict: refuses a header without an orientation.
 
     Raises:
         InputError: if the orientation is unknown, or if the scan would be smaller than 1 mm or larger than 5 m.
@@ -127,12 +128,12 @@ def affine_mm(image: Any, path: str, strict: bool = True) -> np.ndarray:
 
 
 def memory_needed(image: Any) -> int:
-    """Bytes to read the voxels as float32: the stored ones, and the result."""
+    """Bytes needed to read the voxels as float32: the stored voxels and the result."""
     stored = int(np.dtype(image.get_data_dtype()).itemsize)
     return int(np.prod([int(length) for length in image.shape], dtype=np.float64)) * (stored + 4)
 
 
 def is_gzip(path: str) -> bool:
-    """Whether a file is compressed by gzip, by its first bytes."""
+    """Whether a file starts like one compressed by gzip."""
     with Path(path).open("rb") as file:
         return file.read(2) == b"\x1f\x8b"

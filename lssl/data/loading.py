@@ -6,16 +6,17 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lssl.data import STEP
-from lssl.data.batch import Visit
+from lssl.data.batch import Visit, collate
 
-__all__ = ["PairDataset", "PairSampler", "one_thread"]
+__all__ = ["PairDataset", "PairSampler", "one_thread", "pair_loader"]
 
 
 class PairDataset(Dataset[tuple[Visit, Visit]]):
@@ -134,3 +135,17 @@ class PairSampler(DistributedSampler):
 def one_thread(_: int) -> None:
     """One torch thread per worker: workers are the parallelism, more threads only compete."""
     torch.set_num_threads(1)
+
+
+def pair_loader(dataset: PairDataset, batch_size: int, num_workers: int, **options: Any) -> DataLoader:
+    """Batches of a dataset as PairBatch; ``options`` are further ones of torch's DataLoader."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=collate,
+        worker_init_fn=one_thread,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        **options,
+    )

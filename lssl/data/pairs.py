@@ -26,6 +26,8 @@ __all__ = [
     "order_notes",
     "order_visits",
     "split_subjects",
+    "subject_splits",
+    "summarise",
     "visit_name",
 ]
 
@@ -259,3 +261,55 @@ def evenly(pairs: np.ndarray, subject: np.ndarray) -> np.ndarray:
     step = np.arange(most)
     spread = step * number[:, None] // most
     return pairs[(start[:, None] + np.where(number[:, None] >= most, spread, step % number[:, None])).ravel()]
+
+
+def subject_splits(
+    table: pd.DataFrame, names: Sequence[str], index: PairIndex, fractions: Sequence[float], seed: int
+) -> np.ndarray:
+    """Split of each subject: the table's column ``split`` if it has one, else a drawn one.
+
+    Args:
+        table: sorted by :func:`order_visits`.
+        names: subjects, in the order of the table.
+        index: of the table.
+        fractions: shares of train, val and test; see :func:`split_subjects`.
+        seed: of the draw.
+
+    Returns:
+        ``(subjects,)`` 0, 1 or 2 for train, val and test.
+    """
+    if "split" in table:
+        return given_split(table, index.subject)
+    visits = np.bincount(index.subject)
+    paired = np.bincount(index.subject[index.pairs[:, 0]], minlength=len(visits)) > 0
+    group = np.where(paired, 0, np.where(visits == 1, 1, 2))
+    return split_subjects(names, group, fractions, seed)
+
+
+def summarise(
+    table: pd.DataFrame, index: PairIndex, singles: np.ndarray, excluded: Sequence[str], notes: Sequence[str]
+) -> str:
+    """One sentence: subjects, visits, pairs by split, what was excluded, and what else is to be known.
+
+    Args:
+        table: sorted, with the split of each visit.
+        index: of the table.
+        singles: rows of the single visits that are used.
+        excluded: phrases with counts.
+        notes: further phrases.
+    """
+
+    def by_split(rows: np.ndarray) -> str:
+        number = table["split"].iloc[rows].value_counts()
+        return ", ".join(f"{name} {number[name]}" for name in SPLITS)
+
+    paired = len(np.unique(index.subject[index.pairs[:, 0]]))
+    parts = [
+        f"{count(table['subject'].nunique(), 'subject')}, {count(len(table), 'visit')}: "
+        f"{count(len(index.pairs), 'pair')} from {count(paired, 'subject')} ({by_split(index.pairs[:, 0])})"
+    ]
+    if len(singles):
+        words = "used as same-visit pairs" if len(singles) > 1 else "used as a same-visit pair"
+        parts.append(f"{count(len(singles), 'single visit')} {words} ({by_split(singles)})")
+    parts.append("excluded: " + (", ".join(excluded) or "nothing"))
+    return "; ".join([*parts, *notes]) + "."
