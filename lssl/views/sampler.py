@@ -19,6 +19,7 @@ from lssl.data.batch import PairBatch
 from lssl.utils.errors import InputError
 from lssl.views import geometry as geo
 from lssl.views.intensity import IntensityTransform, default_transforms
+from lssl.views.overlap import shared_volume
 
 __all__ = ["View", "ViewSampler"]
 
@@ -242,7 +243,7 @@ class ViewSampler:
         shift = self.draw_shift((n, tries), generator)
         low, high = self.centre_bounds(linear, batch.extent[:, 1, None])
         maps = self.view_to_source(linear, (centre + shift.to(centre.device)).clamp(low, high))
-        good = self._shared_part(maps, anchor[:, None]) >= self.overlap
+        good = self._shared_part(maps, anchor[:, None]) >= self.overlap * (1 - 1e-6)
         best = maps[torch.arange(n, device=maps.device), good.int().argmax(1)]
         return torch.where(good.any(1)[:, None, None], best, anchor)
 
@@ -259,12 +260,9 @@ class ViewSampler:
         return linear @ geo.scaling(signs)
 
     def _shared_part(self, maps: Tensor, anchor: Tensor) -> Tensor:
-        """Volume of the intersection over the smaller view's, from an 8³ lattice of points in each second view."""
-        size = torch.tensor(self.size, dtype=maps.dtype, device=maps.device)
-        points = (geo.lattice((8, 8, 8), maps.device) + 0.5) / 8 * size - 0.5
-        inside = geo.contains(geo.transform(geo.inverse(anchor) @ maps, points), self.size, -0.5)
-        volume, other = geo.volume(maps), geo.volume(anchor)
-        return inside.double().mean(-1) * volume / torch.minimum(volume, other)
+        """Volume of the intersection over the smaller view's."""
+        shared = shared_volume(geo.inverse(anchor) @ maps, self.size) * geo.volume(anchor)
+        return shared / (torch.minimum(geo.volume(maps), geo.volume(anchor)) * math.prod(self.size))
 
     def resample_views(self, batch: PairBatch, maps: Tensor, generator: torch.Generator | None) -> tuple[View, View]:
         """Resamples both sources once, through ``maps (B, 2, 4, 4)``, then augments intensities."""

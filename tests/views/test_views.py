@@ -250,17 +250,22 @@ def test_zoom_and_rotation_act_in_mm_and_stay_in_range(make_batch):
 @pytest.mark.parametrize("overlap", [0.3, 0.7])
 def test_views_share_the_part_that_was_asked(make_batch, overlap: float, visits: str):
     parts = torch.cat([shared_part(*draw(make_batch(8, BIG, affine=visits), seed, overlap=overlap)) for seed in (0, 1)])
-    assert parts.min() > overlap - 0.1  # the sampler counts on a lattice of 8³ points
+    assert parts.min() > overlap - 0.005  # what counting points gets wrong
     assert parts.mean() > overlap
     assert parts.min() < 0.98  # and not by showing the same box
 
 
-def test_overlap_is_estimated_without_bias(make_batch):
-    sampler, generator = views(zoom=(0.7, 1.4), overlap=0.2, flip=(0, 0, 0))
-    first, second = sampler(make_batch(64, BIG, affine="same"), generator)
-    estimate, counted = sampler._shared_part(index_map(second), index_map(first)), shared_part(first, second)
-    assert (estimate - counted).abs().max() < 0.06
-    assert (estimate - counted).abs().mean() < 0.02
+def test_no_views_share_less_than_was_asked(make_batch):
+    """Of many draws, so that some lie at the border; all that a dense count finds below it is its own error."""
+    batch = make_batch(48, BIG, affine="same")
+    for overlap in (0.3, 0.5):
+        first, second = draw(batch, zoom=(0.7, 1.4), rotation=20.0, overlap=overlap, flip=(0.5, 0.5, 0.5))
+        parts = shared_part(first, second)
+        assert parts.min() > overlap - 0.003
+        assert parts.min() < overlap + 0.1
+        sampler, _ = views()
+        exact = sampler._shared_part(index_map(second), index_map(first))
+        assert (exact - parts).abs().max() < 0.004
 
 
 def test_impossible_overlap_falls_back_to_the_same_box(make_batch):
