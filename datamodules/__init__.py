@@ -1,4 +1,4 @@
-"""Sources of pairs: each module turns one kind of storage into a visit table and reads its visits.
+"""Sources of pairs: each module makes a visit table of one kind of storage and reads its visits.
 
 Nothing is imported here, so that naming one source does not load the libraries of the others:
 ``from lssl.datamodules.nifti import NiftiDataModule``.

@@ -21,17 +21,21 @@ from lssl.utils.errors import InputError
 
 __all__ = ["LabelMapDataModule"]
 
-_MIDDLE = (0.0, 0.0, -9.0)  # mm from the middle of the cerebrum to that of the grid, which holds the cerebellum, too
+_MIDDLE = (
+    0.0,
+    0.0,
+    -9.0,
+)  # mm from the middle of the cerebrum to the middle of the grid, which also holds the cerebellum
 
 
 class LabelMapDataModule(SyntheticDataModule):
-    """Subjects with the anatomy of label maps (FreeSurfer's numbers), which age by known deformations.
+    """Subjects with the anatomy of real label maps (FreeSurfer's numbers) that age by known deformations.
 
-    The first subject of each map has its anatomy as it is; with more ``subjects`` than maps, further ones have it bent
-    by a random affine and a smooth warp. Between a subject's visits a smooth known deformation makes the lateral
-    ventricles grow and thins the cortex, at the subject's own yearly rates; contrast, bias field, noise and a rigid
-    misregistration of at most half a voxel and half a degree differ by visit. Images are T1-weighted in their order of
-    fluid, grey and white matter. A visit depends on the maps, the seed, the subject and the visit alone, to the bit.
+    The first subject of each map has its unchanged anatomy. With more ``subjects`` than maps, further subjects have an
+    anatomy deformed by a random affine map and a smooth warp. Between a subject's visits a smooth known deformation
+    makes the lateral ventricles grow and thins the cortex, at the subject's own yearly rates; contrast, bias field,
+    noise and a rigid misregistration of at most half a voxel and half a degree differ by visit. Images are T1-weighted
+    in their order of fluid, grey and white matter. A visit is bit-identical for the same maps, seed, subject and visit.
 
     Subjects of one map share a split: the share in ``split`` is one of maps. ``classes`` names the labels 0, 1, … in
     order; the foreground is the head; the spinal cord belongs to no class.
@@ -40,10 +44,10 @@ class LabelMapDataModule(SyntheticDataModule):
         root: folder of label maps (NIfTI).
         subjects: number of subjects, drawn from the maps in turn; ``None`` makes one of each map.
         visits: visits of each subject.
-        lateral: tells left structures from right ones; else both are one class.
+        lateral: separates left from right structures; otherwise both are one class.
         size: voxels along each axis, or along all three, around the brain.
-        spacing: mm between voxels; the maps' own or less shows what they hold.
-        interval: years between visits, which vary by up to a quarter of it.
+        spacing: mm between voxels; the spacing of the maps or less keeps their detail.
+        interval: mean years between visits; single intervals vary by up to a quarter of it.
         cache: keeps visits in memory once they are made, about 5 MB each at 80×104×88.
         seed: of the population, the split, the order and the boxes.
         **options: see :class:`.base.PairDataModule`.
@@ -82,7 +86,7 @@ class LabelMapDataModule(SyntheticDataModule):
     def visit_table(self) -> pd.DataFrame:
         """One row per visit; ``index`` and ``visit`` number subjects and their visits, ``map`` names the anatomy."""
         names = [path.name.split(".")[0].removesuffix("_dseg") for path in self.maps]
-        for path in self.maps:  # a bad one is found before training
+        for path in self.maps:  # a bad map is found before training
             read_map(path)
         parts = split_subjects(names, np.zeros(len(names), int), self.split, self.seed)
         rows = []
@@ -121,10 +125,10 @@ class LabelMapDataModule(SyntheticDataModule):
         return draw_subject(self.maps[index % len(self.maps)], self.seed, index, index >= len(self.maps))
 
     def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
-        """Where the anatomy at some places of one visit truly lies in another, of the same map.
+        """Exact positions, in a second visit of the same map, of points of a first visit.
 
-        Misregistration, ageing and shape are undone and redone exactly. Of subjects of different maps nothing is known
-        place by place: NaN.
+        Misregistration, ageing and shape are inverted and applied exactly. Between different maps, correspondence is
+        unknown: NaN.
 
         Args:
             points: ``(N, 3)`` mm in the recorded frame of the first visit.

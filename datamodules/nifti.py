@@ -31,26 +31,26 @@ class NiftiDataModule(PairDataModule):
     session, image, and optionally age, days or date, mask, label, site, split. In a BIDS folder, times are read from
     ``sessions.tsv``, ``scans.tsv``, ``participants.tsv`` and session labels that carry them (``ses-d0129`` in days,
     ``ses-M024`` in months); ``docs/times.md`` has the order of trust. Subjects whose visits have no known order are
-    counted, and give no pairs to the policies that need one.
+    counted; they give no pairs for policies that need an order.
 
-    All visits of a subject must lie on one grid in one space. Headers of all files are checked before training, and
-    every read decompresses a whole file. Voxels are turned to the closest canonical axes and scaled per visit:
-    background 0, 99.9th percentile of the foreground 1.
+    All visits of a subject must lie on one grid in one space. Headers of all files are checked before training. Every
+    read decompresses a whole file. Voxels are reoriented to the closest canonical axes and scaled per visit: background
+    0, 99.9th percentile of the foreground 1.
 
     Args:
         root: the BIDS folder, or a single NIfTI file; with ``table``, the folder that its relative paths start from
             (default: the table's own).
         suffix: end of the image names in the BIDS folder, which may carry entities: ``T1w``, ``run-1_T1w``,
-            ``ce-gad_T1w``. Images with contrast agent are left out unless it names them.
-        select: which image of a visit is taken where there are several, ``"run=last rec=norm,none space=native"``; see
+            ``ce-gad_T1w``. Images with contrast agent are left out unless the suffix names them.
+        select: which image is taken if a visit has several, ``"run=last rec=norm,none space=native"``; see
             :func:`lssl.data.selection.choose` for the defaults.
         masks: pattern of brain or head masks below ``root``, such as
             ``derivatives/masks/{subject}/**/{subject}_{session}_desc-brain_mask.nii.gz``; without ``{session}``, one
             mask serves all visits of a subject. Visits without a mask get an automatic foreground.
-        labels: pattern of label maps, likewise.
-        table: table of visits, instead of the BIDS layout. Its columns mask and label go before the patterns.
-        common_frame: whether all subjects lie in one template's frame, where a place in mm is about the same anatomy in
-            each.
+        labels: pattern of label maps, like ``masks``.
+        table: table of visits, instead of the BIDS layout. Its columns mask and label override the patterns.
+        common_frame: whether all subjects are aligned to one template, so that a position in mm shows about the same
+            anatomy in each.
         exclude: subjects (``sub-01``) and visits (``sub-01 ses-02``) that are left out.
         **options: those of :class:`PairDataModule`.
     """
@@ -79,8 +79,8 @@ class NiftiDataModule(PairDataModule):
     def visit_table(self) -> pd.DataFrame:
         """One row per usable visit, with the paths of its image, mask and label map.
 
-        Each file is read once for this, and its verdict kept, see :mod:`lssl.data.usable`; a visit that cannot be read
-        is left out, counted and named.
+        Each file is read once and the result is cached, see :mod:`lssl.data.usable`. A visit that cannot be read is
+        left out, counted and named.
         """
         table, phrases = without_visits(self._listed_visits(), self.exclude)
         self.excluded += phrases
@@ -91,7 +91,7 @@ class NiftiDataModule(PairDataModule):
         return table
 
     def _listed_visits(self) -> pd.DataFrame:
-        labels = None if self.predicting else self.labels  # a folder to predict on need not have any
+        labels = None if self.predicting else self.labels  # prediction needs no labels
         if self.csv is None and Path(str(self.root)).is_file():
             return file_table(str(self.root))
         if self.csv is None:
@@ -113,7 +113,7 @@ class NiftiDataModule(PairDataModule):
         grids = read_grids(table["image"].tolist())
         self._shapes = np.stack([grid.shape for grid in grids])
         self._voxel_size = np.median([np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in grids], axis=0)
-        if not self.predicting:  # which takes each visit by itself
+        if not self.predicting:  # prediction takes each visit alone
             _refuse_moving_subjects(table, grids)
         for column in ("mask", "label"):
             _refuse_other_grid(table, grids, column)
@@ -126,7 +126,7 @@ class NiftiDataModule(PairDataModule):
         }
 
     def channels(self) -> list[str]:
-        """One, called as the images' suffix."""
+        """One channel, named like the suffix of the images."""
         return [self.suffix if self.csv is None else "image"]
 
     def shapes(self) -> np.ndarray:
@@ -159,7 +159,7 @@ class NiftiDataModule(PairDataModule):
         )
 
     def reader(self) -> PairDataModule:
-        """Without the table and the names, too: workers need the flat arrays only."""
+        """Also drops the table and the names: workers need only the flat arrays."""
         reader = super().reader()
         reader.table, reader.subjects = pd.DataFrame(), []
         return reader

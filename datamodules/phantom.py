@@ -1,4 +1,4 @@
-"""PhantomDataModule: procedural longitudinal head phantoms, the default data that needs no download."""
+"""PhantomDataModule: procedural longitudinal head phantoms, which need no download."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class PhantomDataModule(SyntheticDataModule):
 
     A subject has its own size, shape, folds, ventricles and brightness. Between its visits a smooth known deformation
     makes the ventricles grow and cortex and hippocampi shrink at the subject's own yearly rates; contrast, bias field,
-    noise and a rigid misregistration of at most half a voxel and half a degree differ by visit. A visit depends on the
-    seed, the subject and the visit alone, to the bit, whatever was read before.
+    noise and a rigid misregistration of at most half a voxel and half a degree differ by visit. A visit is
+    bit-identical for the same seed, subject and visit.
 
     Labels are FreeSurfer's (`phantom_anatomy.STRUCTURES`), the foreground is the head.
 
@@ -33,8 +33,8 @@ class PhantomDataModule(SyntheticDataModule):
         visits: visits of each subject.
         size: voxels along each axis, or along all three.
         spacing: mm between voxels. 64 voxels of 3 mm hold a whole head.
-        interval: years between visits, which vary by up to a quarter of it.
-        single_visit_fraction: share of subjects that are seen once only.
+        interval: mean years between visits; single intervals vary by up to a quarter of it.
+        single_visit_fraction: share of subjects with a single visit.
         cache: keeps visits in memory once they are made, about 2 MB each at 64³.
         seed: of the population, the split, the order and the boxes.
         **options: see :class:`.base.PairDataModule`.
@@ -84,10 +84,10 @@ class PhantomDataModule(SyntheticDataModule):
         return scan(self.seed, index, visit, self.time(index, visit), self.size, self.spacing)
 
     def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
-        """Where the anatomy at some places of one visit truly lies in another, of the same subject or of another one.
+        """Exact positions, in a second visit, of points of a first visit; the subjects may differ.
 
-        Misregistration, ageing and shape are undone and redone exactly. Another subject's places are those of the same
-        canonical coordinates (see `phantom_ageing.locate`).
+        Misregistration, ageing and shape are inverted and applied exactly. Across subjects, points with the same
+        canonical coordinates correspond (see `phantom_ageing.locate`).
 
         Args:
             points: ``(N, 3)`` mm in the recorded frame of the first visit.
@@ -109,7 +109,7 @@ class PhantomDataModule(SyntheticDataModule):
     def volumes(self, index: int, visit: int) -> dict[int, float]:
         """True volume of each label in mm³, free of voxel effects; see :func:`phantom_ageing.volumes`.
 
-        Voxels of a label map count differently: a sulcus that fills less than half of a voxel leaves it to the cortex.
+        Voxel counts of a label map differ: a voxel less than half filled by a sulcus belongs to the cortex.
         """
         return volumes(subject(self.seed, index), self.time(index, visit))
 
@@ -118,6 +118,6 @@ class PhantomDataModule(SyntheticDataModule):
         return dict(subject(self.seed, index).rates)
 
     def _single(self, index: int) -> bool:
-        """Spreads the single visits evenly, so that the first subjects stay the same when more are asked for."""
+        """Spreads the single visits evenly, so that adding subjects does not change the first ones."""
         share = self.single_visit_fraction
         return math.floor((index + 1) * share + 1e-9) > math.floor(index * share + 1e-9)

@@ -1,4 +1,4 @@
-"""PreparedDataModule: pairs from a folder that ``lssl prepare`` wrote; only the boxes that are needed are read."""
+"""PreparedDataModule: pairs from a folder that ``lssl prepare`` wrote; only the needed boxes are read."""
 
 from __future__ import annotations
 
@@ -45,15 +45,16 @@ WANTED = (
 class PreparedDataModule(PairDataModule):
     """Pairs of visits from a folder that ``lssl prepare`` wrote: co-registered, cached, read box by box.
 
-    Boxes are read as int16 and become float32 on the device. Channels, masks and labels are those it was prepared with.
+    Boxes are read as int16 and become float32 on the device. Channels, masks and labels are those that ``lssl prepare``
+    was given.
 
     Args:
         root: the prepared folder.
         table: rows of the folder's ``visits.csv``, perhaps with a column split, instead of all of them.
-        common_frame: whether all subjects lie in one template's frame, where a place in mm is about the same anatomy in
-            each; ``None``: if they were prepared to a template.
-        cache_gb: memory for compressed visits, shared out among the workers; worth it where storage is slow, as a
-            local disk is cached by the system anyway.
+        common_frame: whether all subjects are aligned to one template, so that a position in mm shows about the same
+            anatomy in each. ``None``: true if they were prepared with a template.
+        cache_gb: memory for compressed visits, divided among the workers. It helps with slow storage; the system
+            already caches a local disk.
         exclude: subjects (``sub-01``) and visits (``sub-01 ses-02``) that are left out.
         misaligned: whether visits whose registration is in doubt (column ``aligned`` of ``visits.csv``) are left out
             (``drop``) or used (``keep``); prediction takes them all.
@@ -108,7 +109,7 @@ class PreparedDataModule(PairDataModule):
         return table
 
     def _usable(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Without visits that are excluded, missing, known to be damaged, or misaligned; all are counted and named."""
+        """Drops visits that are excluded, missing, known to be damaged, or misaligned, and counts and names them."""
         table, excluded = without_visits(table, self.exclude)
         table, broken = leave_out(table, known_problems(table["image"], "stored"))
         self.excluded += excluded + broken
@@ -120,12 +121,12 @@ class PreparedDataModule(PairDataModule):
         return table
 
     def inspect(self, table: pd.DataFrame) -> None:
-        """Keeps where the visits of the sorted table lie."""
+        """Keeps the files and shapes of the sorted table."""
         self.files = VisitFiles(table["image"].tolist(), self._budget)
         self._shapes = table[["size_d", "size_h", "size_w"]].to_numpy(int)
 
     def channels(self) -> list[str]:
-        """As the folder was prepared with, in the stored order."""
+        """Channels of the prepared folder, in stored order."""
         self.setup()
         return self._channels
 
@@ -142,7 +143,7 @@ class PreparedDataModule(PairDataModule):
         return self.read_pair(row, row, None, None)[0]
 
     def reader(self) -> PairDataModule:
-        """Without the table and the names, too: workers need the flat arrays only."""
+        """Also drops the table and the names: workers need only the flat arrays."""
         reader = super().reader()
         reader.table, reader.subjects = pd.DataFrame(), []
         return reader
@@ -150,7 +151,7 @@ class PreparedDataModule(PairDataModule):
     def read_pair(
         self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
     ) -> tuple[Visit, Visit]:
-        """Only the boxes are read."""
+        """Reads the same box of two visits, and nothing else of them."""
         first = self.files.open(row)
         second = first if later == row else self.files.open(later)
         start, cut = [0, 0, 0], list(first.shape)
@@ -161,11 +162,10 @@ class PreparedDataModule(PairDataModule):
 
 
 class VisitFiles:
-    """The files of a prepared folder; paths are flat bytes, so that workers share them without copying.
+    """The files of a prepared folder. Paths are flat bytes, so that workers share them without copying.
 
-    A file is opened for each box, which costs a tenth of a millisecond, instead of keeping handles open. With a budget,
-    the compressed bytes of the first visits read are kept until it is spent; nothing is thrown out again, as every
-    epoch visits all subjects.
+    A file is opened anew for each box, which takes a tenth of a millisecond. With a budget, the compressed bytes of the
+    first visits are cached until the budget is spent. Nothing is evicted, because every epoch visits all subjects.
 
     Args:
         paths: of the visits, in the order of the table.
@@ -179,7 +179,7 @@ class VisitFiles:
         self._spent = 0
 
     def open(self, row: int) -> StoredVisit:
-        """The visit of a row, from memory if it is there."""
+        """The visit of a row, from memory if it is cached."""
         path = os.fsdecode(self._paths[row])
         if self.budget <= 0:
             return read_stored(path)
@@ -188,7 +188,7 @@ class VisitFiles:
             try:
                 frame = Path(path).read_bytes()
             except OSError:
-                return read_stored(path)  # says what is wrong
+                return read_stored(path)  # raises with the reason
             if self._spent + len(frame) <= self.budget:
                 self.kept[row] = frame
                 self._spent += len(frame)
@@ -196,7 +196,7 @@ class VisitFiles:
 
 
 def _centre(first: StoredVisit, second: StoredVisit, seed: int | None) -> list[int]:
-    """A random foreground place of either visit, or the middle of both foregrounds' bounding box."""
+    """A random foreground voxel of either visit, or the middle of the bounding box of both foregrounds."""
     if seed is None:
         low, high = np.minimum(first.bounds[0], second.bounds[0]), np.maximum(first.bounds[1], second.bounds[1])
         return ((low + high) // 2).tolist()

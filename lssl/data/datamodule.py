@@ -40,46 +40,46 @@ __all__ = ["PairDataModule", "PairDataset", "PairSampler"]
 class PairDataModule(L.LightningDataModule):
     """Visit table → pairs → loaders of PairBatch.
 
-    A subclass says which visits exist (:meth:`visit_table`) and how one is read (:meth:`read`); pairs, splits, order
-    and source boxes are made here.
+    A subclass says which visits exist (:meth:`visit_table`) and how one is read (:meth:`read`). This class makes pairs,
+    splits, order and source boxes.
 
-    Training draws a random box around foreground; validation and test take every pair in fixed order with the box
-    centred on the foreground; prediction takes every visit of every split once, whole, as a same-visit pair in a batch
+    Training draws a random box around foreground. Validation and test take every pair in fixed order, with the box
+    centred on the foreground. Prediction takes every whole visit of every split once, as a same-visit pair in a batch
     of its own.
 
     Args:
         batch_size: pairs per batch and device.
         num_workers: processes that read visits; 0 reads in the main process.
         source_size: voxels of the box that is cut from both visits and sent to the device; ``None`` sends whole visits.
-            Where a visit is smaller, its whole axis is taken.
+            If a visit is smaller along an axis, the whole axis is taken.
         pairs: which two visits of a subject may form a pair: ``any`` two, ``consecutive`` ones, or the ``baseline``
-            with each later one. ``all`` is ``any`` with ``pairs_per_subject: all``.
+            with each later one. ``all`` means ``any`` with ``pairs_per_subject: all``.
         min_interval: shortest interval of a pair in years.
         max_interval: longest interval of a pair in years.
         pairs_per_subject: ``one``: each epoch draws one pair of every subject, so that subjects with many visits do
-            not dominate; ``all``: each epoch takes all of them. Test takes all, validation
-            equally many of every subject.
-        balance: draws pairs such that every ``site`` (a column of the table), every class of ``interval`` between the
-            visits, or both weigh the same, instead of every subject; an epoch stays as long.
-        single_visits: a subject seen once gives a pair of the ``same`` visit twice, or is left out (``drop``).
-        split: shares of subjects in train, val and test, where the visit table has no column ``split``.
+            not dominate; ``all``: each epoch takes all of them. Test takes all pairs; validation takes equally many of
+            every subject.
+        balance: draws pairs so that every ``site`` (a column of the table), every class of ``interval`` between the
+            visits, or both have equal weight, instead of every subject. The length of an epoch does not change.
+        single_visits: a subject with one visit gives a pair of the ``same`` visit twice, or is left out (``drop``).
+        split: shares of subjects in train, val and test; used if the visit table has no column ``split``.
         seed: of the split, the order and the boxes.
-        few_shot: for training on labels: which of them may be seen (few-shot), and how labelled visits are drawn; see
-            :class:`.few_shot.FewShot`. ``None`` lets all be seen. Of no account in pretraining.
-        transform: applied to the source of each visit on the CPU; random ones must draw from torch's global generator.
+        few_shot: which labels training may see, and how labelled visits are drawn; see :class:`.few_shot.FewShot`.
+            ``None`` allows all labels. Pretraining ignores this option.
+        transform: applied on the CPU to the source of each visit; a random transform must use torch's global generator.
 
     Attributes:
         table: after ``setup``: one row per visit, sorted by subject and time, with its split.
-        subjects: after ``setup``: names of the subjects; ``Visit.subject`` counts in it.
+        subjects: after ``setup``: names of the subjects; ``Visit.subject`` is an index into it.
         train_pairs: after ``setup``: ``(pairs, 2)`` int32 rows of the table in time order.
         val_pairs: the same for validation, equally many of every subject; see :func:`.pairs.evenly`.
         test_pairs: the same for test.
         summary: after ``setup``: what was found, used and excluded, in words.
-        excluded: phrases with counts that :meth:`visit_table` may add to: which visits it left out, and why.
-        notes: phrases that :meth:`visit_table` and :meth:`inspect` may add to the summary.
-        label_names: what label values are called, where that is known.
-        common_frame: all subjects lie in one template's frame.
-        knows_correspondence: :meth:`correspond` tells the truth; where not, the frame is all that is known.
+        excluded: phrases with counts: which visits were left out, and why; :meth:`visit_table` may add to them.
+        notes: further phrases of the summary; :meth:`visit_table` and :meth:`inspect` may add to them.
+        label_names: label value → its name, if known.
+        common_frame: whether all subjects are aligned to one template.
+        knows_correspondence: whether :meth:`correspond` is exact; otherwise it assumes that the visits are aligned.
     """
 
     common_frame: bool = False
@@ -133,17 +133,17 @@ class PairDataModule(L.LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must say which visits there are, in visit_table().")
 
     def read(self, row: int) -> Visit:
-        """The whole visit in a row of ``self.table``; subject, session, age and time come from the table."""
+        """Reads the whole visit in a row of ``self.table``; subject, session, age and time are filled in later."""
         raise NotImplementedError(f"{type(self).__name__} must say how a visit is read, in read(row).")
 
     def read_pair(
         self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
     ) -> tuple[Visit, Visit]:
-        """The same box of two visits; override where a part of a visit can be read alone.
+        """Reads the same box of two visits; override it if a part of a visit can be read alone.
 
         Args:
             row: the first visit.
-            later: the second visit, or the same again.
+            later: the second visit; may be the same row.
             size: voxels of the box; ``None`` takes whole visits.
             seed: draws a foreground voxel as the centre; ``None`` takes the centre of the foreground.
         """
@@ -161,35 +161,35 @@ class PairDataModule(L.LightningDataModule):
         return crop(first, start, cut), crop(second, start, cut)
 
     def reader(self) -> PairDataModule:
-        """What goes to the workers: a copy without the trainer, which spawned workers could not receive."""
+        """A copy for the workers, without the trainer, which cannot be sent to spawned workers."""
         reader = copy.copy(self)
         reader.trainer, reader._samplers = None, {}
         return reader
 
     def inspect(self, table: pd.DataFrame) -> None:
-        """Called once with the sorted table, before pairs are made: check files, keep what :meth:`read` needs."""
+        """Called once with the sorted table, before pairs are made, to check files and keep what :meth:`read` needs."""
 
     def shapes(self) -> np.ndarray:
-        """``(visits, 3)`` voxels per axis; here as if all were like the first visit. Override where headers tell."""
+        """``(visits, 3)`` voxels per axis. Default: those of the first visit for all; override it to read headers."""
         first = self.read(0).foreground.shape
         return np.tile(np.array(first), (len(self.table), 1))
 
     def read_label(self, row: int) -> np.ndarray | None:
-        """``(D, H, W)`` int16 label map of a visit, ``None`` if it has none; override where it can be read alone."""
+        """``(D, H, W)`` int16 label map of a visit, ``None`` without one; override it if labels can be read alone."""
         label = self.read(row).label
         return None if label is None else label.numpy()
 
     def has_label(self) -> np.ndarray:
-        """``(visits,)`` bool; here as if all were like the first visit. Override where the table tells."""
+        """``(visits,)`` bool. Default: that of the first visit for all; override it if the table knows."""
         return np.full(len(self.table), self.read(0).label is not None)
 
     def channels(self) -> list[str]:
-        """Names of the images' channels, in their order; here as if all were like the first visit."""
+        """Names of the images' channels, in order. Default: those of the first visit."""
         self.setup()
         return [f"channel {number}" for number in range(len(self.read(0).image))]
 
     def voxel_size(self) -> np.ndarray:
-        """``(3,)`` mm between voxels; here as if all were like the first visit. Override where headers tell."""
+        """``(3,)`` mm between voxels. Default: that of the first visit; override it to read headers."""
         return np.linalg.norm(self.read(0).affine[:3, :3].numpy(), axis=0)
 
     def setup(self, stage: str | None = None) -> None:
@@ -227,21 +227,21 @@ class PairDataModule(L.LightningDataModule):
         rank_zero_info(self.summary)
 
     def state_dict(self) -> dict[str, int]:
-        """For the checkpoint: how many epochs have been drawn."""
+        """For the checkpoint: the number of epochs drawn so far."""
         return {**self._epochs, **{name: sampler.epoch for name, sampler in self._samplers.items()}}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continues the order where the checkpoint was written."""
+        """Continues the order from where the checkpoint was written."""
         self._epochs = dict(state_dict)
         for name, sampler in self._samplers.items():
             sampler.epoch = state_dict.get(name, 0)
 
     def use_labels(self, unlabelled_pairs: bool) -> None:
-        """Loads for training on labels from here on.
+        """Switches the loaders to training on labels.
 
-        Training then gives a dict of batches: ``labelled`` visits, each as a same-visit pair, and, if asked,
-        ``unlabelled`` pairs of all training subjects, whose labels are withheld. Validation takes each labelled visit
-        of its subjects once, whole, and test every visit.
+        Training then gives a dict of batches: ``labelled`` visits, each as a same-visit pair, and optionally
+        ``unlabelled`` pairs of all training subjects, with their labels hidden. Validation takes each labelled whole
+        visit once; test takes every whole visit once.
         """
         self.supervised, self.unlabelled_pairs = True, unlabelled_pairs
 
@@ -272,7 +272,7 @@ class PairDataModule(L.LightningDataModule):
             raise InputError(f"Views of {wanted} voxels do not fit into source_size {box}; raise source_size.")
 
     def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
-        """True places in the visit of one row of points of another; here the frame that a subject's visits share.
+        """True positions, in a second visit, of points of a first visit. Default: a subject's visits are aligned.
 
         Args:
             points: ``(N, 3)`` mm in the recorded frame of the first visit.
@@ -315,7 +315,7 @@ class PairDataModule(L.LightningDataModule):
         return sampler
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Every validation pair with its centred box, in fixed order; an empty list if there is none."""
+        """Every validation pair with its centred box, in fixed order; an empty list if there are no pairs."""
         if self.supervised:
             rows = self.labelled_rows("val")
             return self._whole(rows) if len(rows) else []
@@ -330,7 +330,7 @@ class PairDataModule(L.LightningDataModule):
         return self._fixed(self.test_pairs)
 
     def predict_dataloader(self) -> DataLoader:
-        """Every visit once, whole, as a same-visit pair; one per batch, so that none is padded."""
+        """Every whole visit once, as a same-visit pair; one per batch, so that none is padded."""
         return self._whole(np.arange(len(self.table)))
 
     def _whole(self, rows: np.ndarray) -> DataLoader:

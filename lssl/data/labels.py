@@ -1,4 +1,4 @@
-"""What session labels say about time: words that mean an order, numbers with a unit, and plain numbers."""
+"""Times from session labels: words that imply an order, numbers with a unit, and plain numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lssl.data.sidecars import DAYS_PER_YEAR, YEARS, parse_date
 
 __all__ = ["WORDS", "LabelTime", "label_keys", "label_time", "label_years", "visit_ranks"]
 
-#: Words of session labels in the order of a study; those of one line mean the same.
+#: Words of session labels in the order of a study; words of one line mean the same.
 ORDER: tuple[str, ...] = (
     "screening screen sc scr prescreening prescreen",
     "pre preop presurgery presurgical pretreatment pretherapy pretest preintervention before prior",
@@ -36,12 +36,12 @@ LAST = WORDS["last"]
 
 @dataclass(frozen=True)
 class LabelTime:
-    """What one label carries.
+    """The time information of one label.
 
     Attributes:
-        rank: place of its word in :data:`ORDER`, NaN without one.
-        years: since the baseline, by a number with a unit; NaN without.
-        date: days of the calendar, of a label such as ``20150302``; NaN without.
+        rank: position of its word in :data:`ORDER`; NaN without such a word.
+        years: since the baseline, from a number with a unit; NaN without one.
+        date: days of the calendar, from a label such as ``20150302``; NaN without one.
         number: the number without a unit, if there is exactly one; NaN otherwise.
         skeleton: the label with its numbers taken out.
         letter: the single letter that ``years`` rests on (``w1`` may be a week or a wave); empty if written out.
@@ -59,8 +59,8 @@ class LabelTime:
 def label_time(session: str) -> LabelTime:
     """Reads a session label, with ``ses-`` or without.
 
-    ``ses-d0129`` (OASIS-3) is 129 days, ``M024`` (ADNI) two years, ``2YearFollowUpYArm1`` two years; a word of the
-    baseline goes before a number (``baselineYear1Arm1``). Times without a unit (``01``) are none.
+    ``ses-d0129`` (OASIS-3) is 129 days, ``M024`` (ADNI) two years, ``2YearFollowUpYArm1`` two years. A word for the
+    baseline overrides a number (``baselineYear1Arm1``). A number without a unit (``01``) is not a time.
     """
     label = session.strip().removeprefix("ses-")
     numbers = re.findall(r"\d+", label)
@@ -78,7 +78,7 @@ def label_time(session: str) -> LabelTime:
 
 
 def _tokens(label: str) -> list[str]:
-    """Lower-case words and numbers; ``2YearFollowUp``, ``2_year`` and ``2yearfollowup`` fall apart alike."""
+    """Lower-case words and numbers; ``2YearFollowUp`` and ``2yearfollowup`` are split alike."""
     tokens: list[str] = []
     for token in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+(?:p\d+)?", label):
         word = token.lower()
@@ -88,7 +88,7 @@ def _tokens(label: str) -> list[str]:
 
 
 def _years(tokens: list[str]) -> tuple[float, str]:
-    """Sum of all numbers with units, ``y1m6`` or ``2Year``; a letter only counts right beside its number."""
+    """Sum of all numbers with units, ``y1m6`` or ``2Year``; a single letter counts only next to its number."""
     total, letter, used = 0.0, "", set[int]()
     number_first = bool(tokens) and tokens[0][0].isdigit()
     for place, token in enumerate(tokens):
@@ -104,9 +104,9 @@ def _years(tokens: list[str]) -> tuple[float, str]:
 
 
 def label_years(labels: Sequence[str], refused: frozenset[str] = frozenset()) -> list[float]:
-    """Years since the baseline of one subject's visits by their labels alone; NaN where a label does not say.
+    """Years since the baseline of one subject's visits, from their labels alone; NaN if a label gives no time.
 
-    Where other visits carry numbers with units, the baseline (or, without one, the screening) is year 0.
+    If other visits have numbers with units, the baseline (or else the screening) is year 0.
 
     Args:
         labels: of one subject.
@@ -125,11 +125,11 @@ def label_years(labels: Sequence[str], refused: frozenset[str] = frozenset()) ->
 
 
 def label_keys(labels: Sequence[str], refused: frozenset[str] = frozenset()) -> tuple[list[tuple[float, float]], str]:
-    """Sort keys of one subject's visits, and how they were found: ``words``, ``numbers`` or nothing.
+    """Sort keys of one subject's visits, and how they were found: ``words``, ``numbers`` or an empty text.
 
     ``words``: every label has a word of the table, or a number with a unit; the words before and of the baseline come
-    first, then numbers by size. A label with such a number beside words of a later time (``m06``, ``post``) has no
-    known order. ``numbers``: the labels differ in one plain number, ``01``, ``02`` or ``wave1``, ``wave2``.
+    first, then numbers by size. Numbers with units cannot be ordered against words of a later time (``m06``, ``post``).
+    ``numbers``: the labels differ in one plain number, ``01``, ``02`` or ``wave1``, ``wave2``.
 
     Args:
         labels: of one subject, all different.
@@ -154,7 +154,7 @@ def label_keys(labels: Sequence[str], refused: frozenset[str] = frozenset()) -> 
 
 
 def _key(rank: float, years: float, number: float) -> tuple[float, float]:
-    """Words up to the baseline, then years, then later words; a number tells those of one word apart."""
+    """Words up to the baseline, then years, then later words; a number orders labels with the same word."""
     if years == years and not rank < BASELINE:
         return (BASELINE, years) if years == 0 else (BASELINE + 0.5, years)
     return rank, 0.0 if number != number else number
@@ -163,7 +163,7 @@ def _key(rank: float, years: float, number: float) -> tuple[float, float]:
 def visit_ranks(
     subject: np.ndarray, session: Sequence[str], time: np.ndarray, refused: frozenset[str] = frozenset()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The place of each visit among its subject's, and how it is known.
+    """The rank of each visit among the visits of its subject, and how it is known.
 
     Args:
         subject: ``(V,)`` numbers of subjects.
@@ -172,8 +172,8 @@ def visit_ranks(
         refused: single letters that do not mean units in this cohort.
 
     Returns:
-        ``(V,)`` ranks, NaN where the order is unknown; ``(V,)`` of ``time``, ``words``, ``numbers`` and, for an unknown
-        order, the empty string. A subject's visits have one of them all.
+        ``(V,)`` ranks, NaN where the order is unknown; and ``(V,)`` of ``time``, ``words``, ``numbers`` or, for an
+        unknown order, the empty string, equal for all visits of a subject.
     """
     rank, known = time.astype(float).copy(), np.full(len(time), "time", dtype=object)
     visits = np.bincount(subject)

@@ -1,4 +1,4 @@
-"""From pairs of rows to samples: what is read for a pair, and in which order the pairs of an epoch come."""
+"""Dataset, sampler and loader of pairs: what is read for a pair, and the order of pairs in an epoch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["PairDataset", "PairSampler", "one_thread", "pair_loader"]
 class PairDataset(Dataset[tuple[Visit, Visit]]):
     """Reads the same source box of the two visits of a pair.
 
-    It is indexed by the number of a pair, which gives the box centred on the foreground, or by ``(row, row, seed)``,
-    which gives a random box. Only flat arrays live here, so workers share them without copying.
+    The index is the number of a pair, for the box centred on the foreground, or ``(row, row, seed)``, for a random box.
+    The dataset holds only flat arrays, so workers share them without copying.
 
     Args:
         read: reads the two visits of a pair, see :meth:`PairDataModule.read_pair`.
@@ -33,7 +33,7 @@ class PairDataset(Dataset[tuple[Visit, Visit]]):
         time: ``(visits,)`` years since the subject's first visit, NaN where unknown.
         size: voxels of the source box; ``None`` takes the whole visit.
         transform: applied to each visit's source.
-        visible: ``(visits,)`` bool, the rows whose labels may be seen; ``None`` shows all there are.
+        visible: ``(visits,)`` bool, the rows whose labels may be seen; ``None`` shows all labels.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PairDataset(Dataset[tuple[Visit, Visit]]):
         if self.transform is not None:
             first, second = (self._scaled(visit) for visit in (first, second))
             second = copy.deepcopy(second) if later == row else second
-            with torch.random.fork_rng(devices=[]):  # the draws of a transform must not depend on the worker
+            with torch.random.fork_rng(devices=[]):  # a transform's draws must not depend on the worker
                 torch.manual_seed(seed)
                 first, second = self.transform(first), self.transform(second)
         return first, second
@@ -81,18 +81,18 @@ class PairDataset(Dataset[tuple[Visit, Visit]]):
 
 
 class PairSampler(DistributedSampler):
-    """Yields ``(row, later row, seed)``: the training order of one epoch, the same however many workers read it.
+    """Yields ``(row, later row, seed)``: the training order of one epoch, independent of the number of workers.
 
-    Every draw of an epoch comes from one generator seeded by (seed, epoch), then the ranks take turns, so that all
-    ranks agree on the order; a list that does not divide evenly is continued from its beginning. The sampler counts
+    Every draw of an epoch comes from one generator seeded by (seed, epoch), so all ranks agree on the order. Each rank
+    then takes every W-th pair; a list that does not divide evenly is continued from its beginning. The sampler counts
     epochs itself, and the datamodule keeps the count in the checkpoint: Lightning's own count skips one on resuming.
 
     Args:
         dataset: the training pairs, sorted by subject.
-        every_pair: all pairs in each epoch, instead of one per subject drawn at random.
+        every_pair: takes all pairs in each epoch, instead of one random pair per subject.
         seed: of the whole order.
         epoch: the first one.
-        weights: ``(pairs,)``; an epoch then draws as many pairs as without them, each by its weight, with replacement.
+        weights: ``(pairs,)``; pairs are then drawn by weight, with replacement. The length of an epoch does not change.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class PairSampler(DistributedSampler):
 
 
 def one_thread(_: int) -> None:
-    """One torch thread per worker: workers are the parallelism, more threads only compete."""
+    """Sets one torch thread per worker: more threads would only compete with the other workers."""
     torch.set_num_threads(1)
 
 

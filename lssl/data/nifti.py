@@ -1,7 +1,7 @@
 """Reading images as visits: canonical axes, checked values, foreground and robust scaling.
 
-Header functions never touch voxels, so the grids of a whole cohort are checked before training starts. Voxels of
-compressed files are read to the end, where gzip keeps its checksum: a flipped bit is an error, never a voxel.
+Header functions never read voxels, so the grids of a whole cohort can be checked before training starts. Compressed
+files are read to their end, where gzip stores a checksum, so a flipped bit raises an error.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = [
     "scale",
 ]
 
-GRID_TOLERANCE = 0.01  # voxels: rounding of affines in headers and tools stays below, a moved scan far above
-LABEL_TOLERANCE = 1e-3  # what scaled and interpolated storage leaves of whole numbers
+GRID_TOLERANCE = 0.01  # voxels: rounding of affines stays below, a moved scan is far above
+LABEL_TOLERANCE = 1e-3  # rounding of whole numbers by scaled storage
 
 
 class Grid(NamedTuple):
-    """Where the voxels of a file lie, after reorientation to the closest canonical axes.
+    """Shape and affine of a file, after reorientation to the closest canonical axes.
 
     Attributes:
         shape: ``(3,)`` voxels per axis.
@@ -46,14 +46,14 @@ class Grid(NamedTuple):
     affine: np.ndarray
 
     def same(self, other: Grid) -> bool:
-        """Whether every voxel of one grid lies on that of the other, to a hundredth of the smaller voxel side."""
+        """Whether all voxels of both grids coincide, to within a hundredth of the smaller voxel side."""
         if not np.array_equal(self.shape, other.shape):
             return False
         side = min(float(np.linalg.norm(grid.affine[:3, :3], axis=0).min()) for grid in (self, other))
         return self.distance(other) <= GRID_TOLERANCE * side
 
     def distance(self, other: Grid) -> float:
-        """Largest distance in mm between voxels of one index, over the whole grid: it is reached at a corner."""
+        """Largest distance in mm between voxels with the same index; the maximum is at a corner."""
         index = np.stack(np.meshgrid(*[(0.0, float(length - 1)) for length in self.shape], indexing="ij"), -1)
         difference = self.affine - other.affine
         apart = index.reshape(-1, 3) @ difference[:3, :3].T + difference[:3, 3]
@@ -65,7 +65,7 @@ def read_grid(path: str, strict: bool = True) -> Grid:
 
     Args:
         path: the file.
-        strict: refuses a header that does not know its orientation.
+        strict: refuses a header without an orientation.
     """
     return _grid(open_image(path), path, strict)
 
@@ -112,7 +112,7 @@ def read_mask(path: str) -> np.ndarray:
 
 
 def read_label(path: str) -> np.ndarray:
-    """``(D, H, W)`` int16; values within 0.001 of a whole number are rounded, others are refused by name."""
+    """``(D, H, W)`` int16; values within 0.001 of a whole number are rounded, others are refused."""
     voxels, _ = _read(path)
     label = np.nan_to_num(voxels, nan=0.5, posinf=0.5, neginf=0.5).round()
     with np.errstate(invalid="ignore"):
@@ -138,8 +138,8 @@ def read_label(path: str) -> np.ndarray:
 def intensity_range(voxels: np.ndarray, foreground: np.ndarray) -> tuple[float, float]:
     """The values that :func:`scale` maps to 0 and 1: the background's, and the foreground's 99.9th percentile.
 
-    An image without negative values keeps its zero, which for MR magnitude is the natural one; otherwise (z-scored or
-    offset images) the lower value is the 0.1st percentile of the foreground.
+    An image without negative values keeps its zero, the natural one of MR magnitude. With negative values (z-scored or
+    offset images), the lower value is the 0.1st percentile of the foreground.
 
     Args:
         voxels: ``(D, H, W)`` float32.
@@ -155,8 +155,8 @@ def intensity_range(voxels: np.ndarray, foreground: np.ndarray) -> tuple[float, 
 def scale(voxels: np.ndarray, foreground: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
     """Maps the background to 0 and the 99.9th percentile of the foreground to 1.
 
-    Values are cut off below 0, but not above 1: beyond a brain mask, skull and fat may be brighter than any brain. In
-    images with negative values, zeros outside the foreground count as background.
+    Values are clipped below 0, but not above 1: outside a brain mask, skull and fat may be brighter than the brain. In
+    images with negative values, zeros outside the foreground are background.
 
     Args:
         voxels: ``(D, H, W)`` float32.
@@ -173,8 +173,8 @@ def scale(voxels: np.ndarray, foreground: np.ndarray, limits: tuple[float, float
 def automatic_foreground(voxels: np.ndarray) -> np.ndarray:
     """The head, or the brain of a skull-stripped image: half of Otsu's threshold, cleaned and filled.
 
-    It works at half resolution, where noise is averaged away: threshold, removal of specks, then filling of whatever
-    lies between foreground along all three axes (dark fluid, bone, air in the sinuses).
+    It works at half resolution, which averages noise away. After the threshold, specks are removed. Voxels between
+    foreground along all three axes (dark fluid, bone, air in the sinuses) are then filled.
 
     Args:
         voxels: ``(D, H, W)`` float32, finite.
@@ -182,7 +182,7 @@ def automatic_foreground(voxels: np.ndarray) -> np.ndarray:
     Returns:
         ``(D, H, W)`` bool.
     """
-    # A signed image with many exact zeros was normalised inside a mask: there the zeros are the background.
+    # A signed image with many exact zeros was normalised inside a mask, so its zeros are the background.
     signal = voxels - min(voxels.min(), 0)
     if voxels.min() < 0 and (voxels == 0).mean() > 0.25:
         signal = (voxels != 0).astype(np.float32)
@@ -197,7 +197,7 @@ def automatic_foreground(voxels: np.ndarray) -> np.ndarray:
 
 
 def _halved(volume: np.ndarray) -> np.ndarray:
-    """Means of 2×2×2 voxels; a last plane without a partner counts alone."""
+    """Means of 2×2×2 voxels; with an odd number of planes, the last one is repeated."""
     for axis in range(3):
         volume = np.pad(volume, [(0, volume.shape[axis] % 2 if axis == a else 0) for a in range(3)], mode="edge")
         shape = [*volume.shape[:axis], volume.shape[axis] // 2, 2, *volume.shape[axis + 1 :]]
@@ -206,7 +206,7 @@ def _halved(volume: np.ndarray) -> np.ndarray:
 
 
 def _neighbours(mask: np.ndarray) -> np.ndarray:
-    """How many of the 27 voxels around each one are set."""
+    """Number of set voxels in the 3×3×3 neighbourhood of each voxel."""
     counts = mask.astype(np.uint8)
     for axis in range(3):
         padded = np.pad(counts, [(1, 1) if axis == a else (0, 0) for a in range(3)])
@@ -223,7 +223,7 @@ def _between(mask: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _otsu(values: np.ndarray) -> float:
-    """The threshold between two classes that leaves the least variance within them."""
+    """Otsu's threshold: it minimises the variance within both classes."""
     flat = values.ravel()
     top = float(np.quantile(flat[:: max(1, flat.size // 100_000)], 0.999)) or float(flat.max())
     histogram = np.histogram(flat.clip(0, top), 256, (0, top))[0].astype(float)
@@ -249,7 +249,7 @@ def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _voxels(image: Any, path: str) -> np.ndarray:
-    """Stored voxels as float32. gzip verifies its checksum at its end, so compressed files are read to there."""
+    """Stored voxels as float32. Compressed files are read to their end, where gzip verifies its checksum."""
     if is_gzip(path) and hasattr(type(image), "from_stream"):
         with gzip.open(path) as stream:
             voxels = np.asarray(type(image).from_stream(stream).dataobj, dtype=np.float32)

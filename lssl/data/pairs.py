@@ -41,16 +41,16 @@ def count(number: int, noun: str) -> str:
 
 
 def visit_name(table: pd.DataFrame, row: int) -> str:
-    """How messages call a visit: ``sub-01 ses-02``."""
+    """The name of a visit in messages: ``sub-01 ses-02``."""
     return f"{table['subject'].iat[row]} {table['session'].iat[row]}".strip()
 
 
 def order_visits(table: pd.DataFrame) -> pd.DataFrame:
     """Checks a visit table and sorts it by subject, then time.
 
-    Visits of a subject whose times are not all known are sorted by what their labels say (see
-    :func:`lssl.data.labels.label_keys`). Where these say nothing or contradict the known times, the subject is
-    *unordered*: its visits stand in the order of their labels, numbers by value, and nothing may rest on that order.
+    If the times of a subject's visits are not all known, the session labels give the order (see
+    :func:`lssl.data.labels.label_keys`). If the labels give none or contradict the known times, the subject is
+    *unordered*: its visits are sorted by label, numbers by value, and nothing may rely on that order.
 
     Args:
         table: one row per visit, with the columns subject, session, age, time and, if the split is given, split.
@@ -78,7 +78,7 @@ def order_visits(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def order_notes(table: pd.DataFrame) -> list[str]:
-    """What is to be said of the order of an ordered table: who has none, and who has it from numbers alone."""
+    """Notes on a sorted table: which subjects have no known order, and which are ordered by labels alone."""
     notes = []
     for how, text in (
         ("", "whose visits have no known order and time (no date, age, or word such as baseline)"),
@@ -110,7 +110,7 @@ def _refuse_duplicates(table: pd.DataFrame, subject: np.ndarray, session: np.nda
 
 
 class PairIndex:
-    """Which rows of a sorted visit table form pairs, and why others do not.
+    """The pairs of a sorted visit table, and why other rows form none.
 
     Attributes:
         subject: ``(visits,)`` int32, number of each row's subject.
@@ -129,13 +129,13 @@ def build_pairs(table: pd.DataFrame, policy: str, min_interval: float, max_inter
     Args:
         table: the visit table.
         policy: ``any`` and ``all``: every two visits of a subject; ``consecutive``: neighbours in time;
-            ``baseline``: the first visit with each later one. The last two need an order: unordered subjects give them
-            no pair, which is counted.
+            ``baseline``: the first visit with each later one. The last two need an order: unordered subjects give no
+            pair, and these are counted.
         min_interval: shortest interval in years.
         max_interval: longest interval in years; ``None``: no limit.
 
     Returns:
-        The pairs and single visits, with the reasons for what was left out.
+        The pairs and single visits, and why pairs were left out.
     """
     subject, names = pd.factorize(table["subject"])
     visits = np.bincount(subject, minlength=len(names))
@@ -176,10 +176,10 @@ def _candidates(subject: np.ndarray, first: np.ndarray, visits: np.ndarray, poli
 def _interval_filter(
     time: np.ndarray, pairs: np.ndarray, shortest: float, longest: float | None
 ) -> tuple[np.ndarray, list[str]]:
-    """Which pairs respect the interval, and how many do not, by reason."""
+    """Which pairs keep within the limits, and counts of those that do not, by reason."""
     limit = np.inf if longest is None else longest
     interval = time[pairs[:, 1]] - time[pairs[:, 0]]
-    # Without limits an unknown interval does no harm; with limits it cannot be shown to respect them.
+    # Without limits, an unknown interval is harmless. With limits, it cannot be shown to keep within them.
     unknown = np.isnan(interval) & (shortest > 0 or longest is not None)
     short, long = interval < shortest - 1e-9, interval > limit + 1e-9
     reasons = {
@@ -194,9 +194,9 @@ def _interval_filter(
 def split_subjects(names: Sequence[str], group: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
     """Divides subjects over train, val and test.
 
-    A subject's place depends on the seed and its name, not on the order of the table. Each group (subjects with pairs,
-    subjects with one visit) is divided by the fractions, so that a few true pairs do not all fall on one side. A group
-    of three or more gives at least one subject to val, if val gets any.
+    A subject's split depends on the seed and its name, not on the order of the table. Each group (subjects with pairs,
+    subjects with one visit) is divided by the fractions, so that few true pairs do not all fall into one split. A group
+    of three or more gives val at least one subject, unless val's share is 0.
 
     Args:
         names: subjects.
@@ -215,7 +215,7 @@ def split_subjects(names: Sequence[str], group: np.ndarray, fractions: Sequence[
         val, test = (round(share * len(members)) for share in fractions[1:])
         if fractions[1] > 0 and len(members) >= 3:
             val = max(val, 1)
-        if fractions[0] > 0:  # rounding must not leave training without the only subjects there are
+        if fractions[0] > 0:  # rounding must not take the only subjects from training
             val, test = min(val, len(members) - 1), min(test, max(len(members) - 1 - val, 0))
         split[members[:val]] = 1
         split[members[val : val + test]] = 2
@@ -245,10 +245,10 @@ def given_split(table: pd.DataFrame, subject: np.ndarray) -> np.ndarray:
 
 
 def evenly(pairs: np.ndarray, subject: np.ndarray) -> np.ndarray:
-    """Pairs such that every subject gives equally many, so that a mean over pairs weighs subjects alike.
+    """Equally many pairs of every subject, so that a mean over pairs weighs subjects equally.
 
-    Each subject gives as many as the median subject has: with more, pairs spread evenly over its own are taken; with
-    fewer, its own are repeated.
+    The number is that of the median subject. A subject with more pairs gives evenly spread ones; a subject with fewer
+    repeats its own.
 
     Args:
         pairs: ``(pairs, 2)`` rows, sorted by subject.

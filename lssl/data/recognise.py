@@ -1,4 +1,4 @@
-"""What a path holds, and which datamodule reads it: told from names and tables alone, without torch."""
+"""Recognises what a path holds and which datamodule reads it, from names and tables alone; without torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Found:
         path: as given.
         kind: in words.
         class_path: name of the datamodule that reads it.
-        init_args: the arguments that say where it lies.
+        init_args: the arguments that give its location.
     """
 
     path: str

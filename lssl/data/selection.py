@@ -12,9 +12,9 @@ from lssl.utils.errors import InputError
 
 __all__ = ["Choice", "choose", "entities", "parse_select"]
 
-#: Taken without being asked for. A visit that has no such image keeps what it has, except for contrast agent.
+#: Defaults. A visit without such an image keeps all its images, except those with contrast agent.
 DEFAULTS = {"ce": ("none",), "space": ("native",), "part": ("mag", "none"), "desc": ("none",)}
-#: Repetitions of one contrast: a visit none of whose images carries the entity is not asked for it.
+#: Repetitions of one contrast: a visit without the entity in any image is not filtered by it.
 REPEATED = ("run", "rec")
 NATIVE = (None, "orig", "native", "individual", "scanner")
 Criteria = dict[str, tuple[str, ...]]
@@ -28,7 +28,7 @@ def entities(name: str) -> dict[str, str]:
 def parse_select(text: str | Sequence[str]) -> Criteria:
     """``"run=last rec=norm,none space=native"`` → values by entity, the preferred first.
 
-    A value is one of the entity, ``none`` (an image without it; for space also ``native``), ``any``, ``first`` or
+    A value is a value of the entity, ``none`` (an image without it; for space also ``native``), ``any``, ``first`` or
     ``last``.
     """
     parts = text.split() if isinstance(text, str) else [part for one in text for part in str(one).split()]
@@ -63,12 +63,12 @@ class Choice:
 def choose(visits: Sequence[Sequence[str]], suffix: str, select: str | Sequence[str] = "") -> Choice:
     """One image for each visit.
 
-    First what ``select`` asks for, then the defaults: no contrast agent, native space, magnitude, no derivative. Where
-    several are left, the last run and, of any other entity, the value that most visits have.
+    ``select`` is applied first, then the defaults: no contrast agent, native space, magnitude, no derivative. If
+    several images are left, the last run is taken and, for any other entity, the value of most visits.
 
     Args:
         visits: names of the images of each visit that end in the suffix.
-        suffix: entities in it (``ce-gad_T1w``) go before the defaults.
+        suffix: entities in it (``ce-gad_T1w``) override the defaults.
         select: see :func:`parse_select`.
     """
     wanted = parse_select(select)
@@ -96,7 +96,7 @@ def choose(visits: Sequence[Sequence[str]], suffix: str, select: str | Sequence[
 
 
 def _matching(names: list[str], entity: str, values: Sequence[str]) -> list[str]:
-    """The names with the most preferred value that any has."""
+    """The names with the most preferred value that occurs."""
     have = [entities(name).get(entity) for name in names]
     if entity in REPEATED and not any(have):
         return names

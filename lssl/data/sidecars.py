@@ -1,6 +1,6 @@
-"""Text tables and their JSON sidecars, in whatever encoding and spelling they come.
+"""Text tables and their JSON sidecars, in many encodings and spellings.
 
-A file that is no table is an InputError that names it. A cell that cannot be understood is never one: it is unknown,
+A file that is not a table raises an InputError that names it. A cell that cannot be understood does not: it is unknown,
 and the caller lists it.
 """
 
@@ -44,18 +44,18 @@ YEARS = {name: years for years, names in UNITS.items() for name in names}
 
 
 def unit_in_years(text: str) -> float | None:
-    """How many years one of a unit is, ``months`` or ``mo`` → 1/12; ``None`` for what is no unit of time."""
+    """Years per unit, ``months`` or ``mo`` → 1/12; ``None`` if the text names no unit of time."""
     words = re.findall(r"[a-z]+", text.lower())
     return next((YEARS[word] for word in words if word in YEARS), None)
 
 
 @dataclass(frozen=True)
 class Value:
-    """A number as somebody wrote it.
+    """A number of a table cell.
 
     Attributes:
-        number: the value; of a range its middle, of a bound (``89+``) the bound.
-        unit: in years, where the cell names one (``072Y``, ``18 months``).
+        number: the value; the middle of a range, or the bound itself (``89+``).
+        unit: in years, if the cell names one (``072Y``, ``18 months``).
         exact: false for ranges and bounds, which give no interval.
     """
 
@@ -85,10 +85,10 @@ def parse_number(text: str) -> Value | None:
 
 
 def parse_date(text: str) -> float | None:
-    """Days of a date in the proleptic Gregorian calendar, years 1 to 9999; ``None`` if it is none.
+    """Days of a date in the proleptic Gregorian calendar, years 1 to 9999; ``None`` if it is no date.
 
     ``2015-03-02``, with a time and a zone or without, ``20150302``, ``2015/03/02`` and ``02.03.2015``. ``03/02/2015``
-    may mean two days and is none.
+    is ambiguous, so it is no date.
     """
     import datetime
 
@@ -108,7 +108,7 @@ def parse_date(text: str) -> float | None:
 
 
 def normal_id(text: str, prefix: str = "") -> str:
-    """An id as it is compared: without its prefix, case and leading zeros, ``ses-01``, ``01`` and ``1`` alike."""
+    """An id for comparison: without prefix, case and leading zeros, so that ``ses-01``, ``01`` and ``1`` are equal."""
     text = text.strip().lower()
     return re.sub(r"\d+", lambda digits: str(int(digits[0])), text.removeprefix(prefix))
 
@@ -137,7 +137,7 @@ def read_text(path: str | Path) -> str:
 
 @dataclass
 class SidecarTable:
-    """A TSV beside the images, with what its JSON says.
+    """A TSV beside the images, with the metadata of its JSON file.
 
     Attributes:
         path: of the TSV.
@@ -153,10 +153,10 @@ class SidecarTable:
 
 
 def read_table(path: Path, *sidecars: Path) -> SidecarTable:
-    """A TSV and its JSON sidecars, the later of which win; no rows where there is no file.
+    """A TSV and its JSON sidecars; later sidecars override earlier ones. A missing file has no rows.
 
-    Lower-case columns, cells without surrounding blanks and quotes. Cells that mean "unknown" (``n/a``, and levels that
-    the JSON describes so) are left out.
+    Column names become lower-case; blanks and quotes around cells are removed. Cells that mean "unknown" (``n/a``, and
+    levels that the JSON describes so) are left out.
     """
     table = SidecarTable(path)
     if not os.path.lexists(path):

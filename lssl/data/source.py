@@ -1,4 +1,4 @@
-"""DataSource: what tasks and callbacks may ask of a datamodule, beside its loaders."""
+"""DataSource: the attributes and methods of a datamodule that tasks and callbacks use, besides its loaders."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class DataSource(Protocol):
     """The contract between data and tasks; :class:`lssl.data.datamodule.PairDataModule` fulfils it.
 
     Attributes:
-        table: after ``setup``: one row per visit with ``subject``, ``session``, ``age`` and ``split``; ids in a batch
-            count its rows.
+        table: after ``setup``: one row per visit with ``subject``, ``session``, ``age`` and ``split``; visit ids in a
+            batch are its row numbers.
         summary: after ``setup``: what was found, used and excluded, in words.
-        label_names: what label values are called, where that is known.
-        common_frame: all subjects lie in one template's frame, so that a place of one can be looked up in another.
-        knows_correspondence: :meth:`correspond` tells the truth about any two visits.
+        label_names: label value → its name, if known.
+        common_frame: whether all subjects are aligned to one template, so that positions can be compared across
+            subjects.
+        knows_correspondence: whether :meth:`correspond` is exact for any two visits.
     """
 
     table: pd.DataFrame
@@ -35,7 +36,7 @@ class DataSource(Protocol):
         """Raises InputError if a view of ``size`` voxels does not fit into the source of every visit."""
 
     def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
-        """True places in one visit of points of another.
+        """True positions, in a second visit, of points of a first visit.
 
         Args:
             points: ``(N, 3)`` mm in the recorded frame of the first visit.
@@ -47,10 +48,10 @@ class DataSource(Protocol):
         """
 
     def use_labels(self, unlabelled_pairs: bool) -> None:
-        """Asks for loaders of labelled visits, and of unlabelled pairs beside them."""
+        """Switches the loaders to labelled visits and, optionally, unlabelled pairs."""
 
     def labelled_rows(self, split: str) -> np.ndarray:
-        """Rows of the table whose labels may be seen; in ``train``, those that few-shot training chooses."""
+        """Rows of the table whose labels may be seen; in ``train``, the few-shot choice."""
 
     def read_label(self, row: int) -> np.ndarray | None:
         """``(D, H, W)`` int16 label map of the visit in a row; ``None`` if it has none."""

@@ -1,14 +1,14 @@
-"""One chunked, compressed file per visit, of which any box can be read alone.
+"""One chunked, compressed file per visit; any box of it can be read alone.
 
 A file is a blosc2 array ``(C [+ 1], D, H, W)`` of int16: the image's channels and, if there is one, the label map. A
 voxel of a channel is ``2 n + f``, where ``n`` counts thousandths of the robust range (:data:`lssl.data.STEP`: 0 is
-background, 1000 the 99.9th percentile of the foreground) and ``f`` is 1 in the foreground: as a bit of its own, the
-foreground costs next to nothing in space, and a box of it comes with the image's. The metadata carry the affine, the
-raw values of 0 and 1000 of every channel, and some places of the foreground, so that a box around one can be chosen
-without reading the image. They also say where the visit came from, so that what is found in it can go back there.
+background, 1000 the 99.9th percentile of the foreground) and ``f`` is 1 in the foreground. As one bit, the foreground
+needs almost no space and is read together with the image. The metadata hold the affine, the raw values of 0 and 1000 of
+every channel, and some foreground voxels, so that a box around one can be chosen without reading the image. They also
+describe the scan that the visit was made from, so that predictions can be resampled to it.
 
-Blosc2 keeps no checksums, so the metadata carry a CRC-32 of every compressed chunk, of themselves and of the layout. A
-process verifies each chunk before it first uses it: a flipped bit is an error, never a voxel.
+Blosc2 stores no checksums, so the metadata hold a CRC-32 of every compressed chunk, of themselves and of the layout. A
+process verifies each chunk before its first use, so a flipped bit raises an error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CHUNK, BLOCK = 64, 32
 PLACES = 512
 KEY = "lssl"
 VERSION = 2
-_verified: dict[tuple[str, int], int] = {}  # file and CRC of its metadata → one bit for each chunk that was right
+_verified: dict[tuple[str, int], int] = {}  # file and CRC of its metadata → one bit per verified chunk
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class StoredVisit:
         affine: ``(4, 4)`` float64, index → frame in mm.
         channels: names of the image's channels, such as T1w.
         limits: raw values of 0 and 1 of every channel.
-        places: ``(N, 3)`` int16, some foreground voxels drawn evenly; empty if there is none.
-        bounds: first and last + 1 foreground voxel of each axis, ``(2, 3)``.
+        places: ``(N, 3)`` int16, foreground voxels drawn uniformly; empty if the foreground is empty.
+        bounds: ``(2, 3)``, first and last + 1 foreground voxel of each axis.
         labelled: whether the last channel is a label map.
         path: the file.
         origin: which subject and session it is.
         native: the scan it was made from, if that is known.
         sums: CRC-32 of every compressed chunk.
-        key: of the file and its metadata, in the list of what was verified.
+        key: of the file and its metadata, in the record of verified chunks.
     """
 
     array: Any
@@ -135,7 +135,7 @@ class StoredVisit:
         self._verify((0, 0, 0), self.shape)
 
     def _verify(self, start: Sequence[int], size: Sequence[int]) -> None:
-        """Compares the checksums of the chunks that a box touches, those that this process has not seen yet."""
+        """Verifies the chunks that a box touches and that this process has not verified yet."""
         done = _verified.get(self.key, 0)
         for number in self._touched(start, size):
             if done >> number & 1:
@@ -162,14 +162,14 @@ class StoredVisit:
             yield sum(index * stride for index, stride in zip(place, strides, strict=True))
 
     def raw(self) -> np.ndarray:
-        """The image in its raw intensities, ``(C, D, H, W)`` float32; values cut off below the background are lost."""
+        """The image in raw intensities, ``(C, D, H, W)`` float32; values clipped below the background are lost."""
         image, _, _ = self.box((0, 0, 0), self.shape)
         low, high = np.array(self.limits, np.float32).T[:, :, None, None, None]
         return low + image * np.float32(STEP) * (high - low)
 
 
 def quantise(scaled: np.ndarray) -> np.ndarray:
-    """Scaled values as int16 steps of 15 bits; beyond 16 times the brightest tissue they are cut off."""
+    """Scaled values as int16 steps of 15 bits, clipped at 16 times the brightest tissue."""
     return np.rint(scaled / np.float32(STEP)).clip(-(2**14), 2**14 - 1).astype(np.int16)
 
 
@@ -184,7 +184,7 @@ def write_stored(
     origin: dict[str, str],
     native: Native | None = None,
 ) -> int:
-    """Writes a visit, whole or not at all.
+    """Writes a visit atomically.
 
     Args:
         path: the ``.b2nd`` file.
@@ -239,7 +239,7 @@ def write_stored(
 
 
 def _outline(foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Some voxels of the foreground, ``(N, 3)`` int16, and its first and last + 1 voxel of each axis, ``(2, 3)``."""
+    """Random foreground voxels ``(N, 3)`` int16, and the foreground's first and last + 1 voxel per axis ``(2, 3)``."""
     index = np.argwhere(foreground)
     drawn = np.random.default_rng(0).permutation(len(index))[:PLACES]
     bounds = np.stack([index.min(0), index.max(0) + 1]) if len(index) else np.array([[0, 0, 0], foreground.shape])
@@ -247,7 +247,7 @@ def _outline(foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _layout(array: Any) -> list[Any]:
-    """What a damaged header of the file could change unseen."""
+    """Header values that damage could change without notice."""
     sides = [[int(length) for length in part] for part in (array.shape, array.chunks, array.blocks)]
     return [*sides, str(array.dtype), int(array.schunk.nchunks)]
 
@@ -261,7 +261,7 @@ def read_stored(path: str | Path, frame: bytes | None = None) -> StoredVisit:
 
     Args:
         path: the file.
-        frame: its bytes, where they are in memory already.
+        frame: its bytes, if they are already in memory.
     """
     try:
         if frame is None:

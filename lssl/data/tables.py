@@ -1,6 +1,6 @@
 """Visit tables from a CSV, a TSV or a single file.
 
-They give one row per visit with the columns ``subject``, ``session``, ``age`` (years), ``time`` (years since the
+Each gives one row per visit with the columns ``subject``, ``session``, ``age`` (years), ``time`` (years since the
 subject's first visit), ``image``, ``mask`` and ``label`` (paths, or empty), as :mod:`lssl.data.bids` does.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["csv_table", "file_table"]
 
 
 def file_table(path: str | Path) -> pd.DataFrame:
-    """The one visit of a single file, NIfTI or MGH; its subject and session are those that a BIDS name carries."""
+    """The one visit of a single file, NIfTI or MGH; subject and session are taken from a BIDS name."""
     name = Path(path).name
     if not name.endswith((".nii", ".nii.gz", ".mgz", ".mgh")):
         raise InputError(f"{path} is no image; give one that ends in .nii, .nii.gz, .mgz or .mgh, or a folder.")
@@ -48,15 +48,15 @@ def csv_table(
 
     Columns: ``subject``, ``session``, ``image``; one or more of ``age`` (years), ``days`` (since any fixed day of the
     subject) and ``date`` (YYYY-MM-DD), which may be empty; optionally ``mask``, ``label``, ``site``, ``split``. Blanks
-    around cells are of no account.
+    around cells are ignored.
 
     Args:
         path: the table.
-        root: folder that relative paths start from; the table's own by default.
-        columns: reads these only; ``None`` reads all.
+        root: folder that relative paths start from; by default the folder of the table.
+        columns: the columns to read; ``None`` reads all.
 
     Returns:
-        The table, and phrases on what was odd.
+        The table, and notes on what was odd.
     """
     path = Path(path)
     table, notes = _read_csv(path, columns)
@@ -85,7 +85,7 @@ def csv_table(
 
 
 def _read_csv(path: Path, columns: Collection[str] | None) -> tuple[pd.DataFrame, list[str]]:
-    """A table as text with lower-case column names; lines that say no visit are left out and noted."""
+    """A table as text with lower-case column names; empty and incomplete lines are left out and noted."""
     if not os.path.lexists(path):
         raise InputError(f"The table {path} does not exist; correct its path.")
     text = read_text(path)
@@ -121,7 +121,7 @@ def _read_csv(path: Path, columns: Collection[str] | None) -> tuple[pd.DataFrame
 
 
 def _complete(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Without the lines that lack a subject, session or image, which are noted."""
+    """Drops the lines without a subject, session or image, and notes them."""
     notes = []
     for column in ("subject", "session", "image"):
         empty = table[column].isna()

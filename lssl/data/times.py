@@ -1,7 +1,7 @@
-"""Ages and times of visits from whatever a cohort says about them, in one order of trust.
+"""Ages and times of visits from the tables and labels of a cohort, in a fixed order of trust.
 
-Time comes, subject by subject, from the first of :data:`SOURCES` that knows all its visits, else from the first that
-knows any. What the others say against it is reported with both values, and odd cells are listed: neither refuses a
+For each subject, times come from the first of :data:`SOURCES` that knows all its visits, or else from the first that
+knows any. Contradictions of other sources are reported with both values, and odd cells are listed. Neither refuses a
 cohort.
 """
 
@@ -21,7 +21,7 @@ from lssl.data.sidecars import DAYS_PER_YEAR, MISSING, YEARS, parse_date, parse_
 
 __all__ = ["Measures", "add_times", "family", "read_measures"]
 
-#: Where times come from, the most trusted first.
+#: Sources of times, the most trusted first.
 SOURCES = {
     "elapsed": "the time since the baseline",
     "date": "the date",
@@ -64,8 +64,8 @@ class Measures:
         values: ``(V,)`` each: ``age`` and ``baseline_age`` in years, ``elapsed`` in years since a fixed day of the
             subject, ``date`` and ``scan_date`` in days of the calendar.
         exact: ``(V,)`` bool, whether the age is a number rather than a bound or range.
-        odd: what could not be used, as ``(row, text)``.
-        notes: what else is to be said.
+        odd: values that could not be used, as ``(row, text)``.
+        notes: further remarks.
     """
 
     values: dict[str, np.ndarray]
@@ -83,14 +83,14 @@ class Measures:
 def read_measures(
     measures: Measures, cells: pd.DataFrame, where: str, units: Mapping[str, float] | None = None, scans: bool = False
 ) -> None:
-    """Fills in what the columns of a table say about visits, where it is not known yet.
+    """Fills in values of visits that are not known yet from the columns of a table.
 
     Args:
         measures: of the V visits.
         cells: V rows of text, unknown ones missing.
-        where: how messages call the table.
-        units: of columns in years, from a JSON sidecar.
-        scans: dates are those of single scans.
+        where: name of the table in messages.
+        units: column → its unit in years, from a JSON sidecar.
+        scans: whether dates are those of single scans.
     """
     for column in cells.columns:
         kind, named = family(str(column))
@@ -114,7 +114,7 @@ def read_measures(
 
 
 def _read(cell: str, kind: str, unit: float | None) -> tuple[float, bool, str]:
-    """Value, whether it is exact, and what is odd about it."""
+    """The value, whether it is exact, and a remark if it is odd."""
     if cell.lower() in MISSING:
         return np.nan, True, ""
     if kind == "date":
@@ -136,11 +136,11 @@ def _read(cell: str, kind: str, unit: float | None) -> tuple[float, bool, str]:
 def add_times(table: pd.DataFrame, measures: Measures) -> tuple[pd.DataFrame, list[str]]:
     """Adds ``age``, ``time`` (years since the subject's first visit), ``visit_rank`` and ``ordered_by``.
 
-    Unknown ages follow from the subject's other ages, or from its age at baseline.
+    Unknown ages are derived from the subject's other ages, or from its age at baseline.
 
     Args:
         table: visits with subject and session.
-        measures: what is known of them.
+        measures: the known values.
 
     Returns:
         The table, and phrases on odd cells and contradictions.
@@ -179,7 +179,7 @@ def _listed(noun: str, rest: str, items: list[str]) -> str:
 
 
 def _drop_far_dates(measures: Measures, subject: np.ndarray) -> None:
-    """Of a subject whose dates lie more than a life apart, those far from their median are unknown (year 9999)."""
+    """If a subject's dates span more than a lifetime, dates far from their median are set to unknown (year 9999)."""
     for name in ("date", "scan_date"):
         days = measures.values[name]
         if not len(days):
@@ -193,7 +193,7 @@ def _drop_far_dates(measures: Measures, subject: np.ndarray) -> None:
 
 
 def _sources(measures: Measures, subject: np.ndarray) -> dict[str, np.ndarray]:
-    """Years of each visit since a moment that is fixed for its subject, by source."""
+    """Years of each visit since a fixed moment of its subject, by source."""
     values = measures.values
     age = np.where(measures.exact, values["age"], np.nan)
     whole = ~(_per_subject(np.where(np.isnan(age), np.nan, (age % 1 != 0).astype(float)), subject, "max") > 0)
@@ -214,9 +214,10 @@ def _sources(measures: Measures, subject: np.ndarray) -> dict[str, np.ndarray]:
 def _label_source(
     sources: dict[str, np.ndarray], subject: np.ndarray, labels: list[str]
 ) -> tuple[np.ndarray, np.ndarray, frozenset[str]]:
-    """Years by session labels as written, years as meant, and single letters that are no units.
+    """Years by session labels as written, years as intended, and single letters that are no units.
 
-    A letter is none if its labels count on (``w1``, ``w2``, ``w3``) and another source contradicts them somewhere.
+    A letter is no unit if its labels are numbered consecutively (``w1``, ``w2``, ``w3``) and another source contradicts
+    one of them.
     """
     groups = _groups(subject)
     letters = np.array([label_time(label).letter for label in labels], dtype=object)
@@ -231,7 +232,7 @@ def _label_source(
         )
         for letter in sorted(set(letters) - {""}):
             numbers = {label_time(label).number for label in set(labels) if label_time(label).letter == letter}
-            count_on = max(numbers) - min(numbers) == len(numbers) - 1  # 1, 2, 3 may be waves, 0, 12, 24 may not
+            count_on = max(numbers) - min(numbers) == len(numbers) - 1  # 1, 2, 3 may be waves; 0, 12, 24 cannot
             if count_on and wrong[letters == letter].any():
                 refused |= {str(letter)}
     return _by_label(groups, labels, frozenset()), _by_label(groups, labels, refused), refused
@@ -262,7 +263,7 @@ def _per_subject(values: np.ndarray, subject: np.ndarray, statistic: Literal["mi
 
 
 def _first_complete(sources: np.ndarray, subject: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of ``(sources, V)`` the first that a subject has for all visits, else the first it has for any; and which."""
+    """The first source that knows all visits of a subject, or else the first that knows any; and which one it is."""
     known = np.stack([np.bincount(subject, weights=~np.isnan(values)) for values in sources])
     rating = 2 * (known == np.bincount(subject)) + (known > 0)
     chosen = rating.argmax(0)[subject]
@@ -270,7 +271,7 @@ def _first_complete(sources: np.ndarray, subject: np.ndarray) -> tuple[np.ndarra
 
 
 def _disagree(one: np.ndarray, two: np.ndarray, subject: np.ndarray, *names: str) -> np.ndarray:
-    """Visits of subjects whose intervals differ by more than rounding and nominal visit dates explain."""
+    """Visits whose intervals differ by more than rounding and nominal visit dates can explain."""
     fixed, share = (1.25, 0.1) if "whole_age" in names else (0.1, 0.35) if "label" in names else (0.15, 0.05)
     both = ~np.isnan(one - two)
     first, second = np.where(both, one, np.nan), np.where(both, two, np.nan)
@@ -284,7 +285,7 @@ def _disagree(one: np.ndarray, two: np.ndarray, subject: np.ndarray, *names: str
 def _conflicts(
     table: pd.DataFrame, sources: dict[str, np.ndarray], elapsed: np.ndarray, chosen: np.ndarray, subject: np.ndarray
 ) -> list[str]:
-    """What less trusted sources say against the chosen one, with both values."""
+    """Contradictions of the chosen source by less trusted ones, with both values."""
     found = []
     names = list(SOURCES)
     for number, name in enumerate(names):
@@ -305,7 +306,7 @@ def _conflicts(
 
 
 def _against_labels(table: pd.DataFrame, subject: np.ndarray, time: np.ndarray, known: np.ndarray) -> list[str]:
-    """Subjects whose labels (``pre``, ``post``; ``01``, ``02``) stand in another order than their times."""
+    """Subjects whose labels (``pre``, ``post``; ``01``, ``02``) and times disagree on the order."""
     labels = table["session"].tolist()
     rank, how = visit_ranks(subject, labels, np.full(len(time), np.nan))
     rows = np.lexsort((rank, subject))

@@ -1,8 +1,8 @@
-"""Which visits can be used: every file is read once, and what was found is kept by its content.
+"""Which visits can be used: every file is read once, and the result is cached by its content.
 
 ``lssl inspect --all`` and ``lssl fit`` ask the same question and share the answers, in
-``$XDG_CACHE_HOME/lssl/checked.json``: path → size, time of change, content hash and problem. A file that was touched or
-moved in time but not in content keeps its answer.
+``$XDG_CACHE_HOME/lssl/checked.json``: path → size, time of change, content hash and problem. A file whose time changed
+but whose content did not keeps its answer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lssl.utils.files import fingerprint, read_json, write_json
 
 __all__ = ["check_files", "known_problems", "leave_out", "without_visits"]
 
-VERSION = 1  # raised when a file may be judged otherwise
+VERSION = 1  # raised when the checks change
 THREADS = min(8, os.cpu_count() or 1)
 NAMED = 5  # visits that a summary names
 READERS: dict[str, Callable[[str], Any]] = {
@@ -36,14 +36,14 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 
 def check_files(paths: Iterable[str], kind: str) -> dict[str, str]:
-    """Reads every file that is not known yet, in parallel.
+    """Checks files; those without a cached answer are read in parallel.
 
     Args:
         paths: files.
-        kind: what they hold: ``image``, ``mask``, ``label`` or ``stored`` (a prepared visit).
+        kind: content of the files: ``image``, ``mask``, ``label`` or ``stored`` (a prepared visit).
 
     Returns:
-        Of the files that cannot be used, the sentence that says why.
+        Unusable file → the sentence that says why.
     """
     wanted = list(dict.fromkeys(paths))
     known = _read_cache()
@@ -51,13 +51,13 @@ def check_files(paths: Iterable[str], kind: str) -> dict[str, str]:
         entries = list(pool.map(lambda path: _check(path, kind, known.get(f"{kind} {path}")), map(_absolute, wanted)))
     fresh = {f"{kind} {_absolute(path)}": entry for path, entry in zip(wanted, entries, strict=True) if "hash" in entry}
     if any(known.get(name) != entry for name, entry in fresh.items()):
-        with contextlib.suppress(OSError):  # without a cache it is only slower
+        with contextlib.suppress(OSError):  # the cache only saves time
             write_json(_cache_file(), {**_read_cache(), **fresh})
     return {path: entry["problem"] for path, entry in zip(wanted, entries, strict=True) if entry["problem"]}
 
 
 def known_problems(paths: Iterable[str], kind: str) -> dict[str, str]:
-    """Problems that an earlier check found in files that have not changed since; nothing is read."""
+    """Problems that an earlier check found in unchanged files; nothing is read."""
     known, found = _read_cache(), {}
     for path in paths:
         entry = known.get(f"{kind} {_absolute(path)}")
@@ -102,7 +102,7 @@ def _read_cache() -> dict[str, dict[str, Any]]:
 
 
 def without_visits(table: pd.DataFrame, exclude: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """A visit table without what was excluded, and a phrase that counts it.
+    """A visit table without excluded visits, and a phrase with their number.
 
     Args:
         table: visits with subject and session.
@@ -126,15 +126,15 @@ def without_visits(table: pd.DataFrame, exclude: Sequence[str]) -> tuple[pd.Data
 def leave_out(
     table: pd.DataFrame, problems: Mapping[str, str], column: str = "image"
 ) -> tuple[pd.DataFrame, list[str]]:
-    """A visit table without the visits whose file has a problem, and a phrase that counts and names them.
+    """A visit table without the visits whose file has a problem, and a phrase with their number and names.
 
     Args:
         table: visits with subject, session and the column.
         problems: file → why it cannot be used.
-        column: ``image``: the visit goes; ``mask`` or ``label``: only its path is emptied.
+        column: ``image`` removes the visit; ``mask`` or ``label`` only empties its path.
 
     Raises:
-        InputError: with the first problem, if no visit would be left.
+        InputError: with the first problem, if no visit is left.
     """
     bad = table[column].isin(list(problems))
     if not bad.any():
