@@ -1,4 +1,4 @@
-"""The command line: the only room that knows all the others, the benchmark's aside."""
+"""The command line: besides the benchmark, the only room that may import all others."""
 
 from __future__ import annotations
 

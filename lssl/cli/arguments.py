@@ -1,4 +1,4 @@
-"""The command line of ``lssl fit | validate | test | predict`` as files, data and options; nothing is looked up yet."""
+"""The command line of ``lssl fit | validate | test | predict`` as files, data and options; nothing is resolved yet."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SHOWS = ("config", "sources")
 
 @dataclass
 class Arguments:
-    """What was given.
+    """The parsed arguments.
 
     Attributes:
         files: of ``--config``, in their order.
         data: of the last ``--data``.
-        options: key and text of all others, in their order.
-        show: ``config`` or ``sources``, if that is to be printed instead of running.
+        options: key and text of all other options, in their order.
+        show: ``config`` or ``sources``, to print it instead of running.
     """
 
     files: list[str] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Arguments:
 
 
 def asks_for_help(args: Sequence[str]) -> bool:
-    """Whether help is asked for: ``--help``, or ``--model.help CLASS``."""
+    """Whether help was requested: ``--help``, or ``--model.help CLASS``."""
     return any(arg in ("-h", "--help") or arg.partition("=")[0].endswith(".help") for arg in args)
 
 

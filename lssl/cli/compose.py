@@ -1,22 +1,22 @@
-"""The one rule that makes a config of files, data and options; for every command, and for plans of a benchmark.
+"""Composes a config from files, data and options, by one rule for every command and for benchmark plans.
 
-**Precedence.** Later ones win, wherever they stand among the arguments:
+**Precedence.** Later items override earlier ones, in any order of the arguments:
 
-1. network and view size of the checkpoint that a run starts from, where no file or option names a network
+1. network and view size of the checkpoint that a run starts from, if no file or option names a network
 2. the files of ``--config``, in their order; the ``base`` of a file comes before the file
 3. ``--data``
 4. all other options, in their order
 
 **Merging.** Mappings merge key by key; everything else is replaced: lists, and a mapping that an option gives
-(``--key {a: 1}``). A class that is named anew takes none
-of the former class's arguments. Arguments without a class (``init_args`` alone) hold for whichever class is named. The
-data are the one exception: what the method needs of any data (:data:`OF_THE_RECIPE`) stays when their class changes,
-so that other data never change a recipe. Another network takes none of the former's taps and tokens.
+(``--key {a: 1}``). A new class drops the arguments of the former class. Arguments without a class (``init_args`` alone)
+apply to the current class. Data are the one exception: options that the method needs of any data
+(:data:`OF_THE_RECIPE`) stay when the class of the data changes, so that other data never change a recipe. A new network
+drops the taps and tokens of the former network.
 
 **Files.** A config is a file, or a shipped one by its name: ``longitudinal_local``, ``network/unet``. ``base: [FILE,
-…]`` names others, relative to the file or shipped. ``data: PATH`` is what ``--data PATH`` is. Values may refer to
-others of the whole, ``${views.size}``, to environment variables, ``${oc.env:NAME}``, and enlarge a size,
-``${times:${views.size},1.3}``. A value that comes from the environment is never saved: the reference is.
+…]`` names other configs, relative to the file or shipped. ``data: PATH`` means the same as ``--data PATH``. Values may
+refer to other values, ``${views.size}``, to environment variables, ``${oc.env:NAME}``, and enlarge a size,
+``${times:${views.size},1.3}``. A value from the environment is never saved; its reference is saved instead.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lssl.utils.errors import InputError, nearest
 
 __all__ = ["OF_THE_RECIPE", "Config", "compose", "find_config", "load", "merged", "without_data"]
 
-#: Options of any datamodule that say what the method needs; the others (paths, split, seed, …) say what the data are.
+#: Options of any datamodule that belong to the method; the others (paths, split, seed, …) belong to the data.
 OF_THE_RECIPE = (
     "balance",
     "batch_size",
@@ -56,12 +56,12 @@ Key = tuple[str, ...]
 
 @dataclass
 class Config:
-    """Settings, and where each of them comes from.
+    """Settings, and the source of each.
 
     Attributes:
         values: nested, with references as they were written.
         sources: of each leaf, the file or option that gave it.
-        found: what the data were recognised as, if they were given by a path.
+        found: the recognised kind of the data, if they were given by a path.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -69,12 +69,12 @@ class Config:
     found: Found | None = None
 
     def add(self, layer: Mapping[str, Any], source: str = "") -> Config:
-        """Merges a layer over what there is."""
+        """Merges a layer over the settings."""
         self._merge(self.values, layer, (), source)
         return self
 
     def set(self, key: str, text: str) -> Config:
-        """Merges an option, ``--key text``, over what there is.
+        """Merges an option, ``--key text``, over the settings.
 
         ``init_args`` may be left out of the key; ``key+`` appends to a list; a key below one that holds the name of a
         class is an argument of that class.
@@ -94,7 +94,7 @@ class Config:
         if rest == ["class_path"]:
             self._merge(node, {name: {"class_path": value}}, path, source)
         elif rest:
-            if isinstance(old, list) and old:  # of several callbacks, the last
+            if isinstance(old, list) and old:  # the last of several callbacks
                 node, name, path = old, len(old) - 1, (*path, name)  # type: ignore[assignment]
                 old = old[-1]
             if isinstance(old, str):
@@ -105,7 +105,9 @@ class Config:
             items = old if isinstance(old, list) else [] if old is None else [old]
             self._merge(node, {name: [*items, *(value if isinstance(value, list) else [value])]}, path, source)
         else:
-            if isinstance(value, Mapping) and not {*CLASS_KEYS} & {*value}:  # a table that is typed is meant as a whole
+            if isinstance(value, Mapping) and not {*CLASS_KEYS} & {
+                *value
+            }:  # a mapping given as an option replaces the former one
                 self._forget((*path, name))
                 node.pop(name, None)
             self._merge(node, {name: value}, path, source)
@@ -140,7 +142,7 @@ class Config:
             self._merge(node[key], value, here, source)
 
     def _data(self, value: Any) -> Any:
-        """What names the data: a path becomes the datamodule that reads it."""
+        """Settings of the data; a path becomes the datamodule that reads it."""
         if isinstance(value, Mapping):
             self.found = None if "class_path" in value else self.found
             return value
@@ -154,7 +156,7 @@ class Config:
         return {"class_path": self.found.class_path, "init_args": where}
 
     def _forget(self, path: Key, kept: Sequence[str] = ()) -> None:
-        """Drops the sources below a key, but those of some arguments."""
+        """Drops the sources below a key, except those of some arguments."""
         depth = len(path)
         for key in [key for key in self.sources if key[:depth] == path]:
             if key[depth + 1 : depth + 2] not in [(name,) for name in kept]:
@@ -168,14 +170,14 @@ def compose(
     lowest: Mapping[str, Any] | None = None,
     source: str = "",
 ) -> Config:
-    """The config that files, data and options make; see this module for the rule.
+    """The config of files, data and options; this module's docstring has the rule.
 
     Args:
         files: of ``--config``.
         data: of ``--data``: a path, or the name of a class.
         options: keys and texts of all other options.
-        lowest: a layer below all others.
-        source: what to call that.
+        lowest: a layer that all others override.
+        source: name of that layer.
     """
     config = Config()
     if lowest:
@@ -191,7 +193,7 @@ def compose(
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, later ones first, by the rule of this module."""
+    """Merges nested settings by the rule of this module; later ones override."""
     config = Config()
     for layer in layers:
         config.add(layer)
@@ -199,7 +201,7 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_data(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without its data, but with what its method needs of any data."""
+    """A config without its data, but with the data options that belong to the method."""
     return {**values, "data": {"init_args": _of_the_recipe(values.get("data") or {})}}
 
 
@@ -207,7 +209,7 @@ def without_data(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_config(name: str, beside: Path | None = None) -> Path:
-    """A config: beside another one, from here, or among the shipped ones, with or without ``.yaml``.
+    """Finds a config beside another one, in the working directory, or among the shipped ones; ``.yaml`` is optional.
 
     Args:
         name: a path, or the name of a shipped config.
@@ -226,13 +228,13 @@ def find_config(name: str, beside: Path | None = None) -> Path:
 
 
 def shipped_folder() -> Path:
-    """Where the shipped configs lie: within the package, or beside it in an editable install."""
+    """The folder of shipped configs: within the package, or beside it in an editable install."""
     package = Path(__file__).parents[1]
     return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 
 def load(name: str, beside: Path | None = None, within: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
-    """A file's layers, each with its path: those of its bases, then its own.
+    """The layers of a file, each with its path: first those of its bases, then its own.
 
     Args:
         name: see :func:`find_config`.
@@ -260,7 +262,7 @@ def load(name: str, beside: Path | None = None, within: tuple[Path, ...] = ()) -
 
 
 def _label(path: Path) -> str:
-    """A shipped config goes by its name from any folder."""
+    """The name of a shipped config, valid from any folder."""
     ours = shipped_folder()
     return f"configs/{path.relative_to(ours)}" if path.is_relative_to(ours) else str(path)
 
@@ -284,7 +286,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """What an option's text says where that is no plain value; plain ones are left to the parser, which knows types."""
+    """The value of an option's text if it is not a plain value; the parser reads plain ones, as it knows types."""
     import yaml
 
     if text.strip()[:1] in ("{", "[") or text.strip() in ("null", "~"):
@@ -301,7 +303,7 @@ def _other_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _other_network(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a layer names another network: taps are places in theirs, and do not outlive it."""
+    """Whether a layer names another network; taps belong to their network and are dropped with it."""
     before, named = (part.get("network") or {} for part in (old, new))
     return isinstance(named, Mapping) and bool(named.get("class_path")) and (not before or _other_class(before, named))
 

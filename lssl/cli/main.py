@@ -1,4 +1,4 @@
-"""The command line: the only room that knows all the others.
+"""The command line: its commands, and how mistakes are shown.
 
 ``lssl fit --config FILE …`` is LightningCLI with the groups ``data``, ``views``, ``backbone``, ``model`` and
 ``trainer``. Heavy imports wait until a command needs them, so that ``lssl --help`` answers at once.
@@ -40,7 +40,7 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
   lssl fit --config NAME --print_config    what NAME resolves to; --print_config=sources says where each value is from
   lssl --version
 
-Options win over --data, which wins over configs, wherever they stand."""
+Options override --data, and --data overrides configs, in any order of the arguments."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 LIGHT_COMMANDS = {
@@ -53,7 +53,7 @@ GROUPS = {"strategies": "lssl.strategies", "datamodules": "lssl.datamodules"}
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs one command; a mistake of the user ends in one sentence and exit status 2.
+    """Runs one command; a user's mistake is shown as one sentence, with exit status 2.
 
     Args:
         args: as on the command line, without the program's name; ``None`` takes ``sys.argv``.
@@ -102,7 +102,7 @@ def _train(command: str, args: list[str]) -> None:
 
 
 class _Chatter(logging.Filter):
-    """Drops advertisements and notes on hardware that is not there."""
+    """Drops advertisements and notes on absent hardware."""
 
     NOISE = ("💡", "TPU available", "HPU available", "`weights_only`", "IPU available")
 

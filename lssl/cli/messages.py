@@ -1,4 +1,4 @@
-"""Turns what the config parser says of a wrong key or value into one sentence with the nearest valid name."""
+"""Turns the config parser's messages on wrong keys and values into one sentence with the nearest valid name."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any], groups: 
 
     Args:
         values: nested settings.
-        known: all top-level keys; of a group, its keys.
-        groups: those whose keys are options of one class.
+        known: all top-level keys, and the keys of each group.
+        groups: the groups whose keys are options of one class.
     """
     for key, value in values.items():
         if key not in known:
@@ -31,7 +31,7 @@ def refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any], groups: 
                     raise InputError(f"'{key}' has no key '{name}'{nearest(str(name), known[key])}")
 
 
-# What jsonargparse says, as far as we read it; tests/cli/test_messages.py fails when its wording changes.
+# The wording of jsonargparse that we parse; tests/cli/test_messages.py fails when it changes.
 NO_OPTION = (
     re.compile(r"Problem with given class_path '(?P<path>[\w.]+)': Option '(?P<option>[\w.]+)' is not accepted"),
     re.compile(r"Option '(?P<option>[\w.]+)' is not accepted. Got value: Namespace\(class_path='(?P<path>[\w.]+)'"),
@@ -48,7 +48,7 @@ def explain(error: ArgumentError, classes: Iterable[type]) -> InputError:
 
     Args:
         error: as raised by jsonargparse.
-        classes: those that a ``class_path`` may name shortly.
+        classes: the classes that ``class_path`` may give by their short names.
     """
     text = " ".join(str(error).split())
     classes = list(classes)
@@ -64,7 +64,7 @@ def explain(error: ArgumentError, classes: Iterable[type]) -> InputError:
 
 
 def _first_reason(text: str) -> str:
-    """Of a type with alternatives, what the first one says of a class; of plain ones, what they are."""
+    """Message for a type with alternatives: the first one's message for a class, or the list of plain types."""
     found = OF_A_UNION.search(text)
     if not found:
         return text
@@ -75,7 +75,7 @@ def _first_reason(text: str) -> str:
 
 
 def _options(cls: type | None) -> set[str]:
-    """Keyword parameters of a class and, where it passes them on, of its parents."""
+    """Keyword parameters of a class and, if it passes them on, of its parents."""
     names: set[str] = set()
     for base in inspect.getmro(cls) if cls else ():
         parameters = inspect.signature(vars(base)["__init__"]).parameters.values() if "__init__" in vars(base) else ()

@@ -29,14 +29,14 @@ def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_environment(values: Mapping[str, Any]) -> dict[Key, str]:
-    """Of each leaf whose value depends on the environment, the reference: what may be saved of it."""
+    """References of the leaves whose value depends on the environment; they are saved instead of the values."""
     from omegaconf.resolvers import oc
 
     references = {key: text for key, text in _leaves(values) if isinstance(text, str) and "${" in text}
     _resolver("oc.env", lambda *_: "?")
     try:
         elsewhere = dict(_leaves(resolved(values)))
-    except InputError:  # a value that must be a number, say: then no reference is known to be harmless
+    except InputError:  # for example, a value that must be a number; then no reference is known to be harmless
         elsewhere = {}
     finally:
         _resolver("oc.env", oc.env)
@@ -47,7 +47,7 @@ def from_environment(values: Mapping[str, Any]) -> dict[Key, str]:
 def _resolver(name: str, function: Callable[..., Any]) -> None:
     from omegaconf import OmegaConf
 
-    with warnings.catch_warnings():  # newer versions have another name for it
+    with warnings.catch_warnings():  # renamed in newer versions
         warnings.simplefilter("ignore")
         OmegaConf.register_new_resolver(name, function, replace=True)
 
@@ -65,7 +65,7 @@ def _leaves(values: Any, path: Key = ()) -> Iterable[tuple[Key, Any]]:
 
 
 def _times(value: Any, factor: float) -> Any:
-    """A number of voxels, or one of each axis, times a factor; rounded up to a multiple of 8."""
+    """Voxels (one number, or one per axis) times a factor, rounded up to a multiple of 8."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_times(one, factor) for one in value]
     return 8 * math.ceil(float(value) * float(factor) / 8)

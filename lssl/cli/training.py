@@ -44,14 +44,14 @@ NO_DATA = (
 class TrainingCLI(LightningCLI):
     """Groups ``data``, ``views``, ``backbone``, ``model``, ``monitor`` and ``trainer``.
 
-    Views and backbone are handed to the model.
+    Views and backbone are passed to the model.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        config: its settings; ``None`` shows the help that ``args`` ask for.
+        config: its settings; ``None`` shows the help requested in ``args``.
         args: the options, for help.
-        show: prints the ``config``, or the ``sources`` of its values, and ends.
-        run: whether to run the command, or to stop when its config is known to be good.
+        show: prints the ``config`` or the ``sources`` of its values, and exits.
+        run: whether to run the command; otherwise only its config is checked.
     """
 
     without: Any = None
@@ -64,7 +64,7 @@ class TrainingCLI(LightningCLI):
         if config is not None and not _at(values, "data", "class_path"):
             if not show:
                 raise InputError(NO_DATA)
-            self.without = values.pop("data", None)  # a recipe alone can be shown, not run
+            self.without = values.pop("data", None)  # a recipe without data can be shown, but not run
         super().__init__(
             Task,
             subclass_mode_model=True,
@@ -78,7 +78,7 @@ class TrainingCLI(LightningCLI):
 
     @classmethod
     def run(cls, command: str, args: Sequence[str]) -> None:
-        """Runs one command as it was typed.
+        """Runs one command with its arguments.
 
         Args:
             command: its name.
@@ -96,12 +96,12 @@ class TrainingCLI(LightningCLI):
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Refuses a config that ``lssl fit`` could not read; builds nothing."""
+        """Checks that ``lssl fit`` can read a config; builds nothing."""
         with explained(registered()), suppress(SystemExit):
             cls("fit", config, run=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses; prints the config and ends, if that was asked for."""
+        """Parses; prints the config and exits if requested."""
         if isinstance(args, dict):
             known = self._parser(self.command).get_defaults().as_dict()
             refuse_unknown(args[self.command], known, ("backbone", "monitor", "trainer", "views"))
@@ -128,7 +128,7 @@ class TrainingCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the groups that are ours, and the run folder's logger."""
+        """Adds the groups of lssl and the run folder's logger."""
         parser.add_class_arguments(Backbone, "backbone")
         parser.link_arguments("backbone", "model.init_args.backbone", apply_on="instantiate")
         parser.add_class_arguments(ViewSampler, "views")
@@ -145,7 +145,7 @@ class TrainingCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Settles the run folder and the checkpoint to start from, before anything is built."""
+        """Resolves the run folder and the initial checkpoint, before anything is built."""
         config = self.config[self.subcommand]
         folder = Path(config.trainer.default_root_dir)
         path = checkpoint_path(config.get("ckpt_path"), folder)
@@ -154,7 +154,7 @@ class TrainingCLI(LightningCLI):
         logs = folder
         if self.subcommand == "fit":
             logs = folder = new_run_folder(folder, resuming=path is not None)
-        else:  # evaluation leaves the run's own metrics alone
+        else:  # evaluation does not change the run's own metrics
             logs = folder / str(self.subcommand)
             back_up(logs / "metrics.csv")
             if path is None:
@@ -167,7 +167,7 @@ class TrainingCLI(LightningCLI):
                 arguments.save_dir = str(logs)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Adds the progress bar and the checkpoints of the run folder to whatever callbacks are configured."""
+        """Adds the progress bar and the checkpoints of the run folder to the configured callbacks."""
         config = self.config[self.subcommand].trainer
         folder = Path(config.default_root_dir)
         callbacks: list[Callback] = [EmbeddingWriter(folder), DataWait()]
@@ -179,20 +179,20 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """A resumed run has its own weights, and need not find those that it once started from."""
+        """A resumed run has its own weights and no longer needs its initial checkpoint."""
         if self.config.fit.get("ckpt_path"):
             self.model.on_resume()
 
 
 def registered() -> list[type]:
-    """Every registered method and source; once loaded, they are known by their short names."""
+    """Loads every registered method and source, so that their short names are known."""
     groups = ("lssl.strategies", "lssl.datamodules")
     return [point.load() for group in groups for point in entry_points(group=group)]
 
 
 @contextmanager
 def explained(classes: Sequence[type]) -> Iterator[None]:
-    """Says what the parser refuses in one sentence; ``classes``, and what lies beside them, are named in it."""
+    """Turns the parser's refusal into one sentence, which may suggest ``classes`` and those of their modules."""
     try:
         yield
     except ArgumentError as error:
@@ -203,7 +203,7 @@ def explained(classes: Sequence[type]) -> Iterator[None]:
 
 
 def complete(files: Sequence[str], data: str | None = None, options: Sequence[tuple[str, str]] = ()) -> Config:
-    """Composes a config, with the network of the checkpoint that it starts from where it names none itself."""
+    """Composes a config; if it names no network, the initial checkpoint's network is used."""
     config = compose(files, data, options)
     path = _at(config.values, "model", "init_args", "pretrained")
     if isinstance(path, str) and Path(path).is_file() and not _at(config.values, "backbone", "network"):
@@ -217,7 +217,7 @@ def complete(files: Sequence[str], data: str | None = None, options: Sequence[tu
 
 
 def _leave_out_unknown(config: Config) -> None:
-    """A datamodule of a user's own need not have the options that recipes set for any data."""
+    """A user's datamodule may lack the options that recipes set for any data."""
     name = _at(config.values, "data", "class_path")
     cls = next((cls for cls in registered() if cls.__name__ == name), None) or _imported(name)
     arguments = _at(config.values, "data", "init_args")
@@ -234,7 +234,7 @@ def _imported(name: str | None) -> type | None:
     module, _, attribute = (name or "").rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute) if module else None
-    except (ImportError, AttributeError):  # the parser says so
+    except (ImportError, AttributeError):  # the parser reports it
         return None
     return found if inspect.isclass(found) else None
 
@@ -246,7 +246,7 @@ def _at(values: Any, *keys: str) -> Any:
 
 
 def sources_of(values: Any, sources: Mapping[tuple[str, ...], str], path: tuple[str, ...] = ()) -> Iterator[str]:
-    """A line for each value: key, value, and the file or option that it is from."""
+    """A line for each value: key, value, and its file or option."""
     if isinstance(values, dict) and values:
         for key, value in values.items():
             yield from sources_of(value, sources, (*path, str(key)))

@@ -29,6 +29,7 @@ __all__ = [
     "subject_splits",
     "summarise",
     "visit_name",
+    "visit_names",
 ]
 
 SPLITS = ("train", "val", "test")
@@ -43,6 +44,11 @@ def count(number: int, noun: str) -> str:
 def visit_name(table: pd.DataFrame, row: int) -> str:
     """The name of a visit in messages: ``sub-01 ses-02``."""
     return f"{table['subject'].iat[row]} {table['session'].iat[row]}".strip()
+
+
+def visit_names(table: pd.DataFrame, rows: np.ndarray) -> dict[int, str]:
+    """Row → name of its visit in messages."""
+    return {int(row): visit_name(table, int(row)) for row in rows}
 
 
 def order_visits(table: pd.DataFrame) -> pd.DataFrame:

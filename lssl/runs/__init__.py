@@ -1,4 +1,4 @@
-"""Run folders: where a run lives, what it logged, and how that is shown."""
+"""Run folders: location, logs and figures of runs."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from lssl.runs.log import RunLog, ordered_kinds, ordered_taps
 
 __all__ = ["draw_monitors", "draw_terms"]
 
-#: Kind → title, and the level where there is nothing to be seen.
+#: Kind → title, and its level without information.
 KINDS = {
     "feature_std": ("deviation of features (0: collapsed)", 0.0),
     "rank": ("effective rank", 1.0),
@@ -37,7 +37,7 @@ STYLES = ("-", "--", ":", "-.")
 
 
 def draw_terms(runs: Sequence[RunLog], path: Path) -> bool:
-    """A panel for each term: training and validation, a colour for each run; whether there was any."""
+    """Draws a panel for each term (training and validation, a colour for each run); returns whether there was any."""
     names = dict.fromkeys(
         name.partition("/")[2] for run in runs for name in run.curves if name.startswith(("train/", "val/"))
     )
@@ -59,9 +59,9 @@ def draw_terms(runs: Sequence[RunLog], path: Path) -> bool:
 
 
 def draw_monitors(runs: Sequence[RunLog], path: Path) -> bool:
-    """A panel for each kind: a colour for each tap, a line style for each run; whether there was any.
+    """Draws a panel for each kind (a colour for each tap, a line style for each run); returns whether there was any.
 
-    A grey line marks what features without information would give.
+    A grey line marks the value of features without information.
     """
     kinds, taps = [kind for kind in ordered_kinds(runs) if kind in KINDS], ordered_taps(runs)
     if not kinds:
@@ -78,7 +78,7 @@ def draw_monitors(runs: Sequence[RunLog], path: Path) -> bool:
                     if f"monitor/{kind}/{tap}" in run.curves:
                         axis.plot(*run.curves[f"monitor/{kind}/{tap}"], style, color=colour, linewidth=1.4)
             _frame(axis, text)
-            if "R²" in text:  # far below 0 it says no more than 0 does
+            if "R²" in text:  # values far below 0 mean the same as 0
                 axis.set_ylim(-1.05, 1.05)
         lines = [
             mpl.lines.Line2D([], [], color=colour, label=tap)
@@ -99,7 +99,7 @@ def _frame(axis: Axes, title: str) -> None:
 def _finish(
     axes: np.ndarray, used: int, runs: Sequence[RunLog], lines: Sequence[mpl.lines.Line2D] = (), styled: bool = False
 ) -> None:
-    """Hides empty panels, names taps and runs below."""
+    """Hides empty panels, and adds the legend of taps and runs."""
     for axis in axes.flatten()[used:]:
         axis.set_axis_off()
     handles = list(lines)
@@ -111,7 +111,7 @@ def _finish(
 
 
 def _colours(number: int) -> list[Any]:
-    """Told apart from their neighbours."""
+    """Colours that differ from those of their neighbours."""
     table = mpl.colormaps["tab10" if number <= 10 else "tab20"]
     return [table(place % table.N) for place in range(number)]
 

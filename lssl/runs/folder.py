@@ -23,11 +23,11 @@ CONFIG = "config.yaml"
 
 
 def new_run_folder(folder: Path, resuming: bool) -> Path:
-    """The folder for a new run: ``folder`` itself, or ``folder-2``, ``-3`` … if it holds a run already.
+    """The folder for a new run: ``folder`` itself, or ``folder-2``, ``-3`` … if it already holds a run.
 
     A resumed run stays in its folder; the files it would overwrite are kept under a numbered name.
     """
-    if resuming or any(folder.glob("hpc_ckpt_*.ckpt")):  # the latter: requeued by SLURM, Lightning resumes by itself
+    if resuming or any(folder.glob("hpc_ckpt_*.ckpt")):  # second case: requeued by SLURM, Lightning resumes by itself
         for name in (CONFIG, "metrics.csv"):
             back_up(folder / name)
         return folder
@@ -71,7 +71,7 @@ class RunFolder(SaveConfigCallback):
     """Writes the resolved config into the run folder and into every checkpoint.
 
     Args:
-        references: key path → reference, of values that come from the environment: these are not saved.
+        references: key path → reference, for values from the environment, which are not saved.
         **options: those of LightningCLI's callback.
     """
 
@@ -82,10 +82,10 @@ class RunFolder(SaveConfigCallback):
         self.references = references or {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Nothing yet: a mistake that the first checks find leaves no folder behind."""
+        """Writes nothing yet, so that a mistake found by the first checks leaves no folder."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Only training makes a run; testing one leaves its config alone."""
+        """Writes the config in training only; testing does not change it."""
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ class RunFolder(SaveConfigCallback):
             store_config(trainer, yaml.safe_load(self._text()))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint explains itself: the config it was trained with and the version that did it."""
+        """Adds the config and the version of lssl to the checkpoint."""
         checkpoint["lssl"] = {"format": CHECKPOINT_FORMAT, "version": lssl.__version__, "config": self._text()}
 
     def _text(self) -> str:
@@ -101,7 +101,7 @@ class RunFolder(SaveConfigCallback):
 
 
 def resolved_text(parser: Any, config: Any, references: Mapping[tuple[str, ...], str]) -> str:
-    """A config as YAML, in which what comes from the environment stays a reference.
+    """A config as YAML; values from the environment stay references.
 
     Args:
         parser: of the command.

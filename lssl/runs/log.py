@@ -1,4 +1,4 @@
-"""What runs logged, read back from their folders; without torch."""
+"""Reads the logs of runs from their folders; without torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS = {
     "age": 1,
 }
 
-#: Figures that strategies and the Segmenter log beside the terms of their loss, by one part of their name.
+#: Figures that strategies and the Segmenter log besides the terms of their loss, by one part of their name.
 LOGGED = {"feature_std": 0, "skipped": 0, "prototypes": 0, "match": 0, "agreement": 1, "explained": 1, "dice": 1}
 
 
@@ -60,19 +60,19 @@ class RunLog:
         return self.folder.resolve().name
 
     def best(self, name: str) -> float | None:
-        """The best value of a curve; ``None`` where neither high nor low is good."""
+        """The best value of a curve; ``None`` if neither high nor low is better."""
         sense = better(name)
         return None if not sense else float(sense * (sense * self.curves[name][1]).max())
 
 
 def better(name: str) -> int:
-    """1 if more is better, -1 if less is, 0 if neither or unknown."""
+    """1 if more is better, -1 if less is better, 0 if neither or unknown."""
     group, _, rest = name.partition("/")
     if group == "monitor":
         return KINDS.get(rest.split("/")[0], 0)
     if group == "learning_rate":
         return 0
-    return next((LOGGED[part] for part in rest.split("/") if part in LOGGED), -1)  # of a loss, less is better
+    return next((LOGGED[part] for part in rest.split("/") if part in LOGGED), -1)  # a lower loss is better
 
 
 def ordered_kinds(runs: Sequence[RunLog]) -> list[str]:
@@ -82,7 +82,7 @@ def ordered_kinds(runs: Sequence[RunLog]) -> list[str]:
 
 
 def ordered_taps(runs: Sequence[RunLog]) -> list[str]:
-    """Taps that were measured, from the image into the network and out again; names of no such kind come last."""
+    """Taps that were measured, in the order of the forward pass; unknown names come last."""
     measured = {name.split("/", 2)[2] for run in runs for name in run.curves if name.startswith("monitor/")}
     rooms = {"encoder": 0, "skip": 1, "bottleneck": 2, "decoder": 3}
 
@@ -95,7 +95,7 @@ def ordered_taps(runs: Sequence[RunLog]) -> list[str]:
 
 
 def read_run(folder: Path) -> RunLog:
-    """Reads ``metrics.csv``, and what a resumed run wrote before (``metrics.1.csv`` …), of a run folder."""
+    """Reads ``metrics.csv`` of a run folder, and the earlier ``metrics.1.csv`` … of a resumed run."""
     if not folder.is_dir():
         near = (
             sorted(str(path.parent) for path in folder.parent.glob("*/metrics.csv")) if folder.parent.is_dir() else []
@@ -114,7 +114,7 @@ def read_run(folder: Path) -> RunLog:
 
 
 def _curves(files: list[Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A step that was logged twice, as a resumed run may, keeps its last value."""
+    """If a resumed run logged a step twice, the last value counts."""
     try:
         table = pd.concat([pd.read_csv(path) for path in files], ignore_index=True)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):

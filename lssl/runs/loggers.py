@@ -18,18 +18,18 @@ ID = "wandb_id.txt"
 class RunWandb(WandbLogger):
     """Logs a run folder to W&B.
 
-    The run's id is kept in the folder, so that ``--ckpt_path last`` continues the same W&B run, also one that was
-    killed. The resolved config is stored as the run's config. Offline, everything is written into the run folder;
-    ``wandb sync`` sends it later. Pictures and monitors arrive with the step they were made at.
+    The folder keeps the run's id, so that ``--ckpt_path last`` continues the same W&B run, even after it was killed.
+    The resolved config is stored as the run's config. Offline, everything is written into the run folder; ``wandb
+    sync`` sends it later. Pictures and monitors are logged at the step they were made at.
 
     Args:
         save_dir: the run folder; ``lssl fit`` fills it in.
         project: of W&B.
         group: seeds, folds and repetitions that belong together; ``None`` takes the run folder's name without the
-            number that a repetition's has (``runs/demo-2`` joins ``demo``).
+            number of a repetition (``runs/demo-2`` joins ``demo``).
         name: of the run; ``None`` takes the run folder's.
         offline: write into the run folder instead of sending.
-        artifact: store the best and the last checkpoint with the run, at its end.
+        artifact: store the best and the last checkpoint with the run when it ends.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RunWandb(WandbLogger):
 
     @property
     def experiment(self) -> Any:
-        """The W&B run; the first to ask starts it and notes its id."""
+        """The W&B run; the first access starts it and stores its id."""
         started = self._experiment is not None
         run = super().experiment
         if not started and getattr(run, "id", None) and int(getattr(rank_zero_only, "rank", 0)) == 0:
@@ -66,7 +66,7 @@ class RunWandb(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Stores checkpoints if asked, then closes the run, so that all is on disk."""
+        """Stores checkpoints if configured, then closes the run, so that everything is on disk."""
         super().finalize(status)
         if self._experiment is not None:
             self._experiment.finish(exit_code=int(status != "success"))
@@ -74,7 +74,7 @@ class RunWandb(WandbLogger):
 
 
 def store_config(trainer: L.Trainer, config: dict[str, Any]) -> None:
-    """Hands the resolved config to W&B; the other loggers' folders hold it as a file."""
+    """Sends the resolved config to W&B; for other loggers, it is a file in the run folder."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_hyperparams(config)

@@ -1,4 +1,4 @@
-"""What a run folder holds for the stage after it, typed once for who writes and who reads; without torch.
+"""Files that a run folder holds for the next stage, typed once for writers and readers; without torch.
 
 ============================ ========================== ================================================
 file                         written by                 read by
@@ -41,11 +41,11 @@ COST, REPORT, SCORES = Path("cost.json"), Path("report.json"), Path("test", "seg
 
 @dataclass(frozen=True)
 class RunCost:
-    """What the training steps of a run took.
+    """Cost of a run's training steps.
 
     Attributes:
         parameters: trained ones, heads included.
-        ms_per_step: mean of the steps after the warm-up; of all steps, where there are no more.
+        ms_per_step: mean over the steps after the warm-up, or over all steps if there are no others.
         flops_per_step: floating-point operations of the first step, forward and backward, as torch counts them
             (convolutions, matrix products, attention). Unlike time it does not depend on the machine and its load.
         pairs_per_step: pairs in the last batch; in fine-tuning, labelled visits and unlabelled pairs.
@@ -98,7 +98,7 @@ def write_cost(run: Path, cost: RunCost) -> None:
 
 
 def read_cost(run: Path) -> RunCost | None:
-    """The cost of a run; ``None`` where it was not measured."""
+    """The cost of a run; ``None`` if it was not measured."""
     content = read_json(run / COST)
     return None if content is None else RunCost(**_checked(run / COST, content, RunCost))
 
@@ -109,7 +109,7 @@ def write_report(run: Path, report: RunReport) -> None:
 
 
 def read_report(run: Path) -> RunReport | None:
-    """The report of a run; ``None`` where it has none."""
+    """The report of a run; ``None`` if it has none."""
     content = read_json(run / REPORT)
     return None if content is None else RunReport(**_checked(run / REPORT, content, RunReport))
 
@@ -123,7 +123,7 @@ def write_scores(run: Path, scores: Iterable[Score]) -> pd.DataFrame:
 
 
 def read_scores(run: Path) -> pd.DataFrame:
-    """The table that :func:`write_scores` wrote; an empty session stays an empty text."""
+    """The table that :func:`write_scores` wrote; an empty session is read as an empty text."""
     path = run / SCORES
     try:
         table = pd.read_csv(

@@ -52,7 +52,7 @@ def show_command(args: list[str]) -> None:
 
 
 def _one_run(run: RunLog) -> list[Table]:
-    """First, last and best value of every term; then of every kind at every tap."""
+    """First, last and best value of every term, then of every kind at every tap."""
     steps = max(int(curve[0][-1]) for curve in run.curves.values())
     model = str(run.config.get("model", {}).get("class_path", "")).rpartition(".")[2]
     title = f"{run.name}: " + (f"{model}, " if model else "") + f"up to step {steps}"

@@ -1,4 +1,4 @@
-"""Classes: label maps of any integers as contiguous classes, their names, frequencies and sides."""
+"""Classes: maps arbitrary label values to contiguous classes, with names, frequencies and sides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lssl.utils.errors import InputError
 
 __all__ = ["Classes", "LabelCounts", "count_labels", "ignored_values", "refuse_empty", "refuse_unknown"]
 
-ONE_SIDED = 0.95  # share of its voxels in one half of the volumes, above which a class lies on one side
+ONE_SIDED = 0.95  # a class with a larger share of its voxels in one half lies on that side
 
 
 @dataclass
@@ -42,7 +42,7 @@ class LabelCounts:
         return self.left.get(value, 0) / max(1, self.total([value]))
 
     def side(self, values: Iterable[int]) -> int:
-        """-1 or 1 where nearly all voxels lie on the left or right, else 0."""
+        """-1 or 1 if nearly all voxels lie on the left or right, else 0."""
         values = list(values)
         left = sum(self.left.get(value, 0) for value in values)
         share = left / max(1, self.total(values))
@@ -50,7 +50,7 @@ class LabelCounts:
 
 
 def count_labels(data: DataSource, rows: np.ndarray) -> LabelCounts:
-    """Reads label maps and counts their values; the first damaged one ends it with its sentence."""
+    """Reads label maps and counts their values; the first damaged one raises its InputError."""
     counts = LabelCounts({}, {}, {})
     for row in rows:
         label = data.read_label(int(row))
@@ -70,9 +70,9 @@ class Classes:
 
     Attributes:
         names: of the classes but the background.
-        values: label values of each; a value that no class has is background, if ``open``.
+        values: label values of each class; other values are background if ``open``.
         open: whether other values are background (the classes were listed) or unknown (they were found in the data).
-        ignored: values of voxels that nobody annotated; they are in no loss and no score.
+        ignored: values of unannotated voxels, which are excluded from losses and scores.
     """
 
     names: tuple[str, ...]
@@ -88,7 +88,7 @@ class Classes:
         counts: LabelCounts,
         names: Mapping[int, str],
     ) -> Classes:
-        """Those of the map, or those found where there is none; see :func:`ignored_values` for ``ignore``."""
+        """The classes of the map, or else those found in the data; see :func:`ignored_values` for ``ignore``."""
         ignored = ignored_values(ignore, class_map, counts)
         return cls.found(counts, names, ignored) if class_map is None else cls.from_map(class_map, counts, ignored)
 
@@ -96,7 +96,7 @@ class Classes:
     def from_map(
         cls, class_map: Mapping[str, Sequence[int]], counts: LabelCounts, ignored: Sequence[int] = ()
     ) -> Classes:
-        """As configured; each class must be in the training data, and each value in one class."""
+        """The configured classes; each class must occur in the training data, and each value in one class only."""
         values = [value for group in class_map.values() for value in group]
         twice = [value for value in values if values.count(value) > 1]
         if twice or min(values, default=1) < 1 or not values:
@@ -115,7 +115,7 @@ class Classes:
 
     @classmethod
     def found(cls, counts: LabelCounts, names: Mapping[int, str], ignored: Sequence[int] = ()) -> Classes:
-        """Every label value of the training data but 0 and those ignored is a class, with FreeSurfer's names."""
+        """Every label value of the training data becomes a class, except 0 and ignored values."""
         values = sorted(value for value in {*counts.left, *counts.right} if value > 0 and value not in ignored)
         if not values:
             raise InputError(
@@ -129,7 +129,7 @@ class Classes:
 
     @property
     def number(self) -> int:
-        """Classes with the background."""
+        """Number of classes, with the background."""
         return len(self.names) + 1
 
     def weights(self, counts: LabelCounts, exponent: float) -> Tensor:
@@ -141,7 +141,7 @@ class Classes:
         return (weights / weights.mean()).float()
 
     def class_of_value(self) -> Tensor:
-        """``(max + 2,)`` int64: class of label value v at ``v + 1``; -1 (no label) stays -1, as what is ignored."""
+        """``(max + 2,)`` int64: class of label value v at ``v + 1``; -1 for -1 (no label) and for ignored values."""
         known = [*self.ignored, *(value for group in self.values for value in group)]
         table = torch.zeros(max(known) + 2, dtype=torch.long)
         table[0] = -1
@@ -152,15 +152,15 @@ class Classes:
         return table
 
     def label_values(self) -> Tensor:
-        """``(K,)`` first label of each class, which it is written as; int64, as processes cannot exchange int16."""
+        """``(K,)`` int64 label value that each class is written as (its first); processes cannot exchange int16."""
         return torch.tensor([0, *(group[0] for group in self.values)])
 
     def mirrored_class(self, counts: LabelCounts, flips: bool) -> Tensor:
-        """``(K,)`` class that each one becomes in the mirror: *left* and *right* of a name exchanged.
+        """``(K,)`` mirrored class of each class: *left* and *right* of its name are swapped.
 
         Args:
-            counts: where the classes lie, to find those whose names do not tell their side.
-            flips: whether views are mirrored; then a class on one side needs a partner.
+            counts: voxels per side, to find one-sided classes whose names do not show it.
+            flips: whether views are mirrored; if so, a one-sided class needs a partner.
         """
         swapped, alone = list(range(self.number)), []
         for number, name in enumerate(self.names, 1):
@@ -185,9 +185,9 @@ class Classes:
 def ignored_values(
     chosen: Sequence[int] | None, class_map: Mapping[str, Sequence[int]] | None, counts: LabelCounts
 ) -> tuple[int, ...]:
-    """Values of voxels that nobody annotated: those chosen; else 255, where it is no structure.
+    """Values of unannotated voxels: the chosen ones, or else 255 if it is no structure.
 
-    255 is a structure if a class lists it, or if any of 251 to 254 is there, too: FreeSurfer's corpus callosum.
+    255 is a structure if a class lists it, or if any of 251 to 254 also occurs (FreeSurfer's corpus callosum).
     """
     if chosen is not None:
         return tuple(dict.fromkeys(chosen))
@@ -197,7 +197,7 @@ def ignored_values(
 
 
 def refuse_unknown(classes: Classes, counts: LabelCounts, visits: Mapping[int, str]) -> None:
-    """Stops at a label value of a held-out visit that no class has, where classes were found and not class_map."""
+    """Refuses label values of held-out visits that no class has, if the classes were found in the data."""
     if classes.open:
         return
     known = {0, *classes.ignored, *(value for group in classes.values for value in group)}
@@ -210,7 +210,7 @@ def refuse_unknown(classes: Classes, counts: LabelCounts, visits: Mapping[int, s
 
 
 def refuse_empty(classes: Classes, held_out: LabelCounts) -> None:
-    """Stops where no validation visit shows any class: there would be nothing to choose a checkpoint by."""
+    """Refuses validation visits without any class: no checkpoint could be selected by them."""
     if held_out.seen and not held_out.total(value for group in classes.values for value in group):
         raise InputError(
             "No labelled validation visit shows any of the classes, so that nothing could tell the best checkpoint; "

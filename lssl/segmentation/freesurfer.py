@@ -1,6 +1,6 @@
-"""Names of FreeSurfer's label numbers (FreeSurferColorLUT.txt), so that left and right are known without being listed.
+"""Names of FreeSurfer's label numbers (FreeSurferColorLUT.txt), which tell left from right.
 
-SynthSeg, FastSurfer, SAMSEG and others write the same numbers.
+SynthSeg, FastSurfer, SAMSEG and others use the same numbers.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def _table() -> tuple[dict[int, str], dict[int, int]]:
 
 
 def freesurfer_names(values: Iterable[int], left_share: Callable[[int], float]) -> dict[int, str]:
-    """Names of the values, if they are FreeSurfer's; empty if they are another scheme's.
+    """Names of the values if they follow FreeSurfer's scheme; empty otherwise.
 
-    They are taken for FreeSurfer's if more of its pairs of left and right are complete than lack a side, and if in
-    every complete pair the left one lies further to the left. Labels such as 1, 2, 3 of tumours, or an atlas that
-    counts left and right by turns, fail one or the other.
+    The scheme is FreeSurfer's under two conditions. More of its left-right pairs are complete than lack a side, and in
+    every complete pair the left structure lies further left. Tumour labels such as 1, 2, 3, or an atlas with
+    alternating left and right numbers, fail one of them.
 
     Args:
         values: label values that occur.

@@ -1,4 +1,4 @@
-"""Learning-rate multipliers of a network's parts: which parameter belongs to which part, and what freezes."""
+"""Learning-rate multipliers of a network's parts: the part of each parameter, and which ones are frozen."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Multipliers:
 
     Args:
         backbone: the network.
-        chosen: multiplier of ``encoder``, ``decoder``, ``head`` or a submodule of the network, the longest name first;
-            what is not named has 1.
+        chosen: multiplier of ``encoder``, ``decoder``, ``head`` or a submodule of the network; the longest matching
+            name applies. Default: 1.
     """
 
     def __init__(self, backbone: Backbone, chosen: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Picture of a segmented subject: what the network saw, should have said, and said."""
+"""Picture of a segmented subject: image, truth and prediction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["draw_subject"]
 
 
 def draw_subject(subject: str, visits: Sequence[SegmentedVisit], classes: int, path: Path) -> None:
-    """A row per visit: image, truth, prediction, and where they differ; the axial slice that shows most classes.
+    """A row per visit: image, truth, prediction and their difference, on the axial slice with most classes.
 
     Args:
         subject: its name.
@@ -50,7 +50,7 @@ def _busiest(label: Tensor) -> int:
 
 
 def _difference(visit: SegmentedVisit) -> Tensor | None:
-    """The true class where the prediction differs; the predicted one where the truth is background."""
+    """The true class where the prediction differs, or the predicted class where the truth is background."""
     if visit.truth is None:
         return None
     wrong = (visit.predicted != visit.truth) & (visit.truth >= 0)

@@ -1,4 +1,4 @@
-"""Weights of a pretrained network, moved into another network of the same layers, with an account of what matched."""
+"""Loads weights of a pretrained network into another network, and reports what matched."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def load_pretrained(
     Args:
         backbone: to start from the checkpoint.
         path: of a checkpoint of any strategy.
-        part: the whole ``network``, or its ``encoder``: what the coarsest tap depends on.
-        partial: takes what has the same name and shape, instead of refusing a network that differs.
-        adapt_channels: where the images have more or fewer channels than the checkpoint's, every channel takes the mean
-            of the first convolution's weights, scaled so that equal channels give the same response as before.
+        part: the whole ``network``, or its ``encoder``, which is everything that the coarsest tap depends on.
+        partial: loads tensors of the same name and shape, instead of refusing a different network.
+        adapt_channels: if the number of image channels differs from the checkpoint's, every channel gets the mean of
+            the first convolution's weights over channels. The mean is scaled so that equal channels give the same
+            response as before.
 
     Returns:
         What matched, in words.
@@ -83,7 +84,7 @@ def _within(state: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor
 
 
 def _other_channels(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
-    """Kernels that differ in nothing but the number of their input channels."""
+    """Kernels that differ only in their number of input channels."""
     pairs = {name: (value.shape, theirs[name].shape) for name, value in ours.items() if name in theirs}
     return [
         name
@@ -107,7 +108,7 @@ def _adapt_hint(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str
 
 
 def _differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
-    """What keeps one network's weights from being the other's, a phrase for each tensor."""
+    """Differences between two networks' tensors, one phrase each."""
     wrong = [f"{name} is missing there" for name in ours if name not in theirs]
     wrong += [f"{name} is missing here" for name in theirs if name not in ours]
     return wrong + [

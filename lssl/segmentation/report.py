@@ -1,4 +1,4 @@
-"""SegmentationReport: ``lssl test`` of a Segmenter ends in a table, a CSV and a picture per subject."""
+"""SegmentationReport: ``lssl test`` of a Segmenter writes a table, a CSV and a picture per subject."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["SegmentationReport", "averages"]
 
 
 class SegmentationReport(L.Callback):
-    """Scores each test subject once all of its visits are segmented, and shows the averages at the end.
+    """Scores each test subject when all its visits are segmented, and shows the averages at the end.
 
-    Below the run folder, ``test/segmentation.csv`` holds every value (subject, session, structure, metric,
-    value, cluster; see :data:`lssl.segmentation.scores.METRICS`), ``test/pictures`` one picture per subject.
+    In the run folder, ``test/segmentation.csv`` holds every value (subject, session, structure, metric, value, cluster;
+    see :data:`lssl.segmentation.scores.METRICS`), and ``test/pictures`` holds one picture per subject.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class SegmentationReport(L.Callback):
         )
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last subject, then files, log and table."""
+        """Scores the last subject, then writes files, log and table."""
         self._finish(trainer, pl_module)
         table = write_scores(Path(trainer.default_root_dir), self.rows)
         means = averages(table)
@@ -89,7 +89,7 @@ class SegmentationReport(L.Callback):
 
 
 def averages(table: pd.DataFrame) -> pd.DataFrame:
-    """Structures × metrics, each the mean over subjects of the subject's mean; then the mean over structures.
+    """Structures × metrics: the mean over subjects of each subject's mean, and the mean over structures.
 
     Args:
         table: the rows of ``segmentation.csv``.

@@ -29,14 +29,14 @@ METRICS = {
     "trajectory_error": "↓ trajectory error, %/y",
     "reversal_rate": "↓ reversals",
 }
-"""What is measured, and what it is called in the table.
+"""The metrics and their names in the table.
 
 ``dice``, ``hd95`` and ``asd`` compare a visit with its truth: overlap, 95th percentile of the surface distances
-(Hausdorff) and their mean, both over both surfaces. A structure that the truth has not is left out. One that was not
-found has Dice 0 and no distance: a prediction of nothing would otherwise win, so ``missed`` stands beside them.
-``aspc``, ``stcs``, ``trajectory_error`` and ``reversal_rate`` are described in :mod:`lssl.metrics`, each with what a
-constant prediction scores; what the truth itself scores is given beside the two that true change makes worse. The CSV
-also holds ``volume`` and ``true_volume``, in mm³.
+(Hausdorff) and their mean, both over both surfaces. A structure that is absent from the truth is left out. A structure
+that was not found has Dice 0 and no distance, so ``missed`` is reported as well: otherwise an empty prediction would
+have the best distances. ``aspc``, ``stcs``, ``trajectory_error`` and ``reversal_rate`` are described in
+:mod:`lssl.metrics`, each with the score of a constant prediction. True change worsens two of them, so these also show
+the score of the truth. The CSV also holds ``volume`` and ``true_volume``, in mm³.
 """
 
 
@@ -66,7 +66,7 @@ class SegmentedVisit:
 
 
 def dice_scores(predicted: Tensor, truth: Tensor, number: int) -> Tensor:
-    """``(K,)`` ``2 |P ∩ T| / (|P| + |T|)`` over voxels whose truth is known; NaN for a class that the truth has not."""
+    """``(K,)`` ``2 |P ∩ T| / (|P| + |T|)`` over voxels whose truth is known; NaN for a class absent from the truth."""
     known = truth >= 0
     both, sizes, own = (
         torch.bincount(part, minlength=number).double()
@@ -76,11 +76,12 @@ def dice_scores(predicted: Tensor, truth: Tensor, number: int) -> Tensor:
 
 
 def mean_dice(dice: Mapping[int, tuple[int, Sequence[float]]]) -> float:
-    """One figure of many visits: subjects and structures weigh alike, however often they are seen.
+    """Mean Dice of many visits, with equal weight for every subject and every structure.
 
     The mean over structures of the mean over subjects of the mean over a subject's visits, each over what is defined. A
-    structure that a visit's truth has not is not defined there, as in MONAI's ``DiceMetric(ignore_empty=True)`` and in
-    nnU-Net where the prediction is empty, too; what is predicted there anyway is not counted. 0 if nothing is defined.
+    structure absent from a visit's truth is undefined there, even if it is predicted, as in MONAI's
+    ``DiceMetric(ignore_empty=True)``. nnU-Net agrees if the prediction is empty too. The result is 0 if nothing is
+    defined.
 
     Args:
         dice: visit → its subject, and the Dice of each structure (NaN where not defined).
@@ -95,8 +96,8 @@ def score_subject(subject: str, visits: Sequence[SegmentedVisit], names: Sequenc
 
     Args:
         subject: its name.
-        visits: in time order, if there is one, on the CPU. Visits without times give no ``trajectory_error``, those
-            without an order no ``reversal_rate``.
+        visits: in time order, if there is one, on the CPU. Visits without times give no ``trajectory_error``; visits
+            without an order give no ``reversal_rate``.
         names: of the classes but the background.
     """
     rows: list[Score] = []
@@ -149,7 +150,7 @@ def _against_truth(visit: SegmentedVisit, names: Sequence[str]) -> dict[str, Ten
         for label in (visit.predicted, visit.truth)
     )
     spacing = geo.spacing(visit.affine).tolist()
-    with warnings.catch_warnings():  # that a class is missing is said by its own figure
+    with warnings.catch_warnings():  # ``missed`` counts missing classes
         warnings.simplefilter("ignore")
         hausdorff = compute_hausdorff_distance(mine, true, include_background=False, percentile=95, spacing=spacing)
         surface = compute_average_surface_distance(

@@ -9,9 +9,9 @@ consistency ½ L(p_A, q_B→A) + ½ L(p_B, q_A→B), L the Dice of soft-max p wi
 =========== ===================================================================================================== ======
 
 Published (Ren et al., NeurIPS 2022): DiceCE with the background and without class weights; consistency at weight 1 with
-hard pseudo-labels, every voxel and every pair alike; its step and that of the supervised term in turn. Here both terms
-make one step. As both visits need not look alike, options let the consistency trust confident voxels (``threshold``),
-late steps (``ramp``), soft targets and short intervals (``interval``) more.
+hard pseudo-labels, every voxel and every pair alike; its step and that of the supervised term in turn. Here, one step
+optimises both terms. Both visits may differ, so options restrict the consistency to confident voxels (``threshold``),
+late steps (``ramp``), soft targets (``targets``) or short intervals (``interval``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
@@ -29,6 +28,7 @@ from torch import Tensor, distributed, nn
 
 from lssl.data.batch import PairBatch
 from lssl.data.few_shot import require_labels
+from lssl.data.pairs import visit_names
 from lssl.data.source import DataSource
 from lssl.losses import Consistency, DiceCE
 from lssl.networks.backbone import Backbone
@@ -36,7 +36,7 @@ from lssl.segmentation.classes import Classes, count_labels, refuse_empty, refus
 from lssl.segmentation.multipliers import Multipliers
 from lssl.segmentation.pretrained import load_pretrained
 from lssl.segmentation.scores import dice_scores, mean_dice
-from lssl.segmentation.volumes import segment
+from lssl.segmentation.volumes import only_label, segment
 from lssl.task import Task
 from lssl.utils.errors import InputError, positive
 from lssl.utils.intervals import interval_weight, require_intervals
@@ -50,27 +50,27 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     """Segmentation of visits, from a pretrained network or from scratch (second part of Ren et al., NeurIPS 2022).
 
     Args:
-        backbone: network; a 1×1×1 convolution reads the classes off its output.
+        backbone: network; a 1×1×1 convolution maps its output to classes.
         pretrained: checkpoint of any strategy to start from; ``None`` starts from scratch.
-        part: what to take from it: the whole ``network``, or its ``encoder``.
-        partial: takes what fits from a network that differs, instead of refusing it.
-        classes: name → label values; other values are background. ``None`` makes every value found a class. Names that
-            differ by *left* and *right* (or L and R) are exchanged where a view is mirrored.
-        lr_multipliers: of the learning rate, for ``encoder``, ``decoder``, ``head`` or a submodule of the network, the
-            most special name first; 0 freezes it (norms included), what is not named has 1.
-        balance: cross-entropy weights are class frequencies to the power minus this; 0 weighs all alike.
+        part: what to load from it: the whole ``network``, or its ``encoder``.
+        partial: loads matching tensors from a different network, instead of refusing it.
+        classes: name → label values; other values are background. ``None`` makes every value in the data a class.
+            Classes whose names differ by *left* and *right* (or L and R) are swapped in mirrored views.
+        lr_multipliers: part → multiplier of the learning rate. Parts are ``encoder``, ``decoder``, ``head`` or
+            submodules of the network; the longest matching name applies. 0 freezes a part (norms included). Default: 1.
+        balance: cross-entropy weights are class frequencies to the power minus this; 0 gives equal weights.
         targets: of the consistency, ``hard`` as published, or ``soft``.
         threshold: consistency counts voxels whose target is at least this probable.
-        absent: consistency also counts classes that the other visit does not show, as published.
+        absent: consistency also counts classes that are absent from the other visit, as published.
         interval: years τ; the consistency of a pair counts ``exp(-Δt/τ)``, and 0 if its interval is unknown.
-            ``None``: all alike.
+            ``None``: equal weights.
         ramp: share of the steps over which the consistency's weight rises, as ``exp(-5 (1 - t)²)`` (Laine and Aila,
             ICLR 2017).
-        window_overlap: of neighbouring windows in whole visits, as a share of their side.
-        ignore: label values of voxels that nobody annotated: they are in no loss and no score. ``None``: 255, unless a
+        window_overlap: overlap of neighbouring windows in whole visits, as a share of their side.
+        ignore: label values of unannotated voxels, which are excluded from losses and scores. ``None``: 255, unless a
             class lists it or it is FreeSurfer's corpus callosum.
-        input_channels: of pretrained weights: ``adapt`` gives every channel of this network the mean of the first
-            convolution's weights, scaled to the number of channels.
+        input_channels: ``adapt`` fills the first convolution with its pretrained mean over channels, scaled to this
+            network's number of channels.
         **common: see :class:`lssl.task.Task`.
     """
 
@@ -133,7 +133,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     # --- training -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Asks for loaders of labelled visits; before training, learns the classes and takes the pretrained weights."""
+        """Requests loaders of labelled visits; before training, finds the classes and loads the pretrained weights."""
         data = self.data_source
         data.use_labels(unlabelled_pairs=self.uses("consistency"))
         self.check_channels()
@@ -153,11 +153,11 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         counts = count_labels(data, train)
         classes = Classes.choose(self.class_map, self.ignore, counts, data.label_names)
         held_out = count_labels(data, val)
-        refuse_unknown(classes, held_out, _names(data, val))
+        refuse_unknown(classes, held_out, visit_names(data.table, val))
         refuse_empty(classes, held_out)
         mirrored_class = classes.mirrored_class(counts, flips=self.views.flip[0] > 0)
         self.build(classes, torch.from_numpy(data.voxel_size()), mirrored_class, classes.weights(counts, self.balance))
-        names = _names(data, train)
+        names = visit_names(data.table, train)
         shown = ", ".join(list(names.values())[:3]) + (", …" if len(names) > 3 else "")
         ignored = f"; voxels labelled {', '.join(map(str, classes.ignored))} are ignored" if classes.ignored else ""
         many = f"{len(names)} to train ({shown}), {len(val)} to validate"
@@ -166,8 +166,8 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     def losses(self, batch: PairBatch | Mapping[str, PairBatch]) -> dict[str, Tensor]:
         """Terms of ``labelled`` and ``unlabelled`` pairs, or both terms of the same pairs.
 
-        Labelled visits are drawn first: with or without unlabelled pairs, a run sees the same crops of them. Views
-        without label have no part in the supervised term.
+        Labelled visits are drawn first, so their crops do not depend on unlabelled pairs. Views without label are
+        excluded from the supervised term.
         """
         if isinstance(batch, PairBatch):
             return self.terms(*self.views(batch, self.generator))
@@ -184,7 +184,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     def terms(
         self, first: View, second: View, wanted: Sequence[str] = ("supervised", "consistency")
     ) -> dict[str, Tensor]:
-        """Terms of views that are wanted and in use."""
+        """The terms of views that are requested and have a weight."""
         one, other = self.logits(torch.cat([first.image, second.image])).chunk(2)
         one, other = self._unmirrored(one, first), self._unmirrored(other, second)
         terms = {}
@@ -223,7 +223,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         return torch.where(label < last, self.class_of_value[(label.long() + 1).clamp_max(last)], 0)
 
     def _unmirrored(self, logits: Tensor, view: View) -> Tensor:
-        """Gives a mirrored view's classes back to the sides they are on in the subject."""
+        """Swaps left and right classes of mirrored views back to the subject's sides."""
         mirrored = (geo.inverse(view.source_affine) @ view.affine)[:, 0, 0] < 0
         return torch.where(mirrored[:, None, None, None, None], logits[:, self.mirrored_class], logits)
 
@@ -238,7 +238,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         return groups
 
     def train(self, mode: bool = True) -> Segmenter:
-        """Also keeps the statistics of frozen norms."""
+        """Also freezes the statistics of frozen norms."""
         super().train(mode)
         for module in self.backbone.network.modules():
             own = list(module.parameters(recurse=False))
@@ -252,13 +252,13 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         self.train(self.training)
 
     def on_resume(self) -> None:
-        """A resumed run has its own weights, and need not find those that it once started from."""
+        """A resumed run has its own weights and no longer needs the pretrained ones."""
         self.pretrained = None
 
     # --- whole visits -------------------------------------------------------------------------------------------------
 
     def segment(self, image: Tensor, affine: Tensor) -> Tensor:
-        """``(D, H, W)`` class of each voxel of a visit ``(C, D, H, W)``, whatever its spacing."""
+        """``(D, H, W)`` class of each voxel of a visit ``(C, D, H, W)`` of any spacing."""
         own = geo.spacing(affine)
         return segment(
             image,
@@ -275,12 +275,12 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Dice of the structures of a whole visit."""
-        predicted, truth = self._segmented(batch), self.to_class_index(_label(batch))
+        predicted, truth = self._segmented(batch), self.to_class_index(only_label(batch))
         dice = dice_scores(predicted, truth, self.known_classes().number)[1:]
         self._dice[int(batch.session[0, 0])] = int(batch.subject[0]), dice.tolist()
 
     def on_validation_epoch_end(self) -> None:
-        """``val/dice``, see :func:`.scores.mean_dice`; ``val/loss``, 1 less it, is what ``best.ckpt`` goes by."""
+        """Logs ``val/dice`` (:func:`.scores.mean_dice`) and ``val/loss`` (1 − Dice), which selects ``best.ckpt``."""
         everyone: list[Any] = [self._dice]
         if self.trainer.world_size > 1:
             everyone = [None] * self.trainer.world_size
@@ -290,7 +290,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor | None]:
         """Prediction and truth of a whole visit, in classes; scored by :class:`.report.SegmentationReport`."""
-        truth = None if batch.labels is None else self.to_class_index(_label(batch))
+        truth = None if batch.labels is None else self.to_class_index(only_label(batch))
         return {"predicted": self._segmented(batch), "truth": truth}
 
     def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -305,7 +305,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
             raise InputError(f"There are no visits to test on, because of this: {data.summary}")
         if not len(rows):
             raise InputError("No test visit has a label; give labels, or use `lssl predict` to segment without them.")
-        refuse_unknown(self.known_classes(), count_labels(data, rows), _names(data, rows))
+        refuse_unknown(self.known_classes(), count_labels(data, rows), visit_names(data.table, rows))
         if self.trainer.world_size > 1:
             raise InputError("trainer.devices: the visits of a subject are scored together; test on one device.")
 
@@ -323,7 +323,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         checkpoint["classes"] = dataclasses.asdict(classes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes the head that the weights are for."""
+        """Makes the head for these weights."""
         super().on_load_checkpoint(checkpoint)
         if "classes" not in checkpoint:
             raise InputError(
@@ -344,15 +344,3 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
 
     def _segmented(self, batch: PairBatch) -> Tensor:
         return self.segment(batch.images[0, 0], batch.affines[0, 0])
-
-
-def _label(batch: PairBatch) -> Tensor:
-    """``(D, H, W)`` of a visit that stands alone in its batch."""
-    assert batch.labels is not None
-    return batch.labels[0, 0]
-
-
-def _names(data: DataSource, rows: np.ndarray) -> dict[int, str]:
-    """How messages call the visits in some rows."""
-    table = data.table
-    return {int(row): f"{table['subject'].iat[row]} {table['session'].iat[row]}".strip() for row in rows}

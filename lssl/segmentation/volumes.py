@@ -1,4 +1,4 @@
-"""Whole visits: sliding windows at the spacing that a network was trained at, and back onto the visit's own grid."""
+"""Whole visits: sliding-window prediction at the training spacing, resampled to the visit's own grid."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lssl.data.batch import PairBatch
 from lssl.views import geometry as geo
 
-__all__ = ["segment", "working_grid"]
+__all__ = ["only_label", "segment", "working_grid"]
 
-CHUNK = 8  # classes that are brought back at a time: all of them at once would not fit for many classes
+CHUNK = 8  # classes resampled at a time, to limit memory
 
 
 def working_grid(size: Sequence[int], own: Tensor, wanted: Tensor) -> tuple[list[int], Tensor]:
-    """The grid of another spacing that fills the same box.
+    """A grid of another spacing over the same box.
 
     Args:
         size: voxels of the visit.
         own: ``(3,)`` its spacing in mm.
-        wanted: ``(3,)`` spacing of the new grid; an axis within 1 % of it is left as it is.
+        wanted: ``(3,)`` spacing of the new grid; an axis within 1 % of it is not changed.
 
     Returns:
-        Voxels of the new grid, and ``(4, 4)`` new index → index of the visit; both grids have one middle.
+        Voxels of the new grid, and ``(4, 4)`` new index → index of the visit; both grids have the same centre.
     """
     factor = torch.where((wanted / own - 1).abs() < 0.01, 1.0, wanted / own).double()
     n = torch.tensor(size, dtype=torch.float64)
@@ -45,8 +46,8 @@ def segment(
 ) -> Tensor:
     """Most probable class of each voxel of a visit.
 
-    The image is brought to the network's spacing (averaged where that is coarser), predicted in overlapping windows
-    whose probabilities are blended by Gaussians (MONAI), and the probabilities are interpolated back.
+    The image is resampled to the network's spacing (averaged if that is coarser) and predicted in overlapping windows.
+    Gaussians blend the windows' probabilities (MONAI), which are then interpolated back.
 
     Args:
         image: ``(C, D, H, W)``.
@@ -80,7 +81,7 @@ def segment(
 
 
 def _resampled(image: Tensor, size: Sequence[int], matrix: Tensor) -> Tensor:
-    """The image on the working grid; a voxel larger than the image's is the mean of samples within it."""
+    """The image on the working grid; a coarser voxel is the mean of samples within it."""
     scale = matrix.diagonal()[:3]
     each = [max(1, math.ceil(float(factor) - 1e-6)) for factor in scale]
     if size == list(image.shape[1:]) and torch.equal(matrix, torch.eye(4, dtype=matrix.dtype)):
@@ -91,3 +92,9 @@ def _resampled(image: Tensor, size: Sequence[int], matrix: Tensor) -> Tensor:
         image[None], (matrix @ within)[None].to(image.device), [n * k for n, k in zip(size, each, strict=True)]
     )
     return F.avg_pool3d(fine, each)[0]
+
+
+def only_label(batch: PairBatch) -> Tensor:
+    """``(D, H, W)`` label map of the only visit of a batch."""
+    assert batch.labels is not None
+    return batch.labels[0, 0]

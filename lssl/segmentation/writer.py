@@ -1,4 +1,4 @@
-"""SegmentationWriter: ``lssl predict`` of a Segmenter leaves NIfTI label maps and a table of volumes."""
+"""SegmentationWriter: ``lssl predict`` of a Segmenter writes NIfTI label maps and a table of volumes."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ STORED = ".b2nd"  # files of a prepared folder
 class SegmentationWriter(L.Callback):
     """Writes a BIDS derivative below the run folder, ``segmentations/``.
 
-    ``sub-…/ses-…/anat/sub-…_ses-…_desc-lssl_dseg.nii.gz`` lies on the grid and affine of the visit's own file, axes as
-    stored there; of a prepared visit, that is the scan it was made from, reached through the stored map. It holds the
-    label values that were learned (of a class of several, the first), which
-    ``desc-lssl_dseg.tsv`` names. ``volumes.csv`` holds subject, session, age, structure and mm³. Files appear whole or
-    not at all; an earlier ``volumes.csv`` is kept under a numbered name.
+    ``sub-…/ses-…/anat/sub-…_ses-…_desc-lssl_dseg.nii.gz`` has the grid, affine and axes of the visit's own file. For a
+    prepared visit, this is the original scan, reached through the stored transform. The label map holds the training
+    label values (the first value of each class), which ``desc-lssl_dseg.tsv`` names. ``volumes.csv`` holds subject,
+    session, age, structure and mm³. Files are written atomically; an earlier ``volumes.csv`` is kept under a numbered
+    name.
     """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Says what the folder is, and what the values mean."""
+        """Writes the description of the folder and the names of the values."""
         self.rows, classes = [], pl_module.known_classes()
         folder = _folder(trainer)
         if not trainer.is_global_zero:
@@ -81,7 +81,7 @@ class SegmentationWriter(L.Callback):
             self.rows.append({**of, "structure": structure, "mm3": mm3})
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The volumes; with several processes each writes those of its visits, ``volumes.1.csv`` and so on."""
+        """Writes the volumes; each of several processes writes those of its visits, ``volumes.1.csv`` and so on."""
         rank = trainer.global_rank
         path = _folder(trainer) / ("volumes.csv" if rank == 0 else f"volumes.{rank}.csv")
         back_up(path)
@@ -90,14 +90,14 @@ class SegmentationWriter(L.Callback):
 
 
 def write_label(path: Path, label: np.ndarray, affine: np.ndarray, source: str = "") -> None:
-    """Writes a label map whole or not at all.
+    """Writes a label map atomically.
 
     Args:
         path: ``….nii.gz``.
         label: ``(D, H, W)`` int16 in closest canonical axes.
         affine: ``(4, 4)`` of it.
-        source: the file that was segmented (NIfTI or MGH), whose grid, axes and space codes the result takes; if there
-            is none, the label map is written as it is.
+        source: the segmented file (NIfTI or MGH); the result gets its grid, axes and space codes. Without one, the
+            label map is written unchanged.
     """
     image = nib.Nifti1Image(label.astype(np.int16), affine)
     if source and not source.endswith(STORED) and os.path.exists(source):
@@ -119,7 +119,7 @@ def write_label(path: Path, label: np.ndarray, affine: np.ndarray, source: str =
 
 
 def _take_codes(image: Any, of: Any) -> None:
-    """Units and space codes as in the file that was segmented; an sform that is no affine has no code."""
+    """Copies units and space codes of the segmented file; an invalid sform gets no code."""
     image.header.set_xyzt_units(*of.header.get_xyzt_units())
     if int(of.header["qform_code"]) > 0:
         image.set_qform(of.get_qform(), int(of.header["qform_code"]))

@@ -1,4 +1,4 @@
-"""Small things that every room may use: errors, files, distributed sums, schedules."""
+"""Small helpers that every room may use: errors, files, distributed sums, schedules."""
 
 from __future__ import annotations
 

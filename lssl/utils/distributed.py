@@ -2,7 +2,8 @@
 
 Distributed training averages the gradients of the W ranks. A loss over *all* samples then has the gradient of a single
 process that holds the whole batch if each rank does two things: gathers with a gradient (:func:`gather`), and divides
-by what all ranks hold, not by what it holds itself (:func:`weighted_mean`). Without a group both are the plain thing.
+by what all ranks hold, not by what it holds itself (:func:`weighted_mean`). Without a process group, both are the
+single-process operations.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _alone = ContextVar("no_sync", default=False)
 
 @contextmanager
 def no_sync() -> Iterator[None]:
-    """Within, this process asks no other: for what one rank computes while the others do something else."""
+    """Inside this context, collectives are skipped, so that one rank can compute something alone."""
     token = _alone.set(True)
     try:
         yield
@@ -45,23 +46,23 @@ def rank() -> int:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows ``(N, ...)`` of all ranks as ``(W N, ...)``, in rank order; equally many on each.
+    """Rows ``(N, ...)`` of all ranks as ``(W N, ...)``, in rank order; every rank must have equally many.
 
-    The gradient of a row is the sum of what every rank's loss asks of it. (Detaching the other ranks' rows, as often
-    done, gives a wrong gradient: 29 % off in the tests' SimCLR on two ranks.)
+    The gradient of a row is summed over the losses of all ranks. (Detaching the other ranks' rows, as is often done,
+    gives a wrong gradient: 29 % off in the tests' SimCLR on two ranks.)
     """
     return _Gather.apply(rows) if world_size() > 1 else rows
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
-    """``Σ w v / Σ w`` over the samples of all ranks, as this rank's share of it; 0 where all weights are.
+    """This rank's share of ``Σ w v / Σ w`` over the samples of all ranks; 0 if all weights are 0.
 
     The ranks' average of the result is the mean over the whole batch, and so is its gradient; a rank whose samples all
     have weight 0 gets an exact zero that keeps its graph.
 
     Args:
         values: ``(B,)`` losses of samples.
-        weight: ``(B,)`` without gradient; ``None`` weighs all alike.
+        weight: ``(B,)`` without gradient; ``None`` gives equal weights.
     """
     if weight is None:
         return values.mean()
@@ -73,10 +74,10 @@ def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def sync_metrics(metrics: Iterable[Metric]) -> None:
-    """Gives metrics of this process the states of all: sums are added up, lists are joined.
+    """Merges the metric states of all processes: sums are added, lists are concatenated.
 
-    Two exchanges for all of them, where torchmetrics makes several for each state; take metrics with
-    ``sync_on_compute=False``. Every process must hold the same metrics, each with an update, be it of no rows.
+    This takes two exchanges in all; torchmetrics makes several per state. The metrics need ``sync_on_compute=False``.
+    Every process must hold the same metrics, each updated at least once, possibly with no rows.
     """
     if world_size() == 1:
         return

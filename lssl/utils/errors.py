@@ -9,7 +9,7 @@ __all__ = ["InputError", "input_error", "nearest", "positive"]
 
 
 class InputError(ValueError):
-    """What was wrong, where, and what to do, in one sentence; the command line prints it without a traceback."""
+    """One sentence: what is wrong, where, and what to do. The command line prints it without a traceback."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -22,7 +22,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def input_error(error: BaseException | None) -> InputError | None:
     """Finds an InputError in an exception, its causes, or a worker's message.
 
-    An error that was merely raised while an InputError was handled is a bug of its own, and is not taken for it.
+    An error that was raised while an InputError was handled is a separate bug and does not count.
     """
     while error is not None:
         if isinstance(error, InputError):

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and fingerprints of files."""
+"""Atomic writes, and fingerprints of files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["atomic_write", "digest", "fingerprint", "read_json", "write_json"]
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; it takes the name when all is written, and never before."""
+    """A temporary file beside ``path``; it is renamed to ``path`` when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
@@ -27,7 +27,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON atomically."""
     with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=1))
 

@@ -1,4 +1,4 @@
-"""How much a pair of visits counts by the time between them."""
+"""Weights of visit pairs by the time between the visits."""
 
 from __future__ import annotations
 

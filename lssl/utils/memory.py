@@ -1,4 +1,4 @@
-"""Memory that is left, asked before a large array is."""
+"""Available memory, checked before a large allocation."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _number(path: str) -> int | None:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take; ``None`` where the system does not tell.
+    """Bytes that this process may still allocate; ``None`` if the system does not report it.
 
-    It is the least of what the machine has free (``MemAvailable``), of what its control group leaves (versions 1 and
-    2) and of what the limit on its address space leaves.
+    The minimum of three: the machine's free memory (``MemAvailable``), the rest of the control group's limit (versions
+    1 and 2), and the rest of the address-space limit.
     """
     left: list[int] = []
     try:
@@ -48,7 +48,7 @@ def available_memory() -> int | None:
 
 
 def refuse_larger_than_memory(needed: int, what: str, instead: str) -> None:
-    """Stops before an allocation that cannot succeed.
+    """Refuses an allocation that cannot succeed.
 
     Args:
         needed: bytes.
