@@ -85,7 +85,10 @@ class NiftiDataModule(PairDataModule):
         table, phrases = without_visits(self._listed_visits(), self.exclude)
         self.excluded += phrases
         for column in ("image", "mask", "label"):
-            problems = check_files([path for path in table[column] if path], column)
+            paths = {path for path in table[column] if path}
+            problems = check_files(paths, column)
+            if problems and len(problems) == len(paths) and not self.predicting:
+                raise InputError(problems[min(problems)])
             table, phrases = leave_out(table, problems, column)
             self.excluded += phrases
         return table

@@ -128,17 +128,23 @@ def test_prediction_takes_visits_on_other_grids(bids):
     assert len(data.table) == 10
 
 
-@pytest.mark.parametrize(("value", "words"), [(0.5, "not whole numbers"), (-2, "negative value -2")])
+@pytest.mark.parametrize(("value", "words"), [(0.5, "no whole numbers"), (-2, "negative value -2")])
 def test_labels_that_are_none(value, words, bids):
-    for image in bids.glob("sub-*/ses-*/anat/*_T1w.nii.gz"):
+    """One bad label map costs its visit the label; where all are bad, training is refused."""
+    images = sorted(bids.glob("sub-*/ses-*/anat/*_T1w.nii.gz"))
+    for number, image in enumerate(images):
         of = nib.load(image)
-        label = np.full(of.shape, value, np.float32)
+        label = np.full(of.shape, 1 if number else value, np.float32)
         nib.save(nib.Nifti1Image(label, of.affine), image.with_name(image.name.replace("T1w", "dseg")))
     data = NiftiDataModule(bids, labels="{subject}/{session}/anat/*_dseg.nii.gz")
     data.setup("fit")
-    assert data.has_label().all()
+    assert data.has_label().tolist() == [False] + [True] * 9
+    assert "1 label left (sub-01 ses-M000: " in data.summary
+    assert words in data.summary
+    for image in images:
+        nib.save(nib.Nifti1Image(np.full(of.shape, value, np.float32), of.affine), str(image).replace("T1w", "dseg"))
     with pytest.raises(InputError, match=words):
-        data.read_label(0)
+        NiftiDataModule(bids, labels="{subject}/{session}/anat/*_dseg.nii.gz").setup("fit")
 
 
 def test_voxel_size_from_the_headers(bids):
