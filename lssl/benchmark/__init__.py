@@ -1,4 +1,4 @@
-"""Strategies side by side: pretrain → fine-tune → test for every cell of a plan, then one table and one figure."""
+"""Comparison of strategies: pretrain → fine-tune → test for every cell of a plan, then one table and one figure."""
 
 from __future__ import annotations
 

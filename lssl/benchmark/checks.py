@@ -1,4 +1,4 @@
-"""Checked of all cells before any of them runs: that configs resolve, and that no test subject is trained on."""
+"""Checks of all cells before any of them runs: configs must resolve, and no test subject may be trained on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["check_cells", "check_leakage", "resolve"]
 
 
 def check_cells(plan: Plan, cells: Sequence[Cell]) -> None:
-    """Both checks; ``cells`` are those that would run."""
+    """Runs both checks; ``cells`` are those that would run."""
     with on_sys_path(plan.path.parent):
         resolve(cells)
         check_leakage(plan.cells)
@@ -27,7 +27,7 @@ def check_cells(plan: Plan, cells: Sequence[Cell]) -> None:
 
 @contextlib.contextmanager
 def on_sys_path(folder: Path) -> Iterator[None]:
-    """A user's own file beside the plan can be imported, as in the cells' processes."""
+    """Makes a user's own files beside the plan importable, as in the cells' processes."""
     sys.path.insert(0, str(folder.resolve()))
     try:
         yield
@@ -36,7 +36,7 @@ def on_sys_path(folder: Path) -> Iterator[None]:
 
 
 def resolve(cells: Sequence[Cell]) -> None:
-    """Refuses a config that ``lssl fit`` cannot read; one cell stands for all that differ in numbers alone."""
+    """Refuses a config that ``lssl fit`` cannot read; cells that differ only in numbers are checked once."""
     from lssl.cli.training import TrainingCLI
 
     alike = {(cell.stage, cell.strategy, cell.budget): cell for cell in reversed(cells)}
@@ -48,9 +48,9 @@ def resolve(cells: Sequence[Cell]) -> None:
 
 
 def check_leakage(cells: Sequence[Cell]) -> None:
-    """Refuses a subject, or a scan, that any cell trains or validates on and any cell tests on.
+    """Refuses a subject or scan that one cell trains or validates on and another tests on.
 
-    Subjects go by their names, scans by their voxels (:mod:`lssl.data.duplicates`).
+    Subjects are compared by name, scans by their voxels (:mod:`lssl.data.duplicates`).
     """
     import pandas as pd
 
@@ -78,7 +78,7 @@ def check_leakage(cells: Sequence[Cell]) -> None:
 
 
 def _data(cell: Cell) -> dict[str, Any]:
-    """The data group without the choice of labels, which moves no subject between splits."""
+    """The data group without the choice of labels, which does not affect the splits."""
     data: dict[str, Any] = resolved(cell.config)["data"]
     options = {key: value for key, value in (data.get("init_args") or {}).items() if key != "few_shot"}
     return {**data, "init_args": options}

@@ -84,7 +84,7 @@ def _run(plan: Plan, fingerprints: dict[str, str], chosen: Any) -> None:
 
 
 def _show(plan: Plan, fingerprints: dict[str, str], jobs: int) -> None:
-    """The plan, before anything is run; of each kind of cell the commands of the first."""
+    """Shows the plan without running it, with the commands of the first cell of each kind."""
     from lssl.benchmark.checks import check_cells
     from lssl.benchmark.estimate import estimate, time_cells
 
@@ -138,7 +138,7 @@ def _say(outcome: BenchmarkOutcome) -> None:
 
 @contextlib.contextmanager
 def _interruptible(plan: Plan, fingerprints: dict[str, str]) -> Iterator[None]:
-    """Ctrl-C and ``kill`` end with what is done kept, and say so."""
+    """On Ctrl-C and ``kill``, keeps the finished cells and reports them."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -158,7 +158,7 @@ def _interruptible(plan: Plan, fingerprints: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _live(total: int) -> Iterator[OnProgress]:
-    """Progress over cells: a bar that lives in a terminal, a line per event elsewhere."""
+    """Progress over cells: a bar in a terminal, a line per event elsewhere."""
 
     def count(outcome: BenchmarkOutcome) -> int:
         return sum(map(len, (outcome.kept, outcome.finished, outcome.failed, outcome.skipped)))

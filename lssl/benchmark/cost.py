@@ -1,4 +1,4 @@
-"""Cost: what a run's steps took, in ``cost.json`` (see :class:`lssl.runs.outputs.RunCost`)."""
+"""Cost: time, memory and operations of a run's steps, in ``cost.json`` (see :class:`lssl.runs.outputs.RunCost`)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["Cost"]
 class Cost(L.Callback):
     """Counts parameters and times the training steps, waiting for data included and validation excluded.
 
-    The device is waited for at both ends of the timed steps alone, never in between. :class:`lssl.runs.outputs.RunCost`
+    The device is synchronised only before the first and after the last timed step. :class:`lssl.runs.outputs.RunCost`
     lists what is written at the end of ``fit``.
 
     Args:
-        warm_up: steps that are not timed: the first ones choose kernels and fill caches of visits.
+        warm_up: steps that are not timed, because they choose kernels and fill caches of visits.
     """
 
     def __init__(self, warm_up: int = 10) -> None:
@@ -43,7 +43,7 @@ class Cost(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Operations of the first step are counted, which is not timed."""
+        """Counts the operations of the first step, which is not timed."""
         if self.steps == 0 and self._counter is None:
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
@@ -51,7 +51,7 @@ class Cost(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts; after the warm-up the clock starts anew."""
+        """Counts steps; the clock restarts after the warm-up."""
         if self._counter is not None and self.steps == 0:
             self._counter.__exit__(None, None, None)
             self.flops = self._counter.get_total_flops()
@@ -89,7 +89,7 @@ class Cost(L.Callback):
 
 
 def _most_memory() -> float:
-    """``ru_maxrss`` alone would not do: Linux passes on what the parent held when it started this process."""
+    """``ru_maxrss`` alone is wrong: Linux starts it at the parent's memory when this process was started."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

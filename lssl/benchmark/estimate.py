@@ -1,4 +1,4 @@
-"""What a plan will take, from a few timed steps of each strategy; without torch."""
+"""Estimates the time and memory of a plan from a few timed steps of each strategy; without torch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ STEPS = 15  # ten to warm up, five timed
 
 @dataclass(frozen=True)
 class Timing:
-    """Of a kind of cell.
+    """Timing of a kind of cell.
 
     Attributes:
         around: seconds that do not depend on the number of steps: start, report, fine-tuning's one validation,
             and the whole test.
         step: seconds of a step.
-        memory: GB of the process at most.
+        memory: peak of the process in GB.
     """
 
     around: float
@@ -45,7 +45,7 @@ class Timing:
 def time_cells(plan: Plan, jobs: int, program: Sequence[str] = PROGRAM) -> Iterator[tuple[str, Timing]]:
     """Timing of each strategy's pretraining by its name, and of fine-tuning (one for all) under ``""``.
 
-    Each runs alone, in a folder that is removed again. Validation during pretraining is not counted.
+    Each runs alone, in a temporary folder. Validation during pretraining is not counted.
     """
     timed = set()
     for cell in plan.cells:
@@ -56,7 +56,7 @@ def time_cells(plan: Plan, jobs: int, program: Sequence[str] = PROGRAM) -> Itera
 
 
 def estimate(cells: Sequence[Cell], timings: dict[str, Timing], jobs: int) -> tuple[float, float]:
-    """Hours that some cells take, side by side, and GB of memory."""
+    """Hours of some cells that run in parallel, and GB of memory."""
     by_cell = [timings[cell.strategy if cell.stage == "pretrain" else ""] for cell in cells]
     seconds = sum(timing.seconds(cell) for cell, timing in zip(cells, by_cell, strict=True))
     largest = sorted((timing.memory for timing in by_cell), reverse=True)
@@ -68,7 +68,7 @@ def _time(plan: Plan, cell: Cell, jobs: int, program: Sequence[str]) -> Timing:
         path = Path(folder) / "cell"
         steps = min(STEPS, cell.steps)
         short: dict[str, Any] = {"trainer": {"max_steps": steps, "default_root_dir": str(path / "run")}}
-        if cell.stage == "finetune":  # validated once, where it ends, as the whole cell is
+        if cell.stage == "finetune":  # validated once at the end, like the whole cell
             short["data"] = {"init_args": {"few_shot": {"steps": steps}}}
         trial = replace(cell, folder=path, config=merged(cell.config, short))
         reset(trial)
@@ -84,7 +84,7 @@ def _time(plan: Plan, cell: Cell, jobs: int, program: Sequence[str]) -> Timing:
                 raise InputError(f"The first steps of {cell.name} failed: {last_line(log)}")
         seconds = time.perf_counter() - began
         cost = read_cost(trial.run)
-        if cost is None:  # a program that measures nothing
+        if cost is None:  # the program wrote no cost
             return Timing(seconds, 0.0, 0.0)
         step = cost.ms_per_step / 1000
         return Timing(max(0.0, seconds - step * cost.steps), step, cost.memory)

@@ -18,7 +18,7 @@ __all__ = ["draw_curves", "draw_results"]
 
 
 def draw_results(found: list[Result], strategies: list[str], path: Path) -> None:
-    """A panel per budget, and one of all differences to scratch.
+    """Draws a panel per budget, and one of all differences to scratch.
 
     Args:
         found: rows of the comparison.
@@ -45,7 +45,7 @@ def draw_results(found: list[Result], strategies: list[str], path: Path) -> None
 
 
 def draw_curves(cells: list[Cell], strategies: list[str], path: Path) -> None:
-    """Training losses: of pretraining as a share of their first value, of fine-tuning as they are."""
+    """Training losses: pretraining relative to its first value, fine-tuning unscaled."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     for cell in cells:

@@ -1,7 +1,7 @@
-"""Whether a finished cell is the one that is asked for: a hash of its config and of all it reads; without torch.
+"""Fingerprints of cells: a hash of the config and of everything that a cell reads; without torch.
 
 A cell reads what its config names: files (a matcher's checkpoint, pretrained weights, a table), folders of data, the
-images that a table lists, and classes of the user's own modules with whatever these import. :func:`cell_inputs` lists
+images that a table lists, and classes of the user's own modules with everything these import. :func:`cell_inputs` lists
 them with their hashes; ``OUT/cells/…/inputs.json`` keeps the list of each cell.
 """
 
@@ -23,16 +23,16 @@ from lssl.utils.files import digest, fingerprint
 __all__ = ["Inputs", "cell_fingerprints", "cell_inputs", "code_version"]
 
 LIBRARIES = ("torch", "lightning", "monai")
-TABLES = ("visits.csv", "dataset.json")  # of a prepared folder: they change whenever a visit does
-SMALL = 1 << 20  # bytes; of larger images size and time of change are taken
+TABLES = ("visits.csv", "dataset.json")  # of a prepared folder: they change with every visit
+SMALL = 1 << 20  # bytes; larger images are identified by size and time of change
 _known: dict[str, dict[str, Any]] = {}
 
 
 def cell_fingerprints(plan: Plan) -> dict[str, str]:
-    """Key of each cell by its name.
+    """Cell name → fingerprint.
 
-    Defaults that a config leaves out are code, so config and code version together are the resolved config. Where the
-    output folder lies is of no account. A fine-tuning key contains its pretraining's.
+    Omitted defaults are part of the code, so config and code version determine the resolved config. The location of the
+    output folder does not matter. The fingerprint of fine-tuning includes that of its pretraining.
     """
     fingerprints: dict[str, str] = {}
     inputs = Inputs(plan)
@@ -48,13 +48,13 @@ def cell_fingerprints(plan: Plan) -> dict[str, str]:
 
 
 def cell_inputs(plan: Plan, cell: Cell) -> dict[str, Any]:
-    """What a cell reads, beside lssl's own code: path → hash, or ``[size, time of change]`` of a large image."""
+    """Inputs of a cell besides lssl's own code: path → hash, or ``[size, time of change]`` of a large image."""
     return Inputs(plan).of(cell)
 
 
 @cache
 def code_version() -> str:
-    """Hash of all sources but this room's, and of the versions of what they stand on."""
+    """Hash of all sources except this room's, and of the versions of the libraries."""
     folders = {
         Path(folder)
         for package in ("lssl", "lssl.strategies", "lssl.datamodules")
@@ -68,10 +68,10 @@ def code_version() -> str:
 
 
 class Inputs:
-    """What the cells of a plan read; each path is looked at once.
+    """Inputs of the cells of a plan; each path is read once.
 
     Args:
-        plan: the cells. What lies in its output folder is made by the cells and no input.
+        plan: the cells. Files in its output folder are made by the cells and are no inputs.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -81,7 +81,7 @@ class Inputs:
         self._modules: dict[str, dict[str, Any]] = {}
 
     def of(self, cell: Cell) -> dict[str, Any]:
-        """Path → hash, of one cell."""
+        """Path → hash of one cell's inputs."""
         found: dict[str, Any] = {}
         roots = tuple(text for text in _texts(cell.config.get("data")) if os.path.isdir(text))
         for group, content in cell.config.items():
@@ -96,7 +96,7 @@ class Inputs:
         return dict(sorted(found.items()))
 
     def _path(self, text: str, is_data: bool, roots: tuple[str, ...]) -> dict[str, Any]:
-        """A file that a setting names, with the files of a table; of data, a folder's too."""
+        """A file that a setting names, and the files of a table or of a data folder."""
         path = Path(text)
         try:
             if not path.exists() or self.out in (path.resolve(), *path.resolve().parents):
@@ -109,7 +109,7 @@ class Inputs:
         return _folder(path) if is_data and path.is_dir() else {}
 
     def _name(self, path: Path) -> str:
-        """The same wherever the project lies."""
+        """A path that does not depend on the location of the project."""
         for folder in self.folders:
             if folder.resolve() in path.parents:
                 return str(path.relative_to(folder.resolve()))

@@ -1,6 +1,6 @@
 """Whether a row was trained until it was flat; without torch.
 
-A difference between rows that still improve says which of them is faster, not which is better. Two signs are looked at:
+A difference between rows that still improve shows which of them is faster, not which is better. There are two signs:
 
 - The training loss still falls at the end: a line is fitted to the last third of its logged values, and it falls by
   more than :data:`FALL` of its mean and by more than two standard errors.
@@ -25,7 +25,7 @@ LEAST = 6  # values in the last third, fewer say nothing
 
 
 def loss_fall(log: Path) -> float | None:
-    """By what share of its mean the training loss fell over the last third; 0 within two standard errors.
+    """Fall of the training loss over the last third, as a share of its mean; 0 within two standard errors.
 
     Args:
         log: ``metrics.csv`` of a run.
@@ -41,7 +41,7 @@ def loss_fall(log: Path) -> float | None:
 
 
 def fall(steps: Sequence[float], losses: Sequence[float]) -> float | None:
-    """As :func:`loss_fall`, of values."""
+    """Like :func:`loss_fall`, from values."""
     step, loss = np.asarray(steps, float), np.asarray(losses, float)
     last = step >= step.max() * 2 / 3 if len(step) else np.zeros(0, bool)
     step, loss = step[last], loss[last]

@@ -1,4 +1,4 @@
-"""The output folder: of one plan, used by one process at a time, each cell there whole or not at all; without torch."""
+"""The output folder: for one plan and one process at a time, with cells written atomically; without torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Turns what the system says of a full disk or a folder that may not be written into a sentence."""
+    """Turns the system's error on a full or read-only disk into one sentence."""
     try:
         yield
     except OSError as error:
@@ -37,10 +37,10 @@ def writing(out: Path) -> Iterator[None]:
 
 @contextmanager
 def claimed(plan: Plan) -> Iterator[int]:
-    """The folder, for this process alone; refused if it is another plan's or in use.
+    """Locks the folder for this process; refuses a folder in use or of another plan.
 
-    The lock is the kernel's, so it is gone with the process, and with the cells that inherit it: none of a killed
-    benchmark can still be writing when the next one begins.
+    The kernel holds the lock until this process and all cells that inherit it have ended. So no cell of a killed
+    benchmark can still write when the next benchmark begins.
 
     Yields:
         The lock's file descriptor, for cells to inherit.
@@ -65,7 +65,7 @@ def claimed(plan: Plan) -> Iterator[int]:
 
 
 def read_done(cell: Cell, key: str) -> dict[str, Any] | None:
-    """What is noted of a cell that was finished with this key, else ``None``."""
+    """The notes of a cell that finished with this fingerprint, else ``None``."""
     note = read_json(cell.folder / DONE)
     return note if isinstance(note, dict) and note.get("key") == key else None
 
@@ -81,12 +81,12 @@ def reset(cell: Cell) -> None:
 
 
 def mark_done(cell: Cell, key: str, seconds: list[float]) -> None:
-    """Notes that a cell is finished, and its commands' seconds."""
+    """Marks a cell as finished, with its commands' seconds."""
     write_json(cell.folder / DONE, {"key": key, "seconds": seconds})
 
 
 def _identity(plan: Plan) -> dict[str, Any]:
-    """What may not change between runs into one folder: rows of other data or networks are not comparable."""
+    """Settings that must not change in one folder: rows of other data or networks are not comparable."""
     return {name: digest(value) for name, value in plan.shared.items()}
 
 

@@ -41,16 +41,16 @@ class Cell:
     """One run.
 
     Attributes:
-        name: also its folder below ``OUT/cells``.
+        name: also its folder in ``OUT/cells``.
         stage: ``pretrain`` or ``finetune``.
         strategy: name of its row.
         seed: of everything that is random.
         folder: of its config, log and run.
         config: what ``lssl fit`` is given.
-        labelled: number of labelled subjects, ``None`` for all; of fine-tuning, as what follows.
+        labelled: number of labelled subjects, ``None`` for all; this and the next two are for fine-tuning only.
         budget: its name.
         rate: learning rate.
-        needs: name of the pretraining that it starts from.
+        needs: name of the pretraining cell that it starts from.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Cell:
         return int(self.config["trainer"]["max_steps"])
 
     def commands(self) -> list[list[str]]:
-        """What a user would type after ``lssl``."""
+        """The commands that a user would type after ``lssl``."""
         fit = ["fit", "--config", str(self.folder / "config.yaml")]
         test = ["test", "--config", str(self.run / "config.yaml"), "--ckpt_path", "last"]
         return [fit] if self.stage == "pretrain" else [fit, test]
@@ -92,7 +92,7 @@ class Plan:
         parts: strategy → what fine-tuning takes from it: ``network``, ``encoder`` or, from scratch, nothing (``–``).
         shared: what all cells have in common: its ``data`` and ``backbone``.
         slurm: parameters of submitit's executor.
-        note: what its data were recognised as, if they were given by a path.
+        note: the recognised kind of its data, if they were given by a path.
     """
 
     path: Path
@@ -106,7 +106,7 @@ class Plan:
     def differences(self) -> dict[str, dict[str, Any]]:
         """Setting → strategy → value, of the pretraining settings that are not the same for all.
 
-        A method's own options are left out: they differ by nature and stand in the cells' configs.
+        A method's own options are left out: they always differ, and the cells' configs have them.
         """
         flat: dict[str, dict[str, Any]] = {}
         for cell in self.cells:
@@ -123,7 +123,7 @@ def read_plan(path: Path, out: Path | None = None, data: str | None = None) -> P
 
     Args:
         path: the file.
-        out: takes the place of its ``out``.
+        out: replaces its ``out``.
         data: a path or the name of a class, as ``--data`` of ``lssl fit``.
     """
     whole = Config()
@@ -190,7 +190,7 @@ def _tuning(
     start: str | None,
     part: str,
 ) -> Cell:
-    """One fine-tuning cell. Its epoch is as long as its budget, so it is validated once: where it ends."""
+    """One fine-tuning cell. Its epoch is as long as its budget, so it is validated once, at the end."""
     many = "all" if labelled is None else labelled
     name = f"finetune/{strategy}/seed-{seed}/labelled-{many}/{budget}/rate-{rate:g}"
     few: dict[str, Any] = {"subjects": labelled, "seed": seed, "steps": base["trainer"]["max_steps"]}
@@ -230,7 +230,7 @@ def _base(
 
 
 def _trainer(out: Path, name: str, config: Mapping[str, Any], callbacks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where a cell writes, and what it measures of itself, whatever its config file would."""
+    """Output folder and measurements of a cell; they override its config file."""
     folder = str(out / "cells" / name / "run")
     csv = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
@@ -259,7 +259,7 @@ def _last(node: Mapping[str, Any]) -> str:
 
 
 def _pretraining_callbacks(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The report on held-out pairs; the options of one in the config are kept."""
+    """The report on held-out pairs; it keeps the options of a report in the config."""
     callbacks = config.get("trainer", {}).get("callbacks") or []
     named = [{"class_path": one} if isinstance(one, str) else dict(one) for one in _listed(callbacks)]
     return [one for one in named if one.get("class_path") in REPORTS] or [{"class_path": REPORTS[0]}]
@@ -294,7 +294,7 @@ def _check_keys(part: Mapping[str, Any], known: Sequence[str], where: str) -> No
 
 
 def _check(text: Mapping[str, Any], strategies: Mapping[str, Any]) -> None:
-    """Refuses what no cell could be made of."""
+    """Refuses plans that cannot be turned into cells."""
     for key in ("out", "seeds", "labelled", "finetune"):
         if not text.get(key):
             raise InputError(f"The benchmark says no '{key}'; configs/benchmark/demo.yaml shows one.")

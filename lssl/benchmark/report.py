@@ -62,7 +62,7 @@ def write_results(plan: Plan, fingerprints: dict[str, str], page: bool) -> list[
 
 
 def _intro(plan: Plan, fingerprints: dict[str, str]) -> str:
-    """Command, seeds, code, and how much of the plan is finished."""
+    """Command, seeds, code version, and the finished part of the plan."""
     finished = sum(read_done(cell, fingerprints[cell.name]) is not None for cell in plan.cells)
     seeds = ", ".join(map(str, sorted({cell.seed for cell in plan.cells})))
     steps = {cell.budget or "pretraining": cell.steps for cell in plan.cells}
@@ -75,7 +75,7 @@ def _intro(plan: Plan, fingerprints: dict[str, str]) -> str:
 
 
 def _shown(finished: list[Cell], found: list[Result]) -> list[Cell]:
-    """Of the first seed: every pretraining, and of each strategy its first row at the rate it took."""
+    """Cells of the first seed: every pretraining, and each strategy's first row at its chosen rate."""
     first = [cell for cell in finished if cell.seed == finished[0].seed]
     rows: dict[str, Result] = {}
     for entry in found:

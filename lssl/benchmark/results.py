@@ -48,9 +48,9 @@ class Result:
         pretraining_hours: of pretraining one seed.
         compute: floating-point operations of fine-tuning one seed: steps × operations of a step.
         pretraining_compute: of pretraining one seed.
-        clusters: subject → cluster, where subjects are related.
+        clusters: subject → cluster of related subjects.
         rising: why the row is not flat (see :mod:`lssl.benchmark.flatness`), or nothing.
-        p: of no difference to scratch, corrected (Holm) over all rows of the comparison; NaN where it is unknown.
+        p: p value of no difference to scratch, Holm-corrected over all rows of the comparison; NaN if unknown.
         difference: of Dice to scratch at the same budget and labels; ``None`` for scratch itself.
         equal: the budget of the scratch row of equal total compute, and the difference to it.
     """
@@ -98,7 +98,7 @@ def collect(plan: Plan, fingerprints: dict[str, str]) -> pd.DataFrame:
 def choose(table: pd.DataFrame) -> dict[tuple[str, str, str], float]:
     """``(strategy, labelled, budget)`` → the rate of the highest mean validation Dice; no test value is looked at.
 
-    One rate for all seeds of a row. Rates of which seeds are missing are no match for those that have all.
+    All seeds of a row share one rate. A rate with missing seeds loses to one with all seeds.
     """
     scores = table[(table["metric"] == "val_dice") & (table["stage"] == "finetune")]
     chosen = {}
@@ -176,7 +176,7 @@ def _compute(figures: dict[str, float]) -> float:
 
 
 def _result(row: tuple[str, str, str], part: pd.DataFrame, before: dict[str, float]) -> Result:
-    """A row from its cells; ``before`` are the figures of its pretraining."""
+    """A row from its cells; ``before`` holds the figures of its pretraining."""
     scores = part[part["subject"].notna()]
     dice = scores[scores["metric"] == "dice"]
     means = {str(metric): float(np.nanmean(by_subject(scores, metric))) for metric in scores["metric"].unique()}
@@ -199,9 +199,9 @@ def _result(row: tuple[str, str, str], part: pd.DataFrame, before: dict[str, flo
 
 
 def _compared(entry: Result, scratch: list[Result]) -> Result:
-    """With its differences to scratch: at the same budget, and with no more compute than both stages took.
+    """Adds differences to scratch: at the same budget, and at no more compute than both stages took.
 
-    Of the scratch rows within that compute, the one that validation subjects prefer is taken. Where none of them is
+    Among the scratch rows within that compute, the one with the best validation Dice is taken. If none of them is
     longer than the row's own fine-tuning, there is no scratch of equal compute.
     """
     alike = [other for other in scratch if other.labelled == entry.labelled]
@@ -258,7 +258,7 @@ def _figures(cell: Cell, note: dict) -> Iterator[tuple[str, float]]:
 
 
 def validation_dice(cell: Cell) -> float:
-    """At the end of fine-tuning, hence of the weights that were tested."""
+    """Validation Dice at the end of fine-tuning, of the weights that were tested."""
     log = pd.read_csv(cell.run / "metrics.csv")
     values = log["val/dice"].dropna().tolist() if "val/dice" in log else []
     if not values:

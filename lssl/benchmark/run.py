@@ -1,4 +1,4 @@
-"""Runs cells, each in its own process, several side by side; a failed one does not stop the others; without torch."""
+"""Runs cells in parallel, each in its own process; a failed cell does not stop the others; without torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROGRAM = (sys.executable, "-m", "lssl")
 
 @dataclass
 class BenchmarkOutcome:
-    """What became of the cells, by name.
+    """The outcome of the cells, by name.
 
     Attributes:
         kept: finished before.
@@ -73,7 +73,7 @@ def run_cells(
         jobs: how many run at a time.
         lock: file descriptor that the processes inherit, so that the folder stays claimed while any of them lives.
         tell: called with an event in words, the names of what runs, and the outcome so far.
-        program: stands before each command.
+        program: prefix of each command.
     """
     pool = _Pool(plan, fingerprints, jobs, lock, tell, program)
     try:
@@ -85,7 +85,7 @@ def run_cells(
 
 
 class _Pool:
-    """What waits, what runs, what became of the rest."""
+    """Waiting and running cells, and the outcome of the others."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class _Pool:
         self.env = environment(plan.path.parent, jobs)
 
     def advance(self) -> bool:
-        """Begins what can begin and settles what has ended; False when nothing is left."""
+        """Starts cells that can start and records those that ended; False when nothing is left."""
         for cell in self._ready()[: self.jobs - len(self.running)]:
             self._begin(cell)
         for task in list(self.running):
@@ -127,7 +127,7 @@ class _Pool:
         return bool(self.waiting or self.running)
 
     def stop(self) -> None:
-        """Ends what still runs, with its workers; nobody is asked twice."""
+        """Ends running cells and their workers at once."""
         for task in self.running:
             if task.process is not None and task.process.returncode is None:
                 os.killpg(task.process.pid, signal.SIGKILL)
@@ -183,14 +183,14 @@ class _Pool:
 
 
 def environment(beside: Path, jobs: int) -> dict[str, str]:
-    """Of the processes: a user's own file beside the plan is found, and the threads of all fill the cores once."""
+    """Environment of the processes: user files beside the plan can be imported, and the jobs share the cores."""
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     paths = [str(beside.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
 def last_line(log: Path) -> str:
-    """Why a cell failed, as far as its log says it in one line."""
+    """Why a cell failed, from one line of its log."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("lssl: error: ") if lines else "no output"
 
@@ -208,6 +208,6 @@ _LIBC: Any = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
 def _die_with_parent() -> None:
-    """In the child: the kernel ends it when the benchmark is killed."""
+    """Runs in the child, so that the kernel ends it when the benchmark is killed."""
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

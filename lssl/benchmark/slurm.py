@@ -15,7 +15,7 @@ __all__ = ["run_on_slurm"]
 
 
 def run_on_slurm(plan: Plan, fingerprints: dict[str, str], jobs: int, tell: OnProgress) -> BenchmarkOutcome:
-    """Submits an array per stage, waits for it, and says what became of it; the folder must be seen by all nodes.
+    """Submits an array per stage, waits for it, and reports the outcome; all nodes must see the folder.
 
     Args:
         plan: the cells; its ``slurm`` goes to submitit's ``update_parameters`` (``timeout_min`` …).
@@ -40,7 +40,7 @@ def run_on_slurm(plan: Plan, fingerprints: dict[str, str], jobs: int, tell: OnPr
                 _settle(cell, job, outcome)
                 why = f"FAILED {cell.name}: {outcome.failed[cell.name]}" if cell.name in outcome.failed else ""
                 tell(why or f"finished {cell.name}", [other.name for other in ready[place + 1 :]], outcome)
-        except BaseException:  # an interruption: what is submitted would run on
+        except BaseException:  # interrupted: submitted jobs would continue
             for job in submitted:
                 job.cancel()
             raise
@@ -59,14 +59,14 @@ def _settle(cell: Cell, job: Any, outcome: BenchmarkOutcome) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """One line; submitit quotes the job's whole traceback between two rules, and its last line says why."""
+    """The reason in one line: the last line of the traceback that submitit quotes between two rules."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     rules = [place for place, line in enumerate(lines) if not line.strip("-")]
     return lines[rules[-1] - 1] if rules and rules[-1] else lines[0]
 
 
 def _run_one(task: tuple[Plan, Cell, dict[str, str]]) -> str:
-    """In the job: one cell, whose pretraining is finished; why it failed, or nothing."""
+    """Runs one cell in a job, after its pretraining; returns why it failed, or an empty text."""
     plan, cell, fingerprints = task
     alone: Sequence[Cell] = [replace(cell, needs=None)]
     return run_cells(replace(plan, cells=list(alone)), fingerprints).failed.get(cell.name, "")

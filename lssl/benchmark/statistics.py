@@ -41,7 +41,7 @@ METHOD = "two-way random effects, t with Satterthwaite's degrees of freedom"
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean difference of two rows, and how sure it is.
+    """The mean difference of two rows, with its uncertainty.
 
     Attributes:
         mean: over seeds and clusters.
@@ -50,7 +50,7 @@ class Difference:
         p: two-sided, of no difference; NaN without an interval.
         seeds: how many.
         subjects: how many.
-        clusters: how many; as many as subjects where these are unrelated.
+        clusters: how many; equal to subjects if these are unrelated.
     """
 
     mean: float
@@ -129,7 +129,7 @@ def holm(p: Sequence[float]) -> list[float]:
     """Adjusted p values of a family of tests (Holm 1979): those below α are wrong together with a chance below α.
 
     Args:
-        p: of each test; a NaN is no test and stays NaN.
+        p: of each test; NaN means no test and stays NaN.
     """
     values = np.asarray(p, dtype=float)
     adjusted = np.full(len(values), np.nan)

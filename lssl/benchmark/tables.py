@@ -30,7 +30,7 @@ FROZEN = {
 
 @dataclass
 class Table:
-    """A table with its title and what must be known to read it; ``**bold**`` marks bold cells."""
+    """A table with its title and notes; ``**bold**`` marks bold cells."""
 
     title: str
     head: list[str]
@@ -86,7 +86,7 @@ def _scores(plan: Plan, found: list[Result]) -> Table:
 
 
 def _score_notes(found: list[Result]) -> list[str]:
-    """What the intervals, the bold and the compute mean; and what in the rows is not to be trusted."""
+    """Notes on intervals, bold cells and compute, and warnings about untrustworthy rows."""
     seeds, subjects = max(len(entry.dice) for entry in found), max(entry.dice.shape[1] for entry in found)
     clusters = max((entry.difference.clusters for entry in found if entry.difference), default=subjects)
     of_clusters = f" in {clusters} clusters (family, site or label map)" if clusters < subjects else ""
@@ -121,7 +121,7 @@ def is_ceiling(entry: Result) -> bool:
 
 
 def ceiling_warnings(found: list[Result]) -> list[str]:
-    """A sentence for each ceiling that lies below a row: the plan has not fitted its labels."""
+    """A sentence for each ceiling below a row, which means that fine-tuning was too short."""
     texts = []
     for ceiling in (entry for entry in found if is_ceiling(entry)):
         rows = [entry for entry in found if entry.labelled != "all" and entry.mean > ceiling.mean]
@@ -160,7 +160,7 @@ def _costs(plan: Plan, table: pd.DataFrame) -> Table:
 
 
 def _frozen(plan: Plan, table: pd.DataFrame) -> list[Table]:
-    """What the features are worth before any fine-tuning: a table per figure, a column per tap."""
+    """Quality of the features before fine-tuning: a table per figure, a column per tap."""
     figures = _of_pretraining(table)
     known = dict.fromkeys(str(metric) for metric in table["metric"].unique())
     sheets = []
@@ -206,7 +206,7 @@ def _best(found: list[Result]) -> set[int]:
 
 
 def _beside(mean: dict[str, float], metric: str) -> str:
-    """A figure that true change makes worse, beside the truth's own."""
+    """A figure that true change worsens, with the figure of the truth."""
     return f"{_figure(mean, metric, 2)} ({_figure(mean, f'true_{metric}', 2)})"
 
 

@@ -18,7 +18,7 @@ GROUPS = ("lssl.strategies", "lssl.datamodules")
 
 
 def user_sources(name: str, folders: Sequence[Path]) -> list[Path]:
-    """Files of the module that a class path (or a registered short name) lies in, and of what it imports, transitively.
+    """Files of the module of a class path (or registered short name), and of everything it imports.
 
     Modules of the standard library, of ``site-packages`` and of lssl are left out: versions stand for them.
 
