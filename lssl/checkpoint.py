@@ -1,4 +1,4 @@
-"""Checkpoints of ``lssl fit``: each carries the config that rebuilds its network."""
+"""Checkpoints of ``lssl fit``: each holds the config that rebuilds its network."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ from lssl.views.sampler import ViewSampler
 
 __all__ = ["load_task", "read_checkpoint"]
 
-_OF_THE_RUN = {"backbone", "views", "optimizer", "schedule"}  # linked, or of no use without training
+_OF_THE_RUN = {"backbone", "views", "optimizer", "schedule"}  # linked to other groups, or used in training only
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint of ``lssl fit`` holds, on the CPU; nothing in the file can run code."""
+    """Reads a checkpoint of ``lssl fit`` to the CPU; nothing in the file can run code."""
     if not Path(path).is_file():
         raise InputError(f"There is no checkpoint {path}.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
-        raise InputError(f"{path} is no checkpoint, is cut off, or holds objects that are not safe to load.") from None
+        raise InputError(
+            f"{path} is not a checkpoint, is truncated, or holds objects that are not safe to load."
+        ) from None
     if not isinstance(checkpoint, dict) or "config" not in checkpoint.get("lssl", {}):
-        raise InputError(f"{path} was not written by lssl fit: it carries no config to rebuild its network from.")
+        raise InputError(f"{path} was not written by lssl fit: it holds no config that rebuilds its network.")
     check_format(checkpoint, str(path))
     return checkpoint
 
 
 def load_task(path: str | Path) -> Task[Any]:
-    """The task that a checkpoint holds, with its weights, on the CPU; nothing needs to be known of its class.
+    """Rebuilds the task of a checkpoint, with its weights, on the CPU.
 
-    The class is imported by the name in the checkpoint's config.
+    The checkpoint's config names the class, which is imported.
 
     Args:
-        path: of a checkpoint written by ``lssl fit``.
+        path: a checkpoint written by ``lssl fit``.
     """
     checkpoint = read_checkpoint(path)
     config: dict[str, Any] = yaml.safe_load(checkpoint["lssl"]["config"])
@@ -53,7 +55,9 @@ def load_task(path: str | Path) -> Task[Any]:
     model = config["model"]
     arguments = _without(model.get("init_args") or {}, _OF_THE_RUN)
     if arguments.get("matching"):
-        arguments["matching"] = _without(arguments["matching"], {"matcher"})  # may be a checkpoint that is gone
+        arguments["matching"] = _without(
+            arguments["matching"], {"matcher"}
+        )  # may name a checkpoint file that no longer exists
     wanted = {
         "backbone": config["backbone"],
         "views": _without(config["views"], {"transforms"}),
@@ -64,7 +68,7 @@ def load_task(path: str | Path) -> Task[Any]:
     except ArgumentError as error:
         raise InputError(f"{path}: {model['class_path']} of its config cannot be built here: {error}") from None
     task: Task[Any] = parser.instantiate(parsed).model
-    task.on_load_checkpoint(checkpoint)  # a Segmenter learns its classes from it
+    task.on_load_checkpoint(checkpoint)  # gives a Segmenter its classes
     task.load_state_dict(checkpoint["state_dict"])
     return task.eval()
 

@@ -1,4 +1,4 @@
-"""Strategy: what every self-supervised method subclasses."""
+"""Strategy: the base class of every self-supervised method."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["Strategy"]
 
 
 class Strategy(Task[PairBatch]):
-    """A self-supervised method: heads for the taps it needs, and a few named loss terms of two views.
+    """A self-supervised method: heads for the taps it needs, and named loss terms of two views.
 
-    Subclasses implement :meth:`terms`; see :class:`lssl.task.Task` for the options that all share.
+    Subclasses implement :meth:`terms`; see :class:`lssl.task.Task` for the common options.
 
     Args:
         backbone: network and taps.
@@ -30,7 +30,7 @@ class Strategy(Task[PairBatch]):
         **common: see :class:`lssl.task.Task`.
 
     Attributes:
-        teacher: a slow copy of the network, moved after each step; a strategy that has one sets it in ``__init__``.
+        teacher: a slow copy of the network, moved after each step. A strategy with a teacher sets it in ``__init__``.
     """
 
     def __init__(self, backbone: Backbone, views: ViewSampler | None = None, **common: Any) -> None:
@@ -39,38 +39,38 @@ class Strategy(Task[PairBatch]):
 
     @abstractmethod
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
-        """Unweighted scalar terms of the loss; draw whatever is random from :attr:`generator` (on the CPU).
+        """Unweighted scalar terms of the loss; draw all random numbers from :attr:`generator` (on the CPU).
 
-        With ``views.same_visit`` both views may show one visit of the pair: ``view.age`` is the age in the view,
-        ``batch.ages`` are those of the two visits that were read.
+        With ``views.same_visit`` both views may show one visit of the pair: ``view.age`` is the age at the visit in the
+        view, ``batch.ages`` are the ages at the two visits of the batch.
         """
 
     def draw_views(self, batch: PairBatch) -> tuple[View, View]:
-        """The two views of each pair that :meth:`terms` is given; a strategy may draw others."""
+        """Draws the two views of each pair for :meth:`terms`; a strategy may override it."""
         return self.views(batch, self.generator)
 
     def losses(self, batch: PairBatch) -> dict[str, Tensor]:
-        """Views, then their terms."""
+        """Draws views and computes their terms."""
         return self.terms(*self.draw_views(batch), batch)
 
     def on_step_end(self, progress: float) -> None:
-        """Moves the teacher; an override calls it, too."""
+        """Moves the teacher; an override must call ``super().on_step_end(progress)``."""
         if self.teacher is not None:
             self.teacher.follow(progress)
 
     def configure_optimizers(self) -> Any:
-        """See :class:`lssl.task.Task`; a teacher's momentum rises until the last step, so there must be one."""
+        """See :class:`lssl.task.Task`; refuses a teacher, whose momentum rises to the last step, in an endless run."""
         if self.teacher is not None:
             self.steps_in_all("teacher's momentum")
         return super().configure_optimizers()
 
     def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Embeddings of each visit's central view; see :meth:`embed`."""
+        """Embeddings of each visit's centred view; see :meth:`embed`."""
         first, _ = self.views.centred(batch)
         return {"subject": batch.subject, "session": batch.session[:, 0], **self.embed(first)}
 
     def embed(self, view: View, taps: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Per tap ``(B, 2 C)``: mean and maximum of each channel over the foreground; no gradient."""
+        """Tap → ``(B, 2 C)``: mean and maximum of each channel over the foreground; no gradient."""
         features = self.backbone(view.image, taps or list(self.backbone.taps))
         return {
             name: mean_and_max(value.detach(), F.adaptive_avg_pool3d(view.foreground, value.shape[2:]))

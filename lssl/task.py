@@ -1,4 +1,4 @@
-"""Task: the LightningModule beneath every method, pretraining and fine-tuning alike."""
+"""Task: the LightningModule that pretraining and fine-tuning share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lssl.views.sampler import View, ViewSampler
 
 __all__ = ["CHECKPOINT_FORMAT", "Task", "check_format"]
 
-CHECKPOINT_FORMAT = 2  # of what `lssl fit` stores: raised whenever names of options or of weights change
+CHECKPOINT_FORMAT = 2  # raised whenever the names of options or weights in a checkpoint change
 
 Batch = TypeVar("Batch", contravariant=True)
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -30,7 +30,7 @@ ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
 
 class Task(L.LightningModule, ABC, Generic[Batch]):
-    """A network that learns a few named loss terms.
+    """A network trained on a few named loss terms.
 
     Subclasses implement :meth:`losses`; this class seeds, weights, sums and logs the terms, and configures the
     optimizer. :attr:`generator` depends on the seed, the rank, the stage and the step alone: a resumed run draws what
@@ -39,18 +39,18 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
     Args:
         backbone: network and taps.
         views: how views are drawn.
-        loss_weights: term → weight, in place of those in :attr:`LOSS_WEIGHTS`; a term that is named nowhere has weight
-            1, a term of weight 0 is switched off.
-        optimizer: from parameter groups (weights; and, without weight decay, biases and norms).
-        schedule: from the optimizer and the total number of steps; ``None`` keeps the rate constant.
+        loss_weights: term → weight, overriding :attr:`LOSS_WEIGHTS`. A term without a weight has weight 1; weight 0
+            switches a term off.
+        optimizer: built from parameter groups: weights, and biases and norms without weight decay.
+        schedule: built from the optimizer and the total number of steps; ``None`` keeps the learning rate constant.
 
     Attributes:
         loss_weights: weight of each term.
-        generator: on the CPU; whatever is random in a step is drawn from it.
+        generator: source of all random numbers of a step, on the CPU.
         logged: metrics of the latest step, by name; see :meth:`log_metric`.
     """
 
-    #: Terms that the task can give, and their weights. Empty: any name is accepted until the first step has shown them.
+    #: Terms of the task and their weights. If empty, names are checked against the terms of the first step.
     LOSS_WEIGHTS: ClassVar[Mapping[str, float]] = {}
 
     def __init__(
@@ -76,16 +76,15 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Unweighted scalar terms of the loss of one batch, drawing from :attr:`generator`.
+        """Unweighted scalar terms of the loss of one batch; random numbers come from :attr:`generator`.
 
-        Training, validation, test, reports and benchmarks all go through it.
+        Training, validation, test, reports and benchmarks all call this method.
         """
 
     def declare_terms(self, weights: Mapping[str, float]) -> None:
-        """Sets the terms there are and their weights, before those that the user chose.
+        """Sets the known terms and their default weights; the user's ``loss_weights`` override them.
 
-        ``__init__`` calls it with :attr:`LOSS_WEIGHTS`. A task whose objective carries weights of its own calls it
-        again with them.
+        ``__init__`` calls it with :attr:`LOSS_WEIGHTS`. A task whose objective has its own weights calls it again.
         """
         self._declared_terms = tuple(weights)
         self.loss_weights = {**weights, **self._chosen_weights}
@@ -93,11 +92,11 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
             self._check_weights(weights)
 
     def uses(self, term: str) -> bool:
-        """Whether a term has any weight, hence needs computing."""
+        """Whether a term has a weight other than 0, so that it must be computed."""
         return self.loss_weights.get(term, 1.0) != 0
 
     def taps_of(self, needs: Mapping[str, Iterable[str]]) -> list[str]:
-        """Taps that the terms in use need, each once, in order.
+        """Taps needed by the terms in use, in order and without repetition.
 
         Args:
             needs: term → taps.
@@ -116,41 +115,41 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         return torch.stack([self.weight(name) * value for name, value in terms.items()]).sum()
 
     def log_metric(self, name: str, value: Tensor) -> None:
-        """Logs a scalar that is no part of the loss; in training, as the mean since the last log."""
+        """Logs a scalar that is not part of the loss; in training, its mean since the last log."""
         self.logged[name] = value.detach()
 
     def on_step_end(self, progress: float) -> None:
-        """Called after every optimizer step: for whatever follows the network or anneals.
+        """Called after every optimizer step, for example to move a teacher or anneal a temperature.
 
         Args:
-            progress: share of the steps done; 0 throughout in a run without end.
+            progress: share of the steps done; always 0 in an endless run.
         """
 
     def parameter_groups(self) -> dict[float, list[nn.Parameter]]:
-        """What is trained, by the multiplier of its learning rate; one for all, unless a subclass differs."""
+        """Learning-rate multiplier → trained parameters; by default all parameters have multiplier 1."""
         return {1.0: [parameter for parameter in self.parameters() if parameter.requires_grad]}
 
     def on_resume(self) -> None:
-        """Called before a run continues from its checkpoint: what it once started from need not be there any more."""
+        """Called before a run resumes: files that it first started from are not needed any more."""
 
     def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
-        """For pictures, what the network is shown of a view and what it makes of it; ``None`` if it makes no images."""
+        """The network's input for a view and its reconstruction, for pictures; ``None`` without reconstruction."""
         return None
 
     @property
     def data_source(self) -> DataSource:
-        """The datamodule, as far as a task may know it."""
+        """The part of the datamodule that a task may use."""
         data = self._datamodule
         if not isinstance(data, DataSource):
             raise InputError(
-                f"data: {type(self).__name__} needs a source that knows its visits, and "
-                f"{'there is none' if data is None else f'{type(data).__name__} does not'}; derive one from "
+                f"data: {type(self).__name__} needs a datamodule with a table of visits, but "
+                f"{'there is no datamodule' if data is None else f'{type(data).__name__} has none'}; derive yours from "
                 "lssl.data.datamodule.PairDataModule."
             )
         return data
 
     def seed(self, stage: str, *step: int) -> None:
-        """Restarts :attr:`generator` for one step (and one batch of an accumulated step) of one stage on this rank."""
+        """Seeds :attr:`generator` for one step of one stage on this rank, and for one batch of an accumulated step."""
         key = [torch.initial_seed() % 2**63, self.global_rank, ("fit", "val", "test").index(stage), *step]
         state = np.random.SeedSequence(key).generate_state(2, np.uint32)
         self.generator.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
@@ -158,7 +157,7 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
     # --- Lightning ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Checks what can be checked before any long work starts."""
+        """Checks options against the data before any long work starts."""
         data = self._datamodule
         if isinstance(data, DataSource):
             data.check_crop(self.views.size)
@@ -166,7 +165,7 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         self._check_precision()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step: terms and their weighted sum, logged every ``trainer.log_every_n_steps``."""
+        """The weighted sum of the terms; logs both every ``trainer.log_every_n_steps`` steps."""
         self.seed("fit", self.global_step, batch_idx)
         loss, terms = self._step(batch)
         for name, value in self.logged.items():
@@ -181,20 +180,20 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        """The same terms on held-out pairs."""
+        """Logs the same terms on held-out pairs."""
         self._evaluate(batch, batch_idx, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> Any:
-        """The same terms on test pairs."""
+        """Logs the same terms on test pairs."""
         self._evaluate(batch, batch_idx, "test")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The step, then :meth:`on_step_end`."""
+        """Makes the step and calls :meth:`on_step_end`."""
         super().optimizer_step(*args, **kwargs)
         self.on_step_end((self.global_step + 1) / self.trainer.estimated_stepping_batches)
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over all that is trained, and its schedule, stepped every step."""
+        """One optimizer over all trained parameters, and a schedule that advances every step."""
         groups: list[dict[str, Any]] = []
         for multiplier, trained in self.parameter_groups().items():
             decayed = [parameter for parameter in trained if parameter.ndim > 1]
@@ -210,18 +209,18 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what the next log is the mean of."""
+        """Stores the sums behind the next log's means."""
         checkpoint["since_log"] = dict(self._since_log)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes it up, and refuses a checkpoint of another format."""
+        """Restores these sums; refuses a checkpoint of another format."""
         check_format(checkpoint, "ckpt_path")
         self._since_log = {
             name: (total.to(self.device), count) for name, (total, count) in checkpoint.get("since_log", {}).items()
         }
 
     def steps_in_all(self, what: str) -> int:
-        """Optimizer steps of the run; refuses one without end, as ``what`` needs it."""
+        """Number of optimizer steps of the run; refuses an endless run, because ``what`` needs the number."""
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise InputError(f"trainer: the {what} needs an end; set trainer.max_epochs or trainer.max_steps.")
@@ -258,14 +257,14 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
     def _check_precision(self) -> None:
         """OneDNN's bfloat16 gradient of a 3D kernel reads uninitialised memory on CPU maps of 1 or 2 voxels a side.
 
-        Seen with torch 2.13: NaN or another value at every call. Larger maps are exact to the bit.
+        Torch 2.13 gives NaN or a different value at every call. Larger maps are exact to the bit.
         """
         if self.device.type != "cpu" or "bf16" not in str(self.trainer.precision):
             return
         for name, tap in self.backbone.taps.items():
             if any(side // stride <= 2 for side, stride in zip(self.views.size, tap.stride, strict=True)):
                 raise InputError(
-                    f"trainer.precision: bfloat16 gradients are wrong on CPUs where a map has 2 voxels a side, as tap "
+                    f"trainer.precision: bfloat16 gradients are wrong on CPUs if a map has 2 voxels a side, as tap "
                     f"'{name}' has here; use larger views or trainer.precision 32."
                 )
 
@@ -279,11 +278,11 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
 
 
 def check_format(checkpoint: Mapping[str, Any], where: str) -> None:
-    """Refuses a checkpoint of ``lssl fit`` whose names are of another time.
+    """Refuses a checkpoint of ``lssl fit`` in another format.
 
     Args:
-        checkpoint: its content; one that another program wrote passes.
-        where: its path, or the option that named it.
+        checkpoint: content of the checkpoint. A checkpoint of another program passes.
+        where: path of the checkpoint, or the option that named it.
     """
     if "lssl" in checkpoint and (found := checkpoint["lssl"].get("format", 1)) != CHECKPOINT_FORMAT:
         raise InputError(
@@ -293,5 +292,5 @@ def check_format(checkpoint: Mapping[str, Any], where: str) -> None:
 
 
 def _size(batch: Any) -> int:
-    """Pairs in a batch, or in the first of several."""
+    """Number of pairs in a batch, or in the first of several batches."""
     return len(next(iter(batch.values()))) if isinstance(batch, Mapping) else len(batch)

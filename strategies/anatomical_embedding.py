@@ -1,10 +1,10 @@
 """Anatomical embedding: every voxel finds itself again, in another view, visit or subject (SAM).
 
 Yan, Cai, Jin, Miao, Guo, Harrison, Tang, Xiao, Lu, Lu: "SAM: Self-supervised Learning of Pixel-wise Anatomical
-Embeddings in Radiological Images", IEEE TMI 2022 (arXiv 2012.02383). Two views of known mutual geometry go through one
-network with two heads: a *fine* map tells a place from its surroundings, a *coarse* one tells a region of the body from
-the others. Both are L2-normalised voxel by voxel. For the direction 1 → 2, with anchors x on view 1's lattice that view
-2 shows too, u the map of view 1, v that of view 2, and v(C x) interpolated at x's place in view 2 and normalised again:
+Embeddings in Radiological Images", IEEE TMI 2022 (arXiv 2012.02383). One network with two heads sees two views whose
+correspondence is known. The *fine* map distinguishes a point from its surroundings; the *coarse* map distinguishes
+regions of the body. Both are L2-normalised voxel by voxel. For the direction 1 → 2, anchors x lie on view 1's lattice
+where view 2 shows them too. u is the map of view 1, v that of view 2, and v(C x) is v interpolated at x and normalised:
 
 ======== ============================================================================================= ======
 term     formula                                                                                       weight
@@ -14,16 +14,20 @@ fine     InfoNCE of (u(x), v(C x)) against hard, then diverse voxels of both vie
 coarse   the same in the coarse map with its own exclusion, and against voxels of other subjects       1
 ======== ============================================================================================= ======
 
-and the same with the views swapped; a term is the mean of both directions. See :class:`lssl.losses.MinedInfoNCE`.
+The direction 2 → 1 swaps the views, and each term is the mean of both. See :class:`lssl.losses.MinedInfoNCE`.
 
-What differs from the published code, and why: places are compared at interpolated features, not at the nearest voxel
-within some mm; excluded voxels have the logit -∞ (there: similarity 0, which can outrank true negatives); 8 mm are
-excluded, not 20, as a brain is small; views rotate and change in contrast, as MR needs; half of the positives may come
-from another visit (``views.same_visit``); a subject is no stranger to itself, however often a batch holds it; a sample
-whose views share no place is left out (there: compared with itself). Left and right are never confused by a mirror:
-both views are mirrored together, or none.
+Differences from the published code:
 
-A checkpoint of it is what :class:`lssl.correspondence.matchers.EmbeddingMatcher` takes.
+* Points are compared at interpolated features; the published code uses the nearest voxel within some mm.
+* Excluded voxels have the logit -∞. The published similarity 0 can outrank true negatives.
+* The exclusion radius is 8 mm instead of 20 mm, because a brain is small.
+* Views rotate and change in contrast, as MR needs.
+* Positives may come from another visit (``views.same_visit``).
+* A subject is never its own negative, even if a batch holds it twice.
+* A sample whose views share no point is left out; the published code compares it with itself.
+* A mirror never confuses left and right: both views are mirrored, or neither.
+
+:class:`lssl.correspondence.matchers.EmbeddingMatcher` reads checkpoints of this strategy.
 """
 
 from __future__ import annotations
@@ -55,14 +59,14 @@ Maps = list[tuple[Tensor, Tap]]
 
 @dataclass
 class FineMap:
-    """Where the fine map is read and what its anchors are told from.
+    """Options of the fine map: its tap, its anchors and their negatives.
 
     Attributes:
-        tap: SAM's has stride 2.
-        anchors: per sample and direction.
-        hard: candidates kept per anchor (SAM: 2000).
-        diverse: of them used (SAM: 500).
-        exclusion: mm around an anchor within which nothing is a negative.
+        tap: tap of the map; SAM's has stride 2.
+        anchors: number of anchors per sample and direction.
+        hard: hardest candidates kept per anchor (SAM: 2000).
+        diverse: negatives drawn from them (SAM: 500).
+        exclusion: radius in mm around an anchor; nothing inside it is a negative.
     """
 
     tap: str = "decoder.1"
@@ -79,16 +83,16 @@ class FineMap:
 
 @dataclass
 class CoarseMap(FineMap):
-    """The same for the coarse map.
+    """Options of the coarse map.
 
     Attributes:
-        tap: SAM's has stride 16.
-        anchors: fewer where the map is small.
-        hard: candidates kept per anchor (SAM: 250).
-        diverse: of them used (SAM: 200).
-        exclusion: at least the diagonal of the map's voxel, in mm.
-        cross_subject_negatives: voxels drawn from all views of the batch, as negatives of the subjects they are not of
-            (SAM: 1000). They are drawn whatever their place, so a few show the anchor's own anatomy.
+        tap: tap of the map; SAM's has stride 16.
+        anchors: number of anchors per sample and direction; a small map gives fewer.
+        hard: hardest candidates kept per anchor (SAM: 250).
+        diverse: negatives drawn from them (SAM: 200).
+        exclusion: radius in mm; choose at least the diagonal of the map's voxel.
+        cross_subject_negatives: voxels drawn from all views of the batch (SAM: 1000). Each is a negative for anchors of
+            other subjects. They are drawn anywhere, so a few show the anchor's own anatomy.
     """
 
     tap: str = "bottleneck"
@@ -108,13 +112,13 @@ class AnatomicalEmbedding(Strategy):
 
     Args:
         backbone: network and taps.
-        fine: the fine map; ``None``: :class:`FineMap` as it is.
-        coarse: the coarse map; ``None``: :class:`CoarseMap` as it is.
+        fine: the fine map; ``None`` takes :class:`FineMap` with its defaults.
+        coarse: the coarse map; ``None`` takes :class:`CoarseMap` with its defaults.
         hidden: width of the heads' hidden layer.
         embedding: channels of each map (SAM: 128).
-        norm: of the heads: ``batch``, or ``layer``.
-        temperature: of both terms; SAM's is 0.5. The shipped config takes 0.1 and says what it changed.
-        foreground: anchors on the foreground of both views only.
+        norm: normalisation in the heads: ``batch`` or ``layer``.
+        temperature: temperature of both terms. SAM uses 0.5; the shipped config uses 0.1 and reports the difference.
+        foreground: draw anchors on the foreground of both views only.
         **common: see :class:`lssl.task.Task`.
     """
 
@@ -157,7 +161,8 @@ class AnatomicalEmbedding(Strategy):
     def anatomical_maps(self, image: Tensor) -> Maps:
         """L2-normalised float32 maps ``(B, D, ...)`` of images ``(B, C, ...)`` and their taps, the finest first.
 
-        Images whose sides the network's strides do not divide are padded behind their last voxels, and so are the maps.
+        Images are padded behind their last voxels until the network's strides divide their sides; the maps cover the
+        padding too.
         """
         features = self.backbone(self.backbone.pad(image), self.taps)
         return [
@@ -171,22 +176,22 @@ class AnatomicalEmbedding(Strategy):
         terms, stds = {}, []
         for number, (name, (values, tap)) in enumerate(zip(self.levels, maps, strict=True)):
             with torch.no_grad():
-                ranked = descriptors(maps[number:])  # the fine map is ranked by both, the coarse one by itself
+                ranked = descriptors(maps[number:])  # both maps rank the fine one; the coarse one ranks itself
             sides = [
                 _Side(view, tap, rows, rank)
                 for view, rows, rank in zip((first, second), values.chunk(2), ranked.chunk(2), strict=True)
             ]
             state, losses = self.generator.get_state(), []
             for one, other in (sides, sides[::-1]):
-                self.generator.set_state(state)  # both directions draw alike: neither view is the first
+                self.generator.set_state(state)  # both directions draw alike, so the order of the views does not matter
                 losses.append(self._direction(name, one, other, batch.subject))
             terms[name] = torch.stack(losses).mean()
             stds.append(feature_std(to_rows(values).flatten(0, 1)))
-        self.log_metric("feature_std", torch.stack(stds).amin())  # of the map that fills less of its sphere
+        self.log_metric("feature_std", torch.stack(stds).amin())  # the smaller one of the two maps
         return terms
 
     def _direction(self, name: str, one: _Side, other: _Side, subject: Tensor) -> Tensor:
-        """Anchors of one view against both views, and against other subjects in the coarse map."""
+        """Loss of one view's anchors; negatives come from both views and, in the coarse map, from other subjects."""
         level, generator = self.levels[name], self.generator
         points_mm, weight = corresponding_points(
             one.view, other.view, one.tap, level.anchors, generator, self.foreground
@@ -208,7 +213,7 @@ class AnatomicalEmbedding(Strategy):
         )
 
     def _other_subjects(self, level: FineMap, rows: Tensor, subject: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Drawn rows ``(L, D)`` of all samples, and which samples ``(B, L)`` are of another subject."""
+        """Drawn rows ``(L, D)``, and a mask ``(B, L)``: true where a row belongs to another subject than the sample."""
         wanted = level.cross_subject_negatives if isinstance(level, CoarseMap) else 0
         if not wanted:
             return None
@@ -223,7 +228,7 @@ class AnatomicalEmbedding(Strategy):
         views = self.views
         if views.flip[0] and views.geometry == "independent" and not views.flip_together:
             raise InputError(
-                "views: AnatomicalEmbedding tells left from right: set views.flip_together to true, or views.flip to 0."
+                "views: AnatomicalEmbedding distinguishes left from right; set views.flip_together, or views.flip to 0."
             )
 
     def _check_strides(self) -> None:
@@ -235,13 +240,13 @@ class AnatomicalEmbedding(Strategy):
 
 @dataclass
 class _Side:
-    """One view, its embedding and what its voxels are ranked by.
+    """One side of a direction: the view, its embedding, and the features that rank its voxels.
 
     Attributes:
         view: B views.
-        tap: where the maps lie.
+        tap: tap of the maps.
         maps: ``(B, D, ...)`` embedding.
-        rank: ``(B, E, ...)`` on the same lattice, without gradient.
+        rank: ``(B, E, ...)`` ranking features on the same lattice, without gradient.
     """
 
     view: View
@@ -251,7 +256,7 @@ class _Side:
 
     @property
     def points_mm(self) -> Tensor:
-        """``(B, N, 3)`` mm of the lattice."""
+        """``(B, N, 3)`` positions of the lattice in mm."""
         affine = geo.feature_affine(self.view.affine, self.tap.stride, self.tap.offset)
         return geo.transform(affine, geo.lattice(self.maps.shape[2:], affine.device))
 

@@ -1,10 +1,9 @@
-"""Anatomical invariance (Alice): the same anatomy elsewhere looks alike, whatever part of it is masked.
+"""Anatomical invariance (Alice): matched crops of the same anatomy get similar features, even when masked.
 
 Jiang, Sun, Guo, Hou, Wang, Gao, Wang, Lu: "Anatomical Invariance Modeling and Semantic Alignment for Self-supervised
 Learning in 3D Medical Image Analysis", ICCV 2023 (arXiv 2302.05615). A query crop Q and a key crop K show the same
-anatomy of two visits or two subjects (:class:`lssl.correspondence.matched_views.MatchedViews`). The
-online network sees them with three quarters of their blocks masked, its teacher (a moving average, encoder only) sees
-all of them.
+anatomy of two visits or two subjects (:class:`lssl.correspondence.matched_views.MatchedViews`). The online network sees
+them with three quarters of their blocks masked. The teacher, a moving average of the encoder, sees the full crops.
 
 ============== ============================================================================================== ======
 term           formula                                                                                        weight
@@ -15,28 +14,29 @@ reconstruction mean squared difference of the decoder's image and the crop, over
 ============== ============================================================================================== ======
 
 ``D(s, t)`` is DINO's cross-entropy over prototypes (:class:`lssl.losses.SelfDistillation`), or InfoNCE. *Conditional
-anatomical semantic alignment* makes S and T. With V the encoder's features of the masked crop at its visible places,
-H the decoder's of all places, Y the teacher encoder's of the full crop, and φ, ψ projections::
+anatomical semantic alignment* gives S and T. V are the encoder's visible features of the masked crop, H the decoder's
+features at all positions, Y the teacher encoder's features of the full crop, and φ, ψ projections::
 
     q = W_q ψ(V)      S = ζ(softmax(q (W_k φ(H))ᵀ / √d) W_v φ(H))      T = ζ'(softmax(q (W_k' ψ'(Y))ᵀ / √d) W_v' ψ'(Y))
 
 Primes are the teacher's. Queries come from visible student features; student and teacher outputs must agree.
 
-The paper's text could not be had; this follows its figures, and its code where the figures are silent. Where they
-differ, the figures decide, and an option follows the code:
+The paper's text was not available. This implementation follows its figures, and its code where the figures say
+nothing. Where the two differ, the default follows the figures, and an option may follow the code:
 
-* the code's attention adds q to its output on both sides. Then S and T agree if both merely pass q on, and the term
-  falls without the backbone learning; figure 3 has no such path (``alignment.residual``).
-* in the code all encoder features ask, in the figures those of visible blocks (``alignment.condition``).
-* the code averages the reconstruction over all voxels, of which a quarter was seen (``reconstruct``). The weight 5
+* The code's attention adds q to its output on both sides. S and T then agree if both merely pass q on, and the loss
+  falls while the backbone learns nothing. Figure 3 has no such path (``alignment.residual``).
+* The code makes queries of all encoder features, the figures of the visible blocks (``alignment.condition``).
+* The code averages the reconstruction over all voxels, a quarter of which are visible (``reconstruct``). The weight 5
   is its λ₃ / 2 = 10 / 2; an earlier state of the code has 1 / 2.
-* in the code both sides share the attention, and Y comes from the teacher's decoder; in figure 3 keys, values, ζ and ψ
-  are moving averages, and the teacher has no decoder. So here.
-* in the code one mask of columns serves the whole batch; here every crop has its own mask of blocks. Masked voxels are
-  0 (in the figures, the encoder of a ViT skips masked tokens; convolutions and Swin's windows cannot, so that their
-  tokens are replaced: :class:`lssl.views.masking.BlockMasking`).
+* In the code both sides share the attention, and Y comes from the teacher's decoder. Here, as in figure 3, keys,
+  values, ζ and ψ are moving averages, and the teacher has no decoder.
+* The code uses one mask of columns for the whole batch. Here every crop has its own mask of blocks.
+* Masked voxels are 0. In the figures a ViT's encoder skips masked tokens. Convolutions and Swin's windows cannot skip
+  them, so masked tokens are replaced instead (:class:`lssl.views.masking.BlockMasking`).
 
-Left out of the code's recipe: a weight decay that rises from 0.04 to 0.4, and prototypes that rest for the first epoch.
+Two parts of the code's recipe are left out: weight decay that rises from 0.04 to 0.4, and prototypes frozen for the
+first epoch.
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ Compared = tuple[Tensor, dict[str, Tensor]]
 
 
 class Objective(nn.Module, ABC):
-    """How the online network's answers are compared with the teacher's."""
+    """Compares the online network's outputs with the teacher's."""
 
-    #: Pairs in all, below which the term ``inter`` has nothing to compare with.
+    #: Fewest pairs over all devices that the term ``inter`` can compare.
     MIN_PAIRS: ClassVar[int] = 1
-    #: Whether the term ``intra`` compares places.
+    #: Whether the term ``intra`` needs the positions of its features.
     NEEDS_POINTS: ClassVar[bool] = False
 
     def last_layer(self, width: int) -> nn.Module:
-        """A new layer that ends a head of some width."""
+        """A new last layer for a head of this width."""
         return nn.Identity()
 
     @abstractmethod
@@ -88,14 +88,14 @@ class Objective(nn.Module, ABC):
 
         Args:
             term: ``inter`` or ``intra``.
-            student: ``(2 B, D)`` of both crops, the first ones first; ``(2 B, K, D)`` of K features of each in
-                ``intra``.
-            teacher: the same; in ``inter``, of the other crop of each pair.
-            points_mm: ``(2 B, K, 3)`` mm of the features, if :attr:`NEEDS_POINTS`.
+            student: ``(2 B, D)`` outputs for both crops, all query crops before all key crops. In ``intra``,
+                ``(2 B, K, D)`` outputs at K features of each crop.
+            teacher: outputs of the same shape; in ``inter``, those of the other crop of each pair.
+            points_mm: ``(2 B, K, 3)`` positions of the features in mm, if :attr:`NEEDS_POINTS`; else ``None``.
         """
 
     def on_step_end(self, progress: float) -> None:
-        """Called after every optimizer step with the share of the steps done."""
+        """Called after every optimizer step; ``progress`` is the share of the steps done."""
 
 
 class DINO(Objective):
@@ -103,10 +103,10 @@ class DINO(Objective):
 
     Args:
         prototypes: K (Alice: 512).
-        student_temperature: of the student's soft-max.
-        teacher_temperature: first and last of the teacher's.
-        teacher_warmup: share of the training in which it moves.
-        centre_momentum: of the centres.
+        student_temperature: temperature of the student's soft-max.
+        teacher_temperature: first and last temperature of the teacher's soft-max.
+        teacher_warmup: share of the training over which the teacher's temperature changes.
+        centre_momentum: momentum of the centres.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class DINO(Objective):
         return Prototypes(width, self.prototypes)
 
     def forward(self, term: str, student: Tensor, teacher: Tensor, points_mm: Tensor | None) -> Compared:
-        """The log says how many prototypes the batch takes, and how often the student takes the same."""
+        """Also logs how many prototypes the batch uses, and how often student and teacher choose the same one."""
         criterion = self.inter if term == "inter" else self.intra
         value = criterion(student, teacher)
         with torch.no_grad():
@@ -147,11 +147,11 @@ class DINO(Objective):
 
 
 class InfoNCE(Objective):
-    """A crop finds its partner among the other pairs' crops, and a feature itself among the crop's others.
+    """``inter`` discriminates a crop's partner from other pairs; ``intra`` discriminates features within a crop.
 
     Args:
-        temperature: of the soft-max.
-        exclusion: mm around a feature within which nothing is a negative.
+        temperature: temperature of the soft-max.
+        exclusion: radius in mm around a feature; nothing inside it is a negative.
     """
 
     MIN_PAIRS = 2
@@ -176,21 +176,21 @@ class AnatomicalInvariance(Strategy):
 
     Args:
         backbone: network and taps; transformers name their ``tokens``.
-        encoder: tap of V and Y, which is also pooled.
+        encoder: tap of V and Y; its features are also pooled.
         decoder: tap of H; Alice's is the first stage of the decoder.
-        matching: how the query's anatomy is found in the key; ``None``: :class:`Matching` as it is. The log has the
-            shares of the pairs.
+        matching: how the key crop is matched to the query crop; ``None`` takes :class:`Matching` with its defaults.
+            The log has the shares of matched pairs.
         mask_ratio: share of masked blocks (Alice: 0.75).
         block: side(s) of a block in voxels (Alice: 16).
-        objective: DINO, as Alice, InfoNCE, or another :class:`Objective`.
-        alignment: the attention; ``None``: :class:`Alignment` as it is.
-        reconstruct: the ``masked`` voxels, or the ``full`` crop.
+        objective: DINO (as Alice), InfoNCE, or another :class:`Objective`.
+        alignment: options of the attention; ``None`` takes :class:`Alignment` with its defaults.
+        reconstruct: voxels in the reconstruction term: the ``masked`` ones, or the ``full`` crop.
         hidden: width of the heads' hidden layers (Alice: 2048).
         projection: width of the embeddings and of the attention (256; Alice: 256 and 512).
-        norm: of the heads. Alice has none; without it their outputs nearly coincide in small batches (feature_std 0.02
-            after 200 steps at 8 pairs, with batch norm 0.37; one seed).
-        momentum: of the teacher at first; it rises to 1 by a cosine.
-        **common: see :class:`lssl.task.Task`. ``views.overlap`` says how far the key may be off its match.
+        norm: normalisation in the heads. Alice has none. Without it their outputs nearly coincide in small batches
+            (feature_std 0.02 after 200 steps at 8 pairs, against 0.37 with batch norm; one seed).
+        momentum: first momentum of the teacher; it rises to 1 by a cosine.
+        **common: see :class:`lssl.task.Task`. ``views.overlap`` limits how far the key crop may lie from its match.
     """
 
     LOSS_WEIGHTS: ClassVar = {"inter": 1.0, "intra": 1.0, "reconstruction": 5.0}
@@ -238,29 +238,29 @@ class AnatomicalInvariance(Strategy):
             followed |= {"psi": self.psi, "attention": self.attention}
         if self.uses("reconstruction"):
             self.to_image = nn.Conv3d(backbone.out_channels, backbone.in_channels, 1)
-        # The online network's running statistics are those of masked crops, the teacher's of full ones.
+        # Running statistics differ: the online network sees masked crops, the teacher full ones.
         self.teacher = Teacher(followed, momentum, buffers=False)
 
     def draw_views(self, batch: PairBatch) -> tuple[View, View]:
         """Matched views; see :class:`lssl.correspondence.matched_views.MatchedViews`."""
-        self.matched.matcher.to(batch.images.device)  # no part of this module: its weights are not saved again
+        self.matched.matcher.to(batch.images.device)  # not a submodule, so its weights are not saved again
         first, second, shares = self.matched(batch, self.generator)
         for name, value in shares.items():
             self.log_metric(f"match/{name}", value)
         return first, second
 
     def on_step_end(self, progress: float) -> None:
-        """Teacher and temperatures."""
+        """Moves the teacher and the temperatures."""
         super().on_step_end(progress)
         self.objective.on_step_end(progress)
 
     def setup(self, stage: str) -> None:
-        """Refuses to pair subjects by a frame that they do not share."""
+        """Refuses other subjects as keys if the matcher uses a common frame and there is none."""
         super().setup(stage)
         by_frame = self.matched.other_subject and isinstance(self.matched.matcher, FrameMatcher)
         if by_frame and not self.data_source.common_frame:
             raise InputError(
-                "other_subject: these subjects share no frame by which they could be matched; set it to 0, give an "
+                "other_subject: these subjects share no frame, so the frame cannot match them; set it to 0, give an "
                 "EmbeddingMatcher, or prepare them to a template (lssl prepare --template)."
             )
 
@@ -282,13 +282,13 @@ class AnatomicalInvariance(Strategy):
         if self.uses("reconstruction"):
             error = (self.to_image(online["output"]).float() - images).square()
             share = torch.ones_like(masked) if self.full else masked
-            each = share.flatten(1).sum(1).float()  # masks differ in size where blocks do not fit into the view
+            each = share.flatten(1).sum(1).float()  # cut-off blocks make masks of different sizes
             mean = (error * share).flatten(1).sum(1) / (each * images.shape[1]).clamp_min(1)
             terms["reconstruction"] = weighted_mean(mean, each)
         return terms
 
     def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
-        """A masked view, and what is made of it."""
+        """The masked view and its reconstruction."""
         if not self.uses("reconstruction"):
             return None
         masked = self.masking.draw(len(view.image), torch.Generator().manual_seed(0), view.image.device)
@@ -296,7 +296,7 @@ class AnatomicalInvariance(Strategy):
         return view.image.masked_fill(masked, 0), made
 
     def _inter(self, online: Tensor, full: Tensor, seen: Tensor) -> Tensor:
-        """Pooled embeddings; the teacher's of the other crop."""
+        """Compares pooled embeddings with the teacher's of the other crop."""
         z = self.pooled(mean_and_max(online, seen))
         self.log_metric("feature_std", feature_std(z))
         with torch.no_grad():
@@ -304,7 +304,7 @@ class AnatomicalInvariance(Strategy):
         return self._compare("inter", self.pooled_last(z), torch.cat(target.chunk(2)[::-1]))
 
     def _intra(self, online: Tensor, decoded: Tensor, full: Tensor, seen: Tensor, first: View, second: View) -> Tensor:
-        """Conditional alignment within each crop."""
+        """Compares student and teacher by conditional alignment within each crop."""
         cells = seen[0].numel()
         visible = max(1, cells - round(self.masking.ratio * cells))
         asked = cells if self.alignment.condition == "all" else visible

@@ -1,10 +1,10 @@
-"""Global contrastive pretraining: one embedding per view, its partner told from other subjects.
+"""Global contrastive pretraining: one embedding per view; views of a pair are pulled together.
 
-The encoder's features are pooled to one vector per view, and an *objective* (a class, chosen in the config) pulls the
-two vectors of a pair together without letting all vectors become one:
+The encoder's features are pooled to one vector per view. An *objective* (a class, chosen in the config) pulls the two
+vectors of a pair together and keeps the vectors from collapsing to one point:
 
 ============ ========================================= ================================= ===========================
-objective    what keeps the vectors apart              paper                             take it for (pairs in all)
+objective    what prevents collapse                    paper                             advised pairs, all devices
 ============ ========================================= ================================= ===========================
 ``SimCLR``   other subjects of the batch               Chen et al., ICML 2020            64 and more
 ``MoCo``     a queue of other subjects' earlier keys   He et al., CVPR 2020; v2, 2020    any, 4 and more
@@ -12,14 +12,14 @@ objective    what keeps the vectors apart              paper                    
 ``VICReg``   variance and covariance of dimensions     Bardes et al., ICLR 2022          32 and more
 ============ ========================================= ================================= ===========================
 
-Widths, temperatures and momenta are those papers' where small 3D batches allow, and common for such batches where
-not (a queue of 2048, embeddings of 128 numbers). The batch counted is that of all devices. Heads have batch norm, as
-published: with ``layer`` norm, often advised for small batches, 200 steps on procedural heads at 8 pairs (one seed)
-taught SimCLR half as much and collapsed MoCo: pooled features of different images are nearly parallel at first.
+Widths, temperatures and momenta are those of the papers where small 3D batches allow. Elsewhere they are values common
+for small batches (a queue of 2048, embeddings of 128 channels). Heads have batch norm, as published. ``layer`` norm is
+often advised for small batches, but did worse in 200 steps on procedural heads with 8 pairs (one seed): SimCLR learned
+half as much and MoCo collapsed. Pooled features of different images are nearly parallel at first.
 
 Positives are two crops of one visit, two visits of a subject, or a mix, by ``views.same_visit``. Two visits as
-positives teach the network to ignore what changes between them; ``interval`` weighs such pairs down the longer the
-time between them, for those whose signal *is* the change.
+positives teach the network to ignore what changes between them. If the change *is* your signal, ``interval`` gives
+pairs less weight the longer the time between their visits.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Objective(nn.Module, ABC):
-    """Heads on pooled features and the terms of a pair of embeddings; built by the strategy from the pooled width.
+    """Heads on pooled features, and the loss terms of a pair of embeddings; the strategy gives the pooled width.
 
-    Where objectives have different defaults these are ``None`` in the signature and said in the docstring: the parser
-    keeps options of one name when a config's class is replaced, so BYOL would inherit MoCo's.
+    Defaults that differ between objectives are ``None`` in the signature and named in the docstring. The parser keeps
+    options of the same name when a config's class is replaced, so BYOL would otherwise inherit MoCo's values.
 
     Attributes:
-        projector: embeds pooled features.
-        predictor: from the online embedding to the target's; the identity where there is none.
-        momentum: first and last momentum of the teacher that embeds the targets; ``None``: no teacher.
+        projector: maps pooled features to embeddings.
+        predictor: maps the online embedding to the target's; the identity if the objective has no predictor.
+        momentum: first and last momentum of the teacher that embeds the targets; ``None`` for no teacher.
     """
 
     #: Term → weight.
     LOSS_WEIGHTS: ClassVar[dict[str, float]] = {"similarity": 1.0}
-    #: Pairs in all, below which there is nothing to compare with.
+    #: Fewest pairs over all devices that the objective can compare.
     MIN_PAIRS = 1
     projector: nn.Module
     predictor: nn.Module
@@ -80,21 +80,21 @@ class Objective(nn.Module, ABC):
 
         Args:
             online: predictions of view 1 and of view 2.
-            target: the teacher's embeddings of the same views; the online ones where there is no teacher.
+            target: the teacher's embeddings of the same views, or the online ones without a teacher.
             subject: ``(B,)`` subject ids.
             weight: ``(B,)`` share of each pair in the mean; ``None`` weighs all alike.
         """
 
 
 class SimCLR(Objective):
-    """NT-Xent among the subjects of the batch (Chen et al., ICML 2020).
+    """NT-Xent over the subjects of the batch (Chen et al., ICML 2020).
 
     Args:
         in_features: given by the strategy.
         hidden: width of the projector's hidden layer (2048).
         projection: width of the embedding (128).
-        norm: of the projector.
-        temperature: of the soft-max.
+        norm: normalisation in the projector.
+        temperature: temperature of the soft-max.
     """
 
     MIN_PAIRS = 2
@@ -123,11 +123,11 @@ class MoCo(Objective):
         in_features: given by the strategy.
         hidden: width of the projector's hidden layer (2048).
         projection: width of the embedding (128).
-        norm: of the projector.
-        temperature: of the soft-max.
-        queue: number of keys kept; half the number of subjects or less keeps them distinct.
-        momentum: of the teacher at first (0.99).
-        final: of the teacher at last.
+        norm: normalisation in the projector.
+        temperature: temperature of the soft-max.
+        queue: number of stored keys; with at most half as many as subjects, the keys are distinct.
+        momentum: first momentum of the teacher (0.99).
+        final: last momentum of the teacher.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class MoCo(Objective):
         self.loss = QueueInfoNCE(temperature)
 
     def forward(self, online: Pair, target: Pair, subject: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
-        """See :class:`lssl.losses.QueueInfoNCE`; in training, the keys of both views then join the queue."""
+        """See :class:`lssl.losses.QueueInfoNCE`; in training, pushes the keys of both views to the queue afterwards."""
         (q1, q2), (k1, k2) = online, target
         queue, subject_ids = self.queue.keys, self.queue.subject_ids
         pair = torch.stack([self.loss(q, k, subject, queue, subject_ids, weight) for q, k in ((q1, k2), (q2, k1))])
@@ -159,7 +159,7 @@ class MoCo(Objective):
 
 
 class BYOL(Objective):
-    """A prediction of the teacher's embedding of the other view (Grill et al., NeurIPS 2020).
+    """Predicts the teacher's embedding of the other view (Grill et al., NeurIPS 2020).
 
     The term is the mean of ``-cos``, in [-1, 1]; the published loss is ``4 (1 + term)``.
 
@@ -167,8 +167,8 @@ class BYOL(Objective):
         in_features: given by the strategy.
         hidden: width of the heads' hidden layer (4096).
         projection: width of the embedding (256).
-        norm: of the heads.
-        momentum: of the teacher at first (0.996); it rises to 1.
+        norm: normalisation in the heads.
+        momentum: first momentum of the teacher (0.996); it rises to 1.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class VICReg(Objective):
         hidden: width of the projector's hidden layers (2048).
         projection: width of the embedding (2048).
         layers: Linear layers of the projector.
-        norm: of the projector.
+        norm: normalisation in the projector.
     """
 
     LOSS_WEIGHTS: ClassVar[dict[str, float]] = {"similarity": 25.0, "variance": 25.0, "covariance": 1.0}
@@ -219,7 +219,7 @@ class VICReg(Objective):
         self.variance, self.covariance = Variance(), Covariance()
 
     def forward(self, online: Pair, target: Pair, subject: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
-        """Mean squared difference, and the two regularisers over the batches of all ranks."""
+        """Mean squared difference and the two regularisers, over the batches of all ranks."""
         z1, z2 = (z.float() for z in online)
         distance = (z1 - z2).square().mean(1)
         everyone = gather(z1), gather(z2)
@@ -231,14 +231,16 @@ class VICReg(Objective):
 
 
 class GlobalContrastive(Strategy):
-    """One embedding per view, its partner told from other subjects (SimCLR, MoCo, BYOL or VICReg, 2020-2022).
+    """One embedding per view; views of a pair are pulled together (SimCLR, MoCo, BYOL or VICReg, 2020-2022).
 
     Args:
         backbone: network and taps.
-        taps: feature maps that are pooled (mean and maximum) and concatenated; encoder taps cost no decoder.
-        objective: SimCLR, MoCo, BYOL, VICReg, or another :class:`Objective`; which for which batch says the module.
-        interval: years τ; pairs of two visits count ``exp(-Δt/τ)`` of a pair of one visit, and 0 if their interval is
-            unknown, see :func:`lssl.utils.intervals.interval_weight`. ``None``: all alike.
+        taps: feature maps that are pooled (mean and maximum) and concatenated; with encoder taps alone, the decoder
+            does not run.
+        objective: SimCLR, MoCo, BYOL, VICReg, or another :class:`Objective`; the module's table says which suits which
+            batch.
+        interval: τ in years; a pair has weight ``exp(-Δt/τ)``, and 0 if its interval is unknown
+            (:func:`lssl.utils.intervals.interval_weight`). ``None`` weighs all pairs alike.
         **common: see :class:`lssl.task.Task`; the loss weights are the objective's own by default.
     """
 
@@ -266,7 +268,7 @@ class GlobalContrastive(Strategy):
             self.teacher = Teacher(followed, *self.objective.momentum)
 
     def setup(self, stage: str) -> None:
-        """Refuses to weigh by intervals that nobody knows."""
+        """Refuses ``interval`` if no interval is known."""
         super().setup(stage)
         if self.interval is not None and stage == "fit":
             require_intervals(self.data_source.table)

@@ -1,11 +1,11 @@
 """Longitudinal local multi-scale pretraining.
 
 Ren, Dey, Styner, Botteron, Gerig: "Local Spatiotemporal Representation Learning for Longitudinally-consistent
-Neuroimage Analysis", NeurIPS 2022 (arXiv 2206.04281). The paper's text could not be had when this was written; terms
-and defaults follow the authors' published code, and each departure from it is an option.
+Neuroimage Analysis", NeurIPS 2022 (arXiv 2206.04281). The paper's text was not available when this was written. Terms
+and defaults follow the authors' published code; every departure from it is an option.
 
-Two visits A, B of one subject pass one network. At K corresponding voxels of several encoder and decoder taps, h is
-the feature, z = projector(h) and p = predictor(z):
+One network sees two visits A, B of a subject. At K corresponding voxels of several encoder and decoder taps, h is the
+feature, z = projector(h) and p = predictor(z):
 
 =============== ============================================================================================= ========
 term            formula                                                                                       weight
@@ -17,14 +17,20 @@ orthogonality   mean cos²(z_skip, z_decoder) at the first concatenation after t
 reconstruction  mean over visits of MSE(3³ convolution of the network's output, view before intensity change) 10
 =============== ============================================================================================= ========
 
-What the terms are for: the predictor and the stopped gradient keep features from becoming constant, variance and
-covariance the decoder's channels from dying or repeating each other, orthogonality the decoder from passing on what
-the skip connection gave it, and reconstruction the image in the output.
+What each part is for:
 
-Known of the published settings (see the options that mend it): projected orthogonality is met by turning a projector
-that no other term holds, the backbone need not change (``orthogonality = "raw"``); with K < D the covariance cannot
-come near 0; and views cut at one window with zero padding let the network match voxels by their place in the crop
-(views with independent geometry, or a reflect-padded backbone).
+* The predictor and the stopped gradient keep features from becoming constant.
+* Variance and covariance keep the decoder's channels from dying or repeating each other.
+* Orthogonality keeps the decoder from merely passing on the skip connection's features.
+* Reconstruction keeps the image in the output.
+
+Known weaknesses of the published settings, and the options against them:
+
+* A projector that no other term uses can satisfy projected orthogonality alone; the backbone need not change
+  (``orthogonality = "raw"``).
+* With K < D the covariance cannot come near 0 (more ``samples`` or a smaller ``projection``).
+* With views of one window and zero padding, the network can match voxels by their position in the crop (views with
+  independent geometry, or a reflect-padded backbone).
 """
 
 from __future__ import annotations
@@ -54,13 +60,13 @@ Views = tuple[Tensor, ...]
 
 
 class Objective(nn.Module, ABC):
-    """How corresponding voxels of two views are made alike."""
+    """Makes corresponding voxels of two views similar."""
 
     #: Whether the projectors normalise their output.
     normalises: ClassVar[bool] = False
 
     def predictor(self, width: int) -> nn.Module | None:
-        """A new head from ``z`` to the other view's ``z``, both of a width; ``None`` if the objective has none."""
+        """A new head of this width from ``z`` to the other view's ``z``; ``None`` if the objective has none."""
         return None
 
     @abstractmethod
@@ -69,17 +75,17 @@ class Objective(nn.Module, ABC):
 
         Args:
             z: projections ``(B, K, D)`` of both views at K corresponding voxels.
-            p: predictions from them; the same where there is no predictor.
-            points_mm: ``(B, K, 3)`` mm.
+            p: predictions from them, or ``z`` itself without a predictor.
+            points_mm: ``(B, K, 3)`` positions of the voxels in mm.
             weight: ``(B,)`` share of each pair in the mean.
         """
 
 
 class Cosine(Objective):
-    """Prediction of the other view's projection, which gets no gradient: SimSiam's, as published.
+    """Predicts the other view's projection, which gets no gradient (SimSiam), as published.
 
     Args:
-        predictor_hidden: hidden width of the predictors.
+        predictor_hidden: width of the predictors' hidden layer.
     """
 
     normalises = True
@@ -89,7 +95,7 @@ class Cosine(Objective):
         self.predictor_hidden, self.loss = predictor_hidden, NegativeCosine()
 
     def predictor(self, width: int) -> nn.Module:
-        """Two layers."""
+        """A head of two layers."""
         return Projector(width, self.predictor_hidden, width)
 
     def forward(self, z: Views, p: Views, points_mm: Tensor, weight: Tensor) -> Tensor:
@@ -98,11 +104,11 @@ class Cosine(Objective):
 
 
 class InfoNCE(Objective):
-    """Each voxel against those farther away in the other view, without predictor.
+    """Discriminates each voxel from voxels farther away in the other view; no predictor.
 
     Args:
-        temperature: of the soft-max.
-        exclusion: mm around a voxel within which nothing is a negative.
+        temperature: temperature of the soft-max.
+        exclusion: radius in mm around a voxel; nothing inside it is a negative.
     """
 
     def __init__(self, temperature: float = 0.1, exclusion: float = 8.0) -> None:
@@ -122,15 +128,15 @@ class LongitudinalLocal(Strategy):
         encoder_taps: taps with a similarity term.
         decoder_taps: taps with similarity, variance and covariance terms.
         tap_weights: similarity weight of each tap, normalised to sum 1; ``None`` weighs all alike.
-        orthogonal_taps: encoder tap of the skip connection, and the decoder tap after it; same stride.
-        orthogonality: compare them ``projected``, as published, or ``raw`` (needs equally many channels).
-        objective: of the similarity: Cosine, as published, InfoNCE, or another :class:`Objective`.
-        samples: corresponding voxels per tap and pair (K).
-        foreground: draw them from the foreground only (published: anywhere, air included).
+        orthogonal_taps: encoder tap of the skip connection and the decoder tap after it; both have the same stride.
+        orthogonality: compare these taps ``projected``, as published, or ``raw`` (needs equally many channels).
+        objective: objective of the similarity: Cosine (as published), InfoNCE, or another :class:`Objective`.
+        samples: number of corresponding voxels per tap and pair (K).
+        foreground: draw voxels from the foreground only. The published code draws them anywhere, air included.
         hidden: width of the projectors' hidden layers.
         projection: width of z (D).
-        projector_layers: Linear layers of a projector.
-        **common: see :class:`lssl.task.Task`. A term of weight 0 has no head.
+        projector_layers: number of Linear layers of a projector.
+        **common: see :class:`lssl.task.Task`. A term of weight 0 gets no head.
     """
 
     LOSS_WEIGHTS: ClassVar = {
@@ -216,7 +222,7 @@ class LongitudinalLocal(Strategy):
         return view.image, self.to_image(self.backbone(view.image, output=True)["output"])
 
     def _spread(self, z: Views, weight: Tensor) -> dict[str, Tensor]:
-        """Variance and covariance over the rows of all ranks, without pairs that share no place."""
+        """Variance and covariance over the rows of all ranks; pairs without a shared point are left out."""
         losses = {"variance": self.variance, "covariance": self.covariance}
         if not any(map(self.uses, losses)):
             return {}
@@ -227,7 +233,7 @@ class LongitudinalLocal(Strategy):
     def _orthogonality(
         self, features: dict[str, Tensor], first: View, second: View, drawn: dict, projected: dict
     ) -> Tensor:
-        """Encoder against decoder at the same voxels of the same visit."""
+        """Compares encoder and decoder at the same voxels of the same visit."""
         skip, decoder = self.orthogonal_taps
         points_mm, weight = drawn[decoder] if decoder in drawn else self._draw(first, second, decoder)
         if self.raw_orthogonality:
@@ -238,7 +244,7 @@ class LongitudinalLocal(Strategy):
         return self.orthogonality(*(torch.cat(both) for both in pair), weight.repeat(2))
 
     def _draw(self, first: View, second: View, tap: str) -> tuple[Tensor, Tensor]:
-        """Places and weights of corresponding voxels."""
+        """Points in mm of corresponding voxels, and weights of the pairs."""
         where = self.backbone.taps[tap]
         return corresponding_points(first, second, where, self.samples, self.generator, self.foreground)
 

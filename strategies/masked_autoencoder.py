@@ -1,9 +1,9 @@
-"""Masked autoencoder: most of a view is masked in blocks, and the whole network learns to fill them in.
+"""Masked autoencoder: blocks cover most of a view, and the network learns to fill them in.
 
 He, Chen, Xie, Li, Dollár, Girshick: "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022 (arXiv 2111.06377);
-for convolutional networks in 3D as in nnssl: Wald et al., "Revisiting MAE pre-training for 3D medical image
-segmentation", CVPR 2025 (arXiv 2410.23132), which finds it ahead of the contrastive methods that it compares. It knows
-nothing of pairs: the row that a longitudinal method has to beat.
+for 3D convolutional networks as in nnssl: Wald et al., "Revisiting MAE pre-training for 3D medical image segmentation",
+CVPR 2025 (arXiv 2410.23132), who find it ahead of the contrastive methods they compare. The method does not use pairs,
+so it is the baseline that a longitudinal method has to beat.
 
 ============== ======================================================================================== ======
 term           formula                                                                                  weight
@@ -12,10 +12,13 @@ reconstruction mean over views of the mean of (c - x)² over masked voxels; c = 
                network's output for the view without them, x the view before intensities were changed
 ============== ======================================================================================== ======
 
-What differs from nnssl's: masked voxels are 0, which is air here and the image's mean there (its images are z-scored);
-the input's intensities are changed as for the other methods, and the target's are not; the variant with sparse
-convolutions is left out, so that convolutions see zeros beyond the border of masked blocks. Both views of a pair mask
-the same blocks, so that neither is the first; every pair masks others.
+Differences from nnssl:
+
+* Masked voxels are 0, which is air here. In nnssl, whose images are z-scored, 0 is the image's mean.
+* The input has intensity augmentation, as in the other methods; the target has none.
+* There are no sparse convolutions, so convolutions see zeros inside masked blocks.
+
+Both views of a pair have the same mask, so their order does not matter. Different pairs have different masks.
 """
 
 from __future__ import annotations
@@ -38,14 +41,15 @@ __all__ = ["MaskedAutoencoder"]
 class MaskedAutoencoder(Strategy):
     """The network fills in masked blocks of both visits (MAE, He et al., 2022; nnssl, Wald et al., 2025).
 
-    The log shows ``explained``, the share of the masked voxels' variance that is met: 0 for a constant, 1 for all.
+    The log shows ``explained``, the share of the masked voxels' variance that the prediction explains: 0 for a
+    constant, 1 for a perfect prediction.
 
     Args:
         backbone: network whose output has the image's size; taps are not used.
         mask_ratio: share of masked blocks (0.75 in both papers).
         block: side(s) of a block in voxels.
-        distance: ``l2``, mean squares, or ``l1``, mean magnitudes.
-        reconstruct: the ``masked`` voxels, or the ``full`` view.
+        distance: ``l2`` (mean squared difference) or ``l1`` (mean absolute difference).
+        reconstruct: voxels in the loss: the ``masked`` ones, or the ``full`` view.
         **common: see :class:`lssl.task.Task`.
     """
 
@@ -83,7 +87,7 @@ class MaskedAutoencoder(Strategy):
         return {"reconstruction": _mean(error, chosen).mean()}
 
     def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
-        """A masked view, and what is made of it."""
+        """The masked view and its reconstruction."""
         masked = self.masking.draw(len(view.image), torch.Generator().manual_seed(0), view.image.device)
         made = self.to_image(self.masking(self.backbone, view.image, masked, output=True)["output"])
         return view.image.masked_fill(masked, 0), made
@@ -91,7 +95,7 @@ class MaskedAutoencoder(Strategy):
     @staticmethod
     @torch.no_grad()
     def _explained(difference: Tensor, clean: Tensor, masked: Tensor) -> Tensor:
-        """Of the variance of masked voxels about their mean in each view, which a constant could give."""
+        """Explained share of the masked voxels' variance about each view's own mean, the best constant prediction."""
         centre = _mean(clean, masked)[:, None, None, None, None]
         return 1 - _mean(difference.square(), masked).sum() / _mean((clean - centre).square(), masked).sum()
 

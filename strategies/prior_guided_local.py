@@ -1,29 +1,28 @@
 """Prior-guided local pretraining (PGL).
 
 Xie, Zhang, Liao, Xia, Shen: "PGL: Prior-Guided Local Self-supervised Learning for 3D Medical Image Segmentation",
-arXiv 2011.12640 (2020). Two overlapping views go through an online network and a slowly moving teacher; how the views
-were cut is the *prior* that says which voxel of one shows the same place as which voxel of the other. There their
-features must agree.
+arXiv 2011.12640 (2020). An online network and a slowly moving teacher see two overlapping views. The *prior* is the
+known geometry of the views: it says which voxels of both show the same point. The features must agree there.
 
-The authors' repository holds no code and the paper's text could not be had; known are its abstract and notes of an
-independent re-implementer. What is stated nowhere is chosen here and can be changed: widths of the heads and the
-teacher's momentum are BYOL's, the tap is the deepest of the encoder, the predictor works before alignment.
+The authors' repository holds no code, and the paper's text was not available. This implementation follows the
+abstract and an independent re-implementer's notes. What neither states is chosen here and is an option: the heads'
+widths and the teacher's momentum are BYOL's, the tap is the encoder's deepest, and the predictor runs before alignment.
 
-For the direction 1 → 2, with Ω the voxels x of view 1's feature lattice that view 2 shows too:
+In the direction 1 → 2, Ω are the voxels x of view 1's feature lattice that view 2 shows too:
 
 ========== ============ ==================================================================================== =======
 objective  term         formula                                                                              weight
 ========== ============ ==================================================================================== =======
 Cosine     similarity   mean over Ω of 2 - 2 cos(q₁(x), sg t₂(C x)): predictor against the teacher           1
-InfoNCE    similarity   z₁(x) finds t₂(C x) among places farther than ``exclusion`` mm; without predictor    1
+InfoNCE    similarity   z₁(x) finds t₂(C x) among points farther than ``exclusion`` mm; without predictor    1
 VICReg     similarity   mean over Ω of (z₁(x) - z₂(C x))²; neither teacher nor predictor                     25
 VICReg     variance     as in VICReg, of z at drawn voxels of Ω                                              25
 VICReg     covariance   likewise                                                                             1
 ========== ============ ==================================================================================== =======
 
-and the same with the views swapped; the loss is the mean of both. ``C`` is the composition of the views' matrices with
-stride and centre offset of the tap, and is never rounded: the target's map is interpolated on the online lattice, then
-normalised voxel by voxel. ``loss_weights`` can add the variance and covariance terms to the other objectives.
+The direction 2 → 1 swaps the views, and the loss is the mean of both. ``C`` composes the views' matrices with the tap's
+stride and centre offset. It is never rounded: the target's map is interpolated on the online lattice, then normalised
+voxel by voxel. ``loss_weights`` can add the variance and covariance terms to the other objectives.
 """
 
 from __future__ import annotations
@@ -54,15 +53,15 @@ Norm = Literal["batch", "layer"]
 
 
 class Objective(nn.Module, ABC):
-    """How the aligned voxels of two views are made alike."""
+    """Makes aligned voxels of two views similar."""
 
     #: Term → weight.
     LOSS_WEIGHTS: ClassVar = {"similarity": 1.0, "variance": 0.0, "covariance": 0.0}
-    #: Whether the other view's map is a teacher's.
+    #: Whether a teacher computes the other view's map.
     needs_teacher: ClassVar[bool] = True
 
     def predictor(self, width: int, hidden: int, norm: Norm) -> nn.Module | None:
-        """A new head from ``z`` to the target, both of a width; ``None`` if the objective has none."""
+        """A new head of this width from ``z`` to the target; ``None`` if the objective has none."""
         return None
 
     @abstractmethod
@@ -71,18 +70,18 @@ class Objective(nn.Module, ABC):
 
 
 class Cosine(Objective):
-    """Prediction of the teacher's map: BYOL's, as PGL; see :class:`lssl.losses.AlignedCosine`."""
+    """Predicts the teacher's map (BYOL, as in PGL); see :class:`lssl.losses.AlignedCosine`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loss = AlignedCosine()
 
     def predictor(self, width: int, hidden: int, norm: Norm) -> nn.Module:
-        """Two layers."""
+        """A head of two layers."""
         return Projector(width, hidden, width, norm=norm)
 
     def forward(self, side: Direction) -> Tensor:
-        """At every valid voxel."""
+        """Loss at every valid voxel."""
         return self.loss(side.query, side.target, side.valid, side.weight)
 
 
@@ -90,8 +89,8 @@ class InfoNCE(Objective):
     """Each drawn voxel finds itself in the teacher's map; see :class:`lssl.losses.DenseInfoNCE`.
 
     Args:
-        temperature: of the soft-max.
-        exclusion: mm around a voxel within which nothing is a negative.
+        temperature: temperature of the soft-max.
+        exclusion: radius in mm around a voxel; nothing inside it is a negative.
     """
 
     def __init__(self, temperature: float = 0.1, exclusion: float = 8.0) -> None:
@@ -99,7 +98,7 @@ class InfoNCE(Objective):
         self.loss = DenseInfoNCE(temperature, exclusion)
 
     def forward(self, side: Direction) -> Tensor:
-        """At drawn voxels."""
+        """Loss at drawn voxels."""
         return self.loss(*(side.pick(rows) for rows in (side.query, side.target, side.points_mm)), side.weight)
 
 
@@ -110,7 +109,7 @@ class VICReg(Objective):
     needs_teacher = False
 
     def forward(self, side: Direction) -> Tensor:
-        """At every valid voxel."""
+        """Loss at every valid voxel."""
         with torch.autocast(side.query.device.type, enabled=False):
             distance = (side.query.float() - side.target.float()).square().mean(-1)
             per_sample = (distance * side.valid).sum(1) / side.valid.sum(1).clamp_min(1)
@@ -118,21 +117,21 @@ class VICReg(Objective):
 
 
 class PriorGuidedLocal(Strategy):
-    """Aligned voxels of two overlapping views agree, online network against teacher (PGL, Xie et al., 2020).
+    """Online and teacher features agree at aligned voxels of two overlapping views (PGL, Xie et al., 2020).
 
     Args:
         backbone: network and taps.
         taps: compared feature maps.
         tap_weights: weight of each tap, normalised to sum 1; ``None`` weighs all alike.
-        objective: Cosine (BYOL's, as PGL), InfoNCE, VICReg, or another :class:`Objective`; see the module's table.
-        hidden: width of the heads' hidden layers (BYOL's 4096).
-        projection: width of z (BYOL's 256).
-        norm: of the heads: ``batch``, or ``layer`` where a batch has very few voxels.
-        momentum: of the teacher at first; it rises to 1 by a cosine.
-        foreground: compare voxels of the foreground of both visits only.
-        border: features of either map to keep away from its border, where padded convolutions see nothing real.
-        min_points: a sample with fewer voxels to compare counts as an exact zero and is left out of the mean; the log
-            says how many (``skipped``).
+        objective: Cosine (as in PGL), InfoNCE, VICReg, or another :class:`Objective`; see the module's table.
+        hidden: width of the heads' hidden layers (BYOL: 4096).
+        projection: width of z (BYOL: 256).
+        norm: normalisation in the heads: ``batch``, or ``layer`` for batches with very few voxels.
+        momentum: first momentum of the teacher; it rises to 1 by a cosine.
+        foreground: compare voxels on the foreground of both visits only.
+        border: width in features of the border to leave out of either map; padded convolutions see no data there.
+        min_points: fewest shared voxels of a sample. A sample with fewer is left out of the mean, and the log gives
+            the share of such samples (``skipped``).
         samples: voxels per sample and direction drawn for InfoNCE, variance and covariance.
         **common: see :class:`lssl.task.Task`.
     """
@@ -195,7 +194,7 @@ class PriorGuidedLocal(Strategy):
 
     @torch.no_grad()
     def _target(self, images: Tensor) -> dict[str, Tensor]:
-        """The teacher's projected maps; none if the online network is its own target."""
+        """The teacher's projected maps; empty if the online network is its own target."""
         if self.teacher is None:
             return {}
         heads = self.teacher["projectors"]
@@ -204,7 +203,7 @@ class PriorGuidedLocal(Strategy):
         return {tap: heads.maps(tap, value) for tap, value in features.items()}
 
     def _directions(self, first: View, second: View, query: Tensor, target: Tensor, tap: Tap) -> list[Direction]:
-        """1 → 2 and 2 → 1; which voxels are drawn does not depend on which view is called the first."""
+        """1 → 2 and 2 → 1; the drawn voxels do not depend on the order of the views."""
         (q1, q2), (t1, t2) = query.chunk(2), target.chunk(2)
         scores = torch.rand(len(q1), q1[0, 0].numel(), generator=self.generator).to(q1.device, non_blocking=True)
         order = scores.argsort(1)
@@ -245,22 +244,22 @@ class PriorGuidedLocal(Strategy):
             if voxels < 2 * self.min_points:
                 raise InputError(
                     f"min_points: tap '{name}' has {voxels} voxels in views of {'×'.join(map(str, self.views.size))}, "
-                    f"so that {self.min_points} shared ones are rare; use larger views, a finer tap or a smaller "
+                    f"so {self.min_points} shared ones are rare; use larger views, a finer tap or a smaller "
                     "min_points."
                 )
 
 
 @dataclass
 class Direction:
-    """One view's map beside the other's on the same lattice.
+    """The map of one view and the aligned map of the other, on the same lattice.
 
     Attributes:
-        query: ``(B, N, D)`` of this view.
-        target: ``(B, N, D)`` of the other, aligned; meaningless where not valid.
-        points_mm: ``(B, N, 3)`` mm.
+        query: ``(B, N, D)`` features of this view.
+        target: ``(B, N, D)`` aligned features of the other view; undefined where not valid.
+        points_mm: ``(B, N, 3)`` positions in mm.
         valid: ``(B, N)`` bool, Ω.
         drawn: ``(B, K)`` indices of valid voxels.
-        weight: ``(B,)`` 1, or 0 with too few valid voxels.
+        weight: ``(B,)`` 1, or 0 for a sample with too few valid voxels.
     """
 
     query: Tensor

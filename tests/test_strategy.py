@@ -221,9 +221,9 @@ def test_a_checkpoint_of_another_format_is_refused_in_one_sentence(tmp_path):
 
 def test_a_source_that_knows_no_visits_is_refused_where_one_is_needed(tmp_path, monkeypatch):
     strategy = make()
-    for data, words in ((None, "there is none"), (L.LightningDataModule(), "LightningDataModule does not")):
+    for data, words in ((None, "there is no datamodule"), (L.LightningDataModule(), "LightningDataModule has none")):
         monkeypatch.setattr(Strategy, "trainer", SimpleNamespace(datamodule=data))
-        with pytest.raises(InputError, match=f"Mean needs a source that knows its visits, and {words}"):
+        with pytest.raises(InputError, match=f"Mean needs a datamodule with a table of visits, but {words}"):
             strategy.data_source  # noqa: B018
     data = both()
     assert isinstance(data, DataSource)

@@ -1,4 +1,4 @@
-"""Correspondence: which place of one visit is which place of another."""
+"""Correspondence: matching points between visits."""
 
 from __future__ import annotations
 

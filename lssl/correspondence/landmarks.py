@@ -1,4 +1,4 @@
-"""How well a matcher finds places again, measured where the truth is known."""
+"""Errors of a matcher, measured against known correspondences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lssl.views.sampler import View
 __all__ = ["Truth", "displaced", "landmark_errors", "landmarks", "one_pair_per_subject"]
 
 Truth = Callable[[Tensor, int, int], Tensor]
-"""Points ``(N, 3)`` of the visit in one row of the visit table → their true places in that of another row, in mm."""
+"""Points ``(N, 3)`` of the visit in one row of the visit table → their true positions in another row's visit, in mm."""
 
 
 @torch.no_grad()
@@ -29,21 +29,21 @@ def landmark_errors(
 ) -> dict[str, float]:
     """Errors of matched points across the visits of a subject, and across subjects.
 
-    Points of the brain (where labels tell, else of the foreground) of each first visit are looked for in the second
-    visit of the same and of the next subject. The visit that is searched is displaced by a known random affine first,
-    so that a place in the grid says nothing.
+    The points lie in the labelled brain of each first visit, or in its foreground without labels. The matcher searches
+    for them in the second visit of the same subject and of the next subject. A known random affine displaces the
+    searched visit first, so that the position in the grid gives no hint.
 
     Args:
-        matcher: finds the points.
-        pairs: of one pair each, of different subjects (:func:`one_pair_per_subject`).
-        truth: ``None`` takes the frame, which a subject's visits share; across subjects there is then no truth.
-        points: per pair of visits.
-        seed: of points and affines.
+        matcher: the matcher to measure.
+        pairs: batches of one pair each, of different subjects (:func:`one_pair_per_subject`).
+        truth: the true correspondence. ``None`` uses the common frame of a subject's visits and skips other subjects.
+        points: number of points per pair of visits.
+        seed: seed of the points and affines.
 
     Returns:
-        For ``<kind>`` in ``visits`` and ``subjects``: ``<kind>/median``, ``<kind>/mean`` in mm; ``<kind>/median_kept``
-        of the points with a score above 0 and their share ``<kind>/kept``; ``<kind>/frame``, the median error of the
-        frame's own coordinates, as if nothing had to be matched; and ``voxel``, mm.
+        For ``<kind>`` in ``visits`` and ``subjects``: the errors ``<kind>/median`` and ``<kind>/mean`` in mm;
+        ``<kind>/kept``, the share of points with a score above 0, and their median error ``<kind>/median_kept``;
+        ``<kind>/frame``, the median error of the unmatched frame coordinates. Also ``voxel``, the voxel size in mm.
     """
     generator = torch.Generator().manual_seed(seed)
     kinds = {"visits": 0, "subjects": 1} if truth is not None and len(pairs) > 1 else {"visits": 0}
@@ -84,7 +84,7 @@ def one_pair_per_subject(batches: Iterable[PairBatch], most: int) -> list[PairBa
 
 
 def landmarks(view: View, count: int, generator: torch.Generator) -> Tensor:
-    """``(1, count, 3)`` mm: places drawn in the labelled voxels of one visit, else in its foreground."""
+    """``(1, count, 3)`` points in mm, drawn in one visit's labelled voxels, or in its foreground without labels."""
     label = view.source_label
     inside = view.source_foreground[0] if label is None or not (label > 0).any() else label[0] > 0
     voxels = inside.nonzero()
@@ -100,11 +100,11 @@ def displaced(
     zoom: tuple[float, float] = (0.9, 1.1),
     shift: float = 0.1,
 ) -> View:
-    """The same visit on a grid that is turned, stretched and shifted at random; its frame stays.
+    """The same visit on a randomly rotated, stretched and shifted grid; the frame does not change.
 
     Args:
-        view: of whole visits.
-        generator: on the CPU.
+        view: full views of visits.
+        generator: random numbers, on the CPU.
         rotation: largest angle in degrees about each axis.
         zoom: range of the factor of each axis.
         shift: largest shift, as a share of each side.

@@ -19,18 +19,18 @@ __all__ = ["MatchedViews", "Matching"]
 
 @dataclass
 class Matching:
-    """How the anatomy of a query is found in a key.
+    """Options of the match between query and key.
 
     Attributes:
-        matcher: finds a place of the query in the key: by the frame that they share (``None``), or in a learned
-            embedding.
-        other_subject: probability of a key from another subject of the batch. By the frame, all subjects must lie in
-            one template's frame, and the source of data must say so (``common_frame``).
-        tries: places drawn per pair, of which the first that scores ``accept`` is taken, else the best that scores
-            ``min_score``, else both crops are of one visit. Alice's code draws 101 and takes the last one, whatever its
-            score.
+        matcher: finds a point of the query in the key. ``None`` uses the common frame; an ``EmbeddingMatcher`` uses a
+            learned embedding.
+        other_subject: probability of a key from another subject of the batch. Without an embedding, all subjects must
+            lie in one template's frame, and the datamodule must declare it (``common_frame``).
+        tries: points drawn per pair. The first point that scores ``accept`` is used, or the best that scores
+            ``min_score``. Without either, both crops come from one visit. Alice's code draws 101 points and uses the
+            last, regardless of its score.
         accept: score that ends the search (Alice: 0.7).
-        min_score: least score of a match.
+        min_score: lowest score of a match.
     """
 
     matcher: Matcher | None = None
@@ -50,27 +50,26 @@ class Matching:
 
 
 class MatchedViews:
-    """Draws a query view of one visit, and a key view where another visit or subject shows the same anatomy.
+    """Draws a query view of one visit and a key view of the same anatomy in another visit or subject.
 
-    For every pair of the batch: one of its visits is the query. The key is another subject of the batch (either of its
-    visits) with probability ``other_subject``, where the batch holds one; else the other visit of the pair, or, with
-    probability ``views.same_visit``, the same one. ``tries`` places of the query are drawn at once, matched, and one is
-    chosen by :func:`.matchers.select_match`: the first that scores ``accept``, else the best that scores
-    ``min_score``, else there is no match and the key is cut from the query's own visit. The query's centre is the
-    place, the key's its match, shifted so far that boxes of the views' size still share ``views.overlap``. A place
-    whose match lies so near the border of the key's source that its box cannot be there, to this overlap, scores 0.
-    Zoom, rotation and mirror are drawn as in :class:`lssl.ViewSampler`.
+    One visit of each pair is the query. With probability ``other_subject``, the key is a visit of another subject of
+    the batch, if there is one. Otherwise the key is the pair's other visit, or, with probability ``views.same_visit``,
+    the same visit. ``tries`` points of the query are drawn and matched at once, and :func:`.matchers.select_match`
+    chooses one: the first that scores ``accept``, or the best that scores ``min_score``. Without either, the key is cut
+    from the query's own visit. The query view is centred on the point. The key view is centred on its match, plus a
+    shift that leaves the boxes at least ``views.overlap``. A match too near the border of the key's source for such a
+    box scores 0. Zoom, rotation and mirror are drawn as in :class:`lssl.ViewSampler`.
 
     Args:
         views: size, geometry and intensity of the views.
-        matching: how matches are found; ``None``: :class:`Matching` as it is.
+        matching: options of the match; ``None`` takes :class:`Matching` with its defaults.
     """
 
-    DRAWS = 8  # points drawn for each place, of which those on the foreground are taken
+    DRAWS = 8  # points drawn per try; those on the foreground are used
 
     def __init__(self, views: ViewSampler, matching: Matching | None = None) -> None:
         if views.geometry == "shared":
-            raise InputError("views: every view is cut at its own match, so that geometry must be independent.")
+            raise InputError("views: every view is cut at its own match, so geometry must be independent.")
         matching = matching or Matching()
         self.views, self.matcher = views, matching.matcher or FrameMatcher()
         self.other_subject, self.tries = matching.other_subject, matching.tries
@@ -110,7 +109,7 @@ class MatchedViews:
         cross, visit, other, lots = (draws.to(device, non_blocking=True) for draws in (cross, visit, other, lots))
         stranger = batch.subject[:, None] != batch.subject[None]
         crossed = cross & stranger.any(1)
-        # A batch of one subject has no stranger: the other visit then takes its place.
+        # In a batch of one subject, the other visit replaces the other subject.
         other = torch.where(cross & ~crossed, 1 - visit, other)
         own = torch.arange(n, device=device)
         partner = torch.where(crossed, lots.masked_fill(~stranger, -1).argmax(1), own)
@@ -121,7 +120,7 @@ class MatchedViews:
         return self.views.same_mirror(second, turn) if self.views.flip_together else second
 
     def _centres(self, pairs: PairBatch, linear: Tensor, generator: torch.Generator) -> Tensor:
-        """``(B, tries, 3)`` centres of the query as indices of its source, on the foreground where asked."""
+        """``(B, tries, 3)`` centres of the query as indices of its source, on the foreground if requested."""
         low, high = self.views.centre_bounds(linear, pairs.extent[:, 0])
         count = self.DRAWS * self.tries if self.views.foreground else self.tries
         draws = torch.rand(len(pairs), count, 3, generator=generator, dtype=torch.float64).to(low.device)

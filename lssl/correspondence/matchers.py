@@ -1,12 +1,12 @@
-"""Correspondence: which place of one visit shows the anatomy at a place of another.
+"""Matchers: find the point of one visit that shows the same anatomy as a point of another.
 
-One interface, :meth:`Matcher.match`, in mm of the visits' own frames, whatever finds the places:
+All matchers have one interface, :meth:`Matcher.match`, in mm of the visits' own frames:
 
 * :class:`FrameMatcher`: the visits share a frame (one subject's, or a template's). Exact and free.
-* :class:`FieldMatcher`: a displacement field leads from one frame to the other, as non-rigid registration gives it.
-* :class:`EmbeddingMatcher`: nearest neighbour in a learned anatomical embedding, for visits that share none.
+* :class:`FieldMatcher`: a displacement field of a non-rigid registration maps one frame to the other.
+* :class:`EmbeddingMatcher`: nearest neighbour in a learned anatomical embedding, for visits without a common frame.
 
-:func:`select_match` then chooses among several candidates, or falls back to the same visit.
+:func:`select_match` then chooses one of several candidates or falls back to the same visit.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ __all__ = [
 
 @runtime_checkable
 class AnatomicalMaps(Protocol):
-    """What :class:`EmbeddingMatcher` asks of a network (``AnatomicalEmbedding`` has it)."""
+    """What :class:`EmbeddingMatcher` needs from a network (``AnatomicalEmbedding`` has it)."""
 
     def anatomical_maps(self, image: Tensor) -> list[tuple[Tensor, Tap]]:
         """L2-normalised maps ``(B, D, ...)`` of images ``(B, C, ...)``, the finest first, and where they lie.
 
-        Images may have any size: what is padded is padded behind the last voxels, so that indices stay as they are.
+        Images may have any size. Padding is added behind the last voxels, so indices do not change.
         """
 
 
@@ -55,7 +55,7 @@ class Matcher(nn.Module, ABC):
 
     @abstractmethod
     def match(self, points: Tensor, first: View, second: View) -> tuple[Tensor, Tensor]:
-        """Where ``second`` shows what ``first`` shows at ``points``.
+        """Finds the points of ``second`` that show the anatomy of ``first`` at ``points``.
 
         Args:
             points: ``(B, N, 3)`` mm in the frame of ``first``.
@@ -63,13 +63,13 @@ class Matcher(nn.Module, ABC):
             second: B views, of the same or of other subjects.
 
         Returns:
-            ``(B, N, 3)`` mm in the frame of ``second``, float64, and scores ``(B, N)`` in [0, 1], float32: 0 where
-            there is no match, and the place then means nothing. No gradient.
+            ``(B, N, 3)`` mm in the frame of ``second``, float64, and scores ``(B, N)`` in [0, 1], float32. A point
+            without a match scores 0, and its position is undefined. No gradient.
         """
 
 
 class FrameMatcher(Matcher):
-    """Both visits lie in one frame: the place is the point itself, its score 1 where ``second`` shows it, else 0."""
+    """Both visits share a frame: the match is the point itself, with score 1 if ``second`` shows it, else 0."""
 
     @torch.no_grad()
     def match(self, points: Tensor, first: View, second: View) -> tuple[Tensor, Tensor]:
@@ -81,13 +81,13 @@ class FrameMatcher(Matcher):
 class FieldMatcher(Matcher):
     """A displacement field of a non-rigid registration carries the frame of ``first`` to that of ``second``.
 
-    The score is 1 where ``second`` shows the place, else 0. ``lssl prepare`` makes no such fields yet; those of another
-    tool fit, of the pairs that are matched.
+    The score is 1 if ``second`` shows the match, else 0. ``lssl prepare`` makes no such fields yet; use those of
+    another tool, for the matched pairs.
 
     Args:
         field: ``(B, 3, D, H, W)`` mm, see :func:`lssl.views.geometry.displace`.
         affine: ``(B, 4, 4)``, index of ``field`` → frame.
-        backward: the field carries ``second`` to ``first``, so that it must be inverted.
+        backward: the field carries ``second`` to ``first``, so it must be inverted.
     """
 
     def __init__(self, field: Tensor, affine: Tensor, backward: bool = False) -> None:
@@ -105,17 +105,18 @@ class FieldMatcher(Matcher):
 class EmbeddingMatcher(Matcher):
     """Nearest neighbour over the lattice of ``second`` in a learned anatomical embedding (Yan et al., TMI 2022).
 
-    ``y = argmax_y ½ (f₁(x)·f₂(y) + c₁(x)·c₂(y))`` with the fine and coarse embeddings of both, the coarse one
-    interpolated to the fine lattice and normalised again. Rounds of halving the lattice's step around ``y``, on
-    interpolated embeddings, then place it between the voxels. ``y`` is matched back the same way; where it returns
-    farther than ``round_trip`` mm from ``x``, the score is 0, else it is the similarity (at least 0).
+    ``y = argmax_y ½ (f₁(x)·f₂(y) + c₁(x)·c₂(y))`` with the fine and coarse embeddings of both; the
+    coarse one is interpolated to the fine lattice and normalised again. Refinement rounds then move ``y`` between the
+    voxels: each halves the lattice's step around ``y``, on interpolated embeddings. ``y`` is matched back in the same
+    way. If the way back ends farther than ``round_trip`` mm from ``x``, the score is 0; otherwise it is the similarity
+    (at least 0).
 
     Args:
-        embedding: path of a checkpoint of ``AnatomicalEmbedding``, or the network itself. It is used as it is, in
-            evaluation mode and without gradient.
-        round_trip: mm; ``None`` does without the way back.
-        foreground: look for places in the foreground only.
-        rounds: of halving; 0 stays on the lattice.
+        embedding: path of a checkpoint of ``AnatomicalEmbedding``, or the network itself. It runs in evaluation
+            mode and without gradient.
+        round_trip: mm; ``None`` skips the way back.
+        foreground: search the foreground only.
+        rounds: number of refinement rounds; 0 stays on the lattice.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class EmbeddingMatcher(Matcher):
         here, there = _Embedded(self.maps(first.image), first), _Embedded(self.maps(second.image), second)
         self.network.train(training)
         points = points.double()
-        with torch.autocast(points.device.type, enabled=False):  # similarities of neighbours differ by little
+        with torch.autocast(points.device.type, enabled=False):  # neighbours differ little in similarity
             matches, score = there.find(here.at(points), self.rounds, self.foreground)
             good = first.contains(points)
             if self.round_trip is not None:
@@ -170,7 +171,7 @@ class _Embedded:
         return F.normalize(geo.sample(self.map, self.affine, points), dim=-1)
 
     def find(self, wanted: Tensor, rounds: int, foreground: bool) -> tuple[Tensor, Tensor]:
-        """Places ``(B, N, 3)`` in mm most similar to ``wanted (B, N, D)``, and the similarity ``(B, N)``."""
+        """Points ``(B, N, 3)`` in mm most similar to ``wanted (B, N, D)``, and the similarity ``(B, N)``."""
         lattice = geo.lattice(self.size, self.affine.device)
         nodes = geo.transform(self.affine, lattice)
         shown = self.view.contains(nodes)
@@ -225,17 +226,17 @@ def full_view(batch: PairBatch, visit: int) -> View:
 
 
 def select_match(score: Tensor, accept: float, min_score: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Chooses one of N candidate points per sample: the first good one, else the best tolerable one, else none.
+    """Chooses one of N candidate points per sample: the first good one, or the best acceptable one, or none.
 
     Args:
-        score: ``(B, N)`` scores of candidates drawn at once, in the order of drawing.
+        score: ``(B, N)`` scores of the candidates, in the order of drawing.
         accept: the first candidate of at least this score is taken.
-        min_score: else the best one, if it has at least this score, which must be above 0.
+        min_score: lowest score, above 0, at which the best candidate is taken if none reaches ``accept``.
 
     Returns:
-        The index ``(B,)`` of each sample's candidate; ``(B,)`` bool, true where none will do and the sample is to take
-        the same visit at its first candidate; and for the log, without waiting for the device, the shares of
-        ``accepted``, ``best`` and ``same_visit`` (they sum to 1) and the mean ``score`` of those matched.
+        The index ``(B,)`` of each sample's candidate; ``(B,)`` bool, true for a sample without a match, which uses the
+        same visit at its first candidate; and metrics for the log: the shares ``accepted``, ``best`` and ``same_visit``
+        (they sum to 1) and the mean ``score`` of the matched samples. Nothing waits for the device.
     """
     if not 0 < min_score <= accept:
         raise InputError(f"min_score: give a score above 0 and not above accept ({accept:g}), not {min_score:g}.")

@@ -1,4 +1,4 @@
-"""Losses, one class per file: its formula, its paper, its shapes, an example that runs."""
+"""Losses, one class per file, each with its formula, paper, shapes and an example."""
 
 from lssl.losses.aligned_cosine import AlignedCosine
 from lssl.losses.consistency import Consistency

@@ -1,4 +1,4 @@
-"""Voxel-wise agreement of a prediction with an aligned target."""
+"""Voxel-wise cosine loss between a prediction and an aligned target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AlignedCosine(nn.Module):
     """``mean_b (1/|Ω_b|) Σ_{x∈Ω_b} (2 - 2 cos(q(x), sg t(x)))``; in [0, 4], lower is better.
 
     BYOL's loss (Grill et al., NeurIPS 2020, eq. 2) at every voxel x that both views show, as in PGL (Xie et al.,
-    arXiv 2011.12640). Each voxel is normalised by itself, and each sample by its own number of voxels.
+    arXiv 2011.12640). Each voxel's vector is normalised. Each sample's sum is divided by its own number of voxels.
 
     Papers: https://arxiv.org/abs/2006.07733 and https://arxiv.org/abs/2011.12640. Reference code:
     https://github.com/google-deepmind/deepmind-research/tree/master/byol.
@@ -32,9 +32,9 @@ class AlignedCosine(nn.Module):
 
         Args:
             query: ``(B, N, D)`` predictions.
-            target: ``(B, N, D)`` at the same places; receives no gradient.
-            valid: ``(B, N)`` bool, Ω.
-            weight: ``(B,)`` share of each sample in the mean, 0 for one with too few voxels.
+            target: ``(B, N, D)`` targets at the same points; they receive no gradient.
+            valid: ``(B, N)`` bool, true for the voxels of Ω.
+            weight: ``(B,)`` weight of each sample in the mean; 0 for a sample with too few voxels.
         """
         with torch.autocast(query.device.type, enabled=False):
             distance = 2 - 2 * F.cosine_similarity(query.float(), target.detach().float(), dim=-1)

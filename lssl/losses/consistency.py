@@ -1,4 +1,4 @@
-"""Agreement of the segmentations of two visits."""
+"""Dice loss between the segmentations of two visits."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ __all__ = ["Consistency"]
 
 
 class Consistency(nn.Module):
-    """One visit's prediction should be what the other visit's says, where both show the same place.
+    """Penalises differences between the predictions of two visits at the same points.
 
-    For a sample with predictions p and targets q (of the other visit, on the same voxels, without gradient),
-    ``L = mean_c [1 - (2 Σ p_c q_c + ε) / (Σ p_c + Σ q_c + ε)]``, ε = 1e-5, sums over its valid voxels, c over all
-    classes, background included. ``targets = "hard"`` takes the other's most probable class as 0 and 1, as published
-    (Ren et al., NeurIPS 2022). ``"soft"`` takes its probabilities, with ``Σ p² + Σ q²`` below the fraction: with plain
-    sums it would be less than its best for equal predictions, and push them towards 0 and 1.
+    A sample has predictions p and targets q; q is the other visit's prediction on the same voxels, without gradient.
+    ``L = mean_c [1 - (2 Σ p_c q_c + ε) / (Σ p_c + Σ q_c + ε)]``, ε = 1e-5. Sums run over the sample's valid voxels, c
+    over all classes, background included.
 
-    The published loss penalises true change between the visits as well; ``threshold``, and the weights that the caller
-    gives to samples, are there for that. Constant predictions have loss 0: it is of use beside a supervised term only.
+    * ``targets = "hard"``: q is 1 for the other visit's most probable class and 0 elsewhere, as published (Ren et al.,
+      NeurIPS 2022).
+    * ``targets = "soft"``: q are the other visit's probabilities, and the denominator is ``Σ p² + Σ q² + ε``. With
+      plain sums, equal predictions would not reach loss 0 and would be pushed towards 0 and 1.
+
+    The published loss also penalises true change between the visits. ``threshold`` and the samples' weights reduce
+    this. Constant predictions have loss 0, so use this loss beside a supervised term only.
 
     Paper: https://arxiv.org/abs/2206.04281. Reference code:
     https://github.com/mengweiren/longitudinal-representation-learning.
 
     Args:
         targets: ``hard`` or ``soft``.
-        threshold: voxels count where the target's largest probability is at least this; published: 0.
-        absent: also average over classes that the target shows nowhere, as published. There the loss is near 1
-            whatever small probability is predicted, and near 0 only for none.
+        threshold: only voxels whose largest target probability is at least this count; published: 0.
+        absent: also average over classes that are absent from the target, as published. For such a class the loss is
+            near 1 for any small predicted probability, and near 0 only for none.
 
     Example:
         >>> import torch
@@ -51,9 +54,10 @@ class Consistency(nn.Module):
 
         Args:
             prediction: ``(B, K, D, H, W)`` probabilities.
-            target: ``(B, K, D, H, W)`` probabilities of the other visit at the same places.
-            valid: ``(B, D, H, W)`` bool, the voxels that both show.
-            weight: ``(B,)``; not normalised, so that a batch of far-off visits counts less. ``None``: 1.
+            target: ``(B, K, D, H, W)`` probabilities of the other visit at the same points.
+            valid: ``(B, D, H, W)`` bool, true for voxels that both visits show.
+            weight: ``(B,)`` weights, not normalised: a batch of far-apart visits counts less
+                (:func:`lssl.utils.intervals.interval_weight` says why). ``None``: all 1.
         """
         with torch.autocast(prediction.device.type, enabled=False):
             p, q = prediction.float().flatten(2), target.detach().float().flatten(2)

@@ -9,11 +9,11 @@ __all__ = ["Covariance"]
 
 
 class Covariance(nn.Module):
-    """``Σ_views (1/D) Σ_{i≠j} Cov_ij²``: no two dimensions may say the same.
+    """``Σ_views (1/D) Σ_{i≠j} Cov_ij²``: penalises dimensions that repeat each other.
 
-    VICReg (Bardes et al., ICLR 2022, eq. 3-4), covariance over all rows of one view with 1/(N - 1). On decoder taps
-    in Ren et al. (NeurIPS 2022). With fewer rows than dimensions it cannot reach 0: for standardised rows its floor is
-    ``D/(N - 1) - 1`` per view.
+    VICReg (Bardes et al., ICLR 2022, eq. 3-4); the covariance runs over all rows of one view, with 1/(N - 1). Ren et
+    al. (NeurIPS 2022) use it at decoder taps. With fewer rows than dimensions it cannot reach 0: for standardised rows
+    its minimum is ``D/(N - 1) - 1`` per view.
 
     Paper: https://arxiv.org/abs/2105.04906. Reference code: https://github.com/facebookresearch/vicreg.
 
@@ -25,7 +25,7 @@ class Covariance(nn.Module):
     """
 
     def forward(self, z1: Tensor, z2: Tensor, used1: Tensor | None = None, used2: Tensor | None = None) -> Tensor:
-        """Loss of un-normalised projections ``(N, D)`` of each view, over the rows that are used ``(N,)`` (all)."""
+        """Loss of un-normalised projections ``(N, D)`` of each view; ``(N,)`` masks say which rows count (all)."""
         with torch.autocast(z1.device.type, enabled=False):
             return self._one(z1.float(), used1) + self._one(z2.float(), used2)
 

@@ -13,12 +13,12 @@ __all__ = ["DenseInfoNCE"]
 
 
 class DenseInfoNCE(nn.Module):
-    """Each point must find itself in the other view among points farther than ``exclusion`` mm away.
+    """Discriminates each point's counterpart in the other view from points more than ``exclusion`` mm away.
 
     ``L₁ = -log e^{q_i·k_i/τ} / (e^{q_i·k_i/τ} + Σ_{j: |x_i - x_j| > r} e^{q_i·k_j/τ})`` with q the L2-normalised
-    projections of view 1, k those of view 2, x their places in the frame; the loss is ``½ (L₁ + L₂)``, views swapped.
-    Nearer points are neither positive nor negative: their logit is -∞. (van den Oord et al., 2018; per voxel as in
-    Chaitanya et al., NeurIPS 2020.)
+    projections of view 1, k those of view 2, and x the points in mm. ``L₂`` swaps the views, and the loss is
+    ``½ (L₁ + L₂)``. Nearer points are neither positive nor negative: their logit is -∞. (van den Oord et al., 2018; per
+    voxel as in Chaitanya et al., NeurIPS 2020.)
 
     Papers: https://arxiv.org/abs/1807.03748 and https://arxiv.org/abs/2006.10511. Reference code:
     https://github.com/krishnabits001/domain_specific_cl.
@@ -46,8 +46,8 @@ class DenseInfoNCE(nn.Module):
         Args:
             z1: projections of view 1.
             z2: projections of view 2.
-            points_mm: ``(B, K, 3)`` frame coordinates in mm.
-            weight: ``(B,)`` share of each sample in the mean; a sample without corresponding points has 0.
+            points_mm: ``(B, K, 3)`` points of the frame in mm.
+            weight: ``(B,)`` weight of each sample in the mean; 0 for a sample without corresponding points.
         """
         with torch.autocast(z1.device.type, enabled=False):
             z1, z2 = F.normalize(z1.float(), dim=-1), F.normalize(z2.float(), dim=-1)

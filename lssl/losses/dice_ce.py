@@ -1,4 +1,4 @@
-"""Dice and cross-entropy for label maps with gaps."""
+"""Dice and cross-entropy for partly labelled maps."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ class DiceCE(nn.Module):
     """MONAI's Dice loss plus cross-entropy, over the voxels that have a label.
 
     ``L = mean_c [1 - (2 Σ p_c y_c + ε) / (Σ p_c + Σ y_c + ε)] + Σ w_y (-log p_y) / Σ w_y`` with p the soft-max of the
-    logits, y the labels as 0 and 1, c over the classes but the background (0), ε = 1e-5, and sums over voxels *and*
-    samples (batch Dice: a class that a crop does not show is judged where another shows it). Where every voxel has a
-    label and w = 1 it is ``monai.losses.DiceCELoss(include_background=False, batch=True)``. The weights w act on the
-    cross-entropy alone, while MONAI's act on both. Sums run over the samples of all ranks, which MONAI's do not.
-    Soft-max and sums are float32.
+    logits, y the one-hot labels, c over all classes except the background (0), and ε = 1e-5. Sums run over voxels *and*
+    samples of all ranks (batch Dice: a class missing from one crop is scored on the others). If every voxel has a label
+    and w = 1, one rank computes ``monai.losses.DiceCELoss(include_background=False, batch=True)``. The weights w act on
+    the cross-entropy alone; MONAI's act on both. Soft-max and sums are float32.
 
     Paper: https://arxiv.org/abs/1606.04797. Reference code: https://github.com/Project-MONAI/MONAI.
 
     Args:
-        weight: ``(K,)`` w of each class, background first; ``None`` weighs all alike.
+        weight: ``(K,)`` weight w of each class, background first; ``None`` weighs all alike.
 
     Example:
         >>> import torch
@@ -45,7 +44,7 @@ class DiceCE(nn.Module):
 
         Args:
             logits: ``(B, K, D, H, W)``.
-            target: ``(B, D, H, W)`` classes, -1 where there is no label. Without any label the loss is 0.
+            target: ``(B, D, H, W)`` classes, -1 for voxels without a label. Without any label the loss is 0.
         """
         with torch.autocast(logits.device.type, enabled=False):
             logits, known = logits.float(), target >= 0
@@ -57,7 +56,7 @@ class DiceCE(nn.Module):
 
     @staticmethod
     def _dice(p: Tensor, target: Tensor) -> Tensor:
-        """Of the classes but the background; three sums a class are all that the ranks exchange."""
+        """Dice loss without the background; ranks exchange three sums per class."""
         y = target[:, None] == torch.arange(1, p.shape[1] + 1, device=p.device)[:, None, None, None]
         sums = torch.stack([volume.sum((0, 2, 3, 4)) for volume in (p * y, p, y.to(p.dtype))])
         both, predicted, true = gather(sums[None]).sum(0)

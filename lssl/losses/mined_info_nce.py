@@ -13,21 +13,25 @@ __all__ = ["MinedInfoNCE"]
 
 
 class MinedInfoNCE(nn.Module):
-    """Each anchor must prefer its positive to the candidates that look most like it.
+    """Discriminates each anchor's positive from the candidates that are most similar to the anchor.
 
-    ``L = -log e^{a·p/τ} / (e^{a·p/τ} + Σ_{n∈N(a)} e^{a·n/τ} + Σ_o e^{a·o/τ})`` with everything L2-normalised. ``N(a)``
-    are ``diverse`` candidates drawn at random among the ``hard`` allowed ones that rank highest for ``a``: the top
-    alone would be a few neighbourhoods over and over. ``o`` are further negatives common to all anchors, such as
-    places of other subjects. What is not allowed has the logit -∞, not 0: a similarity of 0 would outrank true
-    negatives, whose similarity is often below it. (SAM: Yan et al., IEEE TMI 2022.)
+    ``L = -log e^{a·p/τ} / (e^{a·p/τ} + Σ_{n∈N(a)} e^{a·n/τ} + Σ_o e^{a·o/τ})`` with everything L2-normalised.
+
+    * ``N(a)`` are ``diverse`` candidates, drawn at random from the ``hard`` allowed candidates that rank highest for
+      ``a``. The highest alone would come from a few neighbourhoods.
+    * ``o`` are further negatives common to all anchors, such as points of other subjects.
+    * Candidates that are not allowed have the logit -∞. A similarity of 0 would outrank true negatives, whose
+      similarity is often below 0.
+
+    (SAM: Yan et al., IEEE TMI 2022.)
 
     Paper: https://arxiv.org/abs/2012.02383. Reference code:
     https://github.com/alibaba-damo-academy/self-supervised-anatomical-embedding-v2.
 
     Args:
-        temperature: τ; SAM's 0.5.
-        hard: candidates kept per anchor; SAM's 2000 (250 in its coarse map).
-        diverse: of them used; SAM's 500 (200).
+        temperature: τ (SAM: 0.5).
+        hard: hardest candidates kept per anchor (SAM: 2000, and 250 in its coarse map).
+        diverse: negatives drawn from them (SAM: 500, and 200 in its coarse map).
 
     Example:
         >>> import torch
@@ -57,14 +61,14 @@ class MinedInfoNCE(nn.Module):
         """Mean loss of ``(B, K)`` anchors.
 
         Args:
-            anchor: ``(B, K, D)``.
-            own: ``(B, K, D)``, each anchor's positive.
+            anchor: ``(B, K, D)`` anchors.
+            own: ``(B, K, D)`` positive of each anchor.
             candidates: ``(B, M, D)`` possible negatives.
-            allowed: ``(B, K, M)`` bool.
-            generator: on the CPU; draws the diverse ones.
-            ranking: ``(B, K, M)`` what the hard ones are picked by; ``None`` takes the similarity itself.
-            cross_subject_negatives: rows ``(L, D)`` and which samples may use them ``(B, L)`` bool.
-            weight: ``(B,)`` share of each sample in the mean; a sample without corresponding points has 0.
+            allowed: ``(B, K, M)`` bool, true for candidates that may be negatives of an anchor.
+            generator: draws the diverse candidates, on the CPU.
+            ranking: ``(B, K, M)`` scores that select the hard candidates; ``None`` takes the similarity itself.
+            cross_subject_negatives: rows ``(L, D)``, and bool ``(B, L)``, true for the samples that may use a row.
+            weight: ``(B,)`` weight of each sample in the mean; 0 for a sample without corresponding points.
         """
         with torch.autocast(anchor.device.type, enabled=False):
             anchor, own, candidates = (F.normalize(rows.float(), dim=-1) for rows in (anchor, own, candidates))
@@ -82,10 +86,10 @@ class MinedInfoNCE(nn.Module):
 
     @torch.no_grad()
     def mine(self, ranking: Tensor, allowed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Indices ``(B, K, diverse)`` of candidates, and which of them are allowed (fewer, if there are fewer)."""
+        """Indices ``(B, K, diverse)`` of drawn candidates (or of all, if fewer), and a mask of the allowed ones."""
         ranking = ranking.masked_fill(~allowed, float("-inf"))
         hard = ranking.topk(min(self.hard, ranking.shape[2]), dim=2, sorted=False).indices
         scores = torch.rand(hard.shape, generator=generator).to(hard.device, non_blocking=True)
-        scores = scores - allowed.gather(2, hard).logical_not().float()  # those not allowed come last
+        scores = scores - allowed.gather(2, hard).logical_not().float()  # candidates that are not allowed come last
         index = hard.gather(2, scores.topk(min(self.diverse, hard.shape[2]), dim=2, sorted=False).indices)
         return index, allowed.gather(2, index)

@@ -14,8 +14,8 @@ __all__ = ["NegativeCosine"]
 class NegativeCosine(nn.Module):
     """``½ mean[-cos(p₁, sg z₂)] + ½ mean[-cos(p₂, sg z₁)]``; in [-1, 1], lower is better.
 
-    The mean runs over samples and points; ``sg`` stops the gradient. SimSiam (Chen & He, CVPR 2021), used per voxel and
-    tap by Ren et al. (NeurIPS 2022).
+    The mean runs over samples and points; ``sg`` stops the gradient. SimSiam (Chen & He, CVPR 2021); Ren et al.
+    (NeurIPS 2022) use it per voxel and tap.
 
     Papers: https://arxiv.org/abs/2011.10566 and https://arxiv.org/abs/2206.04281. Reference code:
     https://github.com/facebookresearch/simsiam and https://github.com/mengweiren/longitudinal-representation-learning.
@@ -35,7 +35,7 @@ class NegativeCosine(nn.Module):
             z1: projections of view 1.
             p2: predictions of view 2.
             z2: projections of view 2.
-            weight: ``(B,)`` share of each sample in the mean; a sample without corresponding points has 0.
+            weight: ``(B,)`` weight of each sample in the mean; 0 for a sample without corresponding points.
         """
         with torch.autocast(p1.device.type, enabled=False):
             cosine = F.cosine_similarity(p1.float(), z2.detach().float(), dim=-1)

@@ -13,12 +13,12 @@ __all__ = ["NTXent"]
 
 
 class NTXent(nn.Module):
-    """Each embedding must find its partner among the embeddings of other subjects.
+    """Discriminates each embedding's partner from the embeddings of other subjects.
 
-    ``l_i = -log e^{z_i·z_p(i)/τ} / (e^{z_i·z_p(i)/τ} + Σ_j e^{z_i·z_j/τ})`` with z L2-normalised, p(i) the other view
-    of the pair, and j over both views of all pairs of *other subjects*, on all ranks; the mean runs over the 2B queries
-    (SimCLR, Chen et al., ICML 2020, eq. 1). Other views of the same subject are neither positive nor negative.
-    Logits are float32 and the soft-max a log-sum-exp; gradients flow to queries and keys, across ranks too.
+    ``l_i = -log e^{z_i·z_p(i)/τ} / (e^{z_i·z_p(i)/τ} + Σ_j e^{z_i·z_j/τ})`` with z L2-normalised and p(i) the other
+    view of the pair. j runs over both views of all pairs of *other subjects*, on all ranks; the mean runs over the 2B
+    queries (SimCLR, Chen et al., ICML 2020, eq. 1). Other views of the same subject are neither positive nor negative.
+    Logits are float32, and the soft-max is a log-sum-exp. Gradients flow to queries and keys, also across ranks.
 
     Paper: https://arxiv.org/abs/2002.05709. Reference code: https://github.com/google-research/simclr.
 
@@ -44,11 +44,11 @@ class NTXent(nn.Module):
             z1: embeddings of the first views.
             z2: embeddings of the second views.
             subject: ``(B,)`` subject ids.
-            weight: ``(B,)`` share of each pair in the mean; ``None`` weighs all alike.
+            weight: ``(B,)`` weight of each pair in the mean; ``None`` weighs all alike.
         """
         with torch.autocast(z1.device.type, enabled=False):
             queries = F.normalize(torch.cat([z1, z2]).float(), dim=1)
-            keys = gather(queries.unflatten(0, (2, -1)).transpose(0, 1))  # (W B, 2, D), view after view per pair
+            keys = gather(queries.unflatten(0, (2, -1)).transpose(0, 1))  # (W B, 2, D): both views of each pair
             logits = queries @ keys.transpose(0, 1).flatten(0, 1).T / self.temperature
             everyone = gather(subject)
             own = rank() * len(z1) + torch.arange(len(z1), device=z1.device)

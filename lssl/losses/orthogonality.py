@@ -1,4 +1,4 @@
-"""Orthogonality of skip-connected encoder features and the decoder's."""
+"""Orthogonality of decoder features and the skip connection's encoder features."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["Orthogonality"]
 
 
 class Orthogonality(nn.Module):
-    """``mean cos(e, d)²``: 0 if the decoder says something new at a voxel, 1 if it passes the skip connection on.
+    """``mean cos(e, d)²``: 0 if the decoder's features are new, 1 if they repeat the skip connection's.
 
-    Ren et al. (NeurIPS 2022), encoder against decoder at the first concatenation after the bottleneck. Gradients flow
-    to both sides. The mean is over the samples of all ranks.
+    Ren et al. (NeurIPS 2022) compare encoder and decoder at the first concatenation after the bottleneck. Gradients
+    flow to both sides. The mean runs over the samples of all ranks.
 
     Paper: https://arxiv.org/abs/2206.04281. Reference code:
     https://github.com/mengweiren/longitudinal-representation-learning.
@@ -30,9 +30,9 @@ class Orthogonality(nn.Module):
         """Loss of vectors ``(B, ..., D)`` at the same voxels.
 
         Args:
-            encoder: features of the skip connection.
-            decoder: features after it.
-            weight: ``(B,)`` share of each sample in the mean; ``None`` weighs all alike.
+            encoder: encoder features in the skip connection.
+            decoder: decoder features after the concatenation.
+            weight: ``(B,)`` weight of each sample in the mean; ``None`` weighs all alike.
         """
         with torch.autocast(encoder.device.type, enabled=False):
             squared = F.cosine_similarity(encoder.float(), decoder.float(), dim=-1).square()

@@ -15,8 +15,8 @@ __all__ = ["QueueInfoNCE"]
 class QueueInfoNCE(nn.Module):
     """``-log e^{q·k⁺/τ} / (e^{q·k⁺/τ} + Σ_j e^{q·k_j/τ})``, j over the queued keys of *other subjects*.
 
-    MoCo (He et al., CVPR 2020, eq. 1), q, k L2-normalised, keys without gradient. Places of the queue that are not
-    filled yet, and keys of the query's own subject, are left out.
+    MoCo (He et al., CVPR 2020, eq. 1); q and k are L2-normalised, and keys get no gradient. Empty slots of the queue
+    and keys of the query's own subject are left out.
 
     Paper: https://arxiv.org/abs/1911.05722. Reference code: https://github.com/facebookresearch/moco.
 
@@ -47,12 +47,12 @@ class QueueInfoNCE(nn.Module):
         """Loss of one direction.
 
         Args:
-            query: ``(B, D)``.
-            key: ``(B, D)``, of the other view.
+            query: ``(B, D)`` embeddings of one view.
+            key: ``(B, D)`` embeddings of the other view.
             subject: ``(B,)`` subject ids.
             queue: ``(K, D)`` earlier keys.
-            subject_ids: ``(K,)`` their subject ids, -1 where the queue is empty.
-            weight: ``(B,)`` share of each pair in the mean; ``None`` weighs all alike.
+            subject_ids: ``(K,)`` subject ids of the keys, -1 for empty slots.
+            weight: ``(B,)`` weight of each pair in the mean; ``None`` weighs all alike.
         """
         with torch.autocast(query.device.type, enabled=False):
             query = F.normalize(query.float(), dim=1)

@@ -13,11 +13,11 @@ __all__ = ["Prototypes", "SelfDistillation"]
 
 
 class Prototypes(nn.Module):
-    """Cosines of rows ``(..., D)`` with K learned directions: DINO's weight-normalised last layer with its norm at 1.
+    """Cosines of rows ``(..., D)`` with K learned directions: DINO's weight-normalised last layer with norm 1.
 
     Args:
-        in_features: D.
-        count: K.
+        in_features: channels D of a row.
+        count: number of directions K.
     """
 
     def __init__(self, in_features: int, count: int) -> None:
@@ -31,24 +31,24 @@ class Prototypes(nn.Module):
 
 
 class SelfDistillation(nn.Module):
-    """Cross-entropy of the student's soft-max over K prototypes under the teacher's centred and sharpened one.
+    """Cross-entropy between the teacher's and the student's soft-max over K prototypes; the teacher's is centred.
 
-    ``-Σ_k P_k log softmax(s/τ_s)_k`` with ``P = sg softmax((t - c)/τ_t)``, the mean over rows (DINO, Caron et al., ICCV
+    ``-Σ_k P_k log softmax(s/τ_s)_k`` with ``P = sg softmax((t - c)/τ_t)``, averaged over rows (DINO, Caron et al., ICCV
     2021; Alice's ``Loss``). The centre c follows the teacher's mean output over the batches of all ranks,
-    ``c ← m c + (1 - m) mean(t)``, which keeps one prototype from taking all; sharpening keeps them from being equal.
-    It moves once per optimizer step (:meth:`follow`), by the mean over all batches since the last step
-    (:meth:`observe`): accumulated gradients see one centre. τ_t goes linearly from its first to its last value. Centre
-    and τ_t are buffers, hence in every checkpoint.
+    ``c ← m c + (1 - m) mean(t)``. Centring keeps a single prototype from taking all rows; sharpening (a small τ_t)
+    keeps the assignment from becoming uniform. The centre moves once per optimizer step (:meth:`follow`), by the mean
+    over all batches since the last step (:meth:`observe`), so accumulated gradients use one centre. τ_t changes
+    linearly from its first to its last value. Centre and τ_t are buffers, so checkpoints hold them.
 
     Papers: https://arxiv.org/abs/2104.14294 and https://arxiv.org/abs/2302.05615. Reference code:
     https://github.com/facebookresearch/dino and https://github.com/alibaba-damo-academy/alice.
 
     Args:
-        prototypes: K.
+        prototypes: number of prototypes K.
         student_temperature: τ_s.
         teacher_temperature: first and last τ_t.
-        warmup: share of the training in which τ_t moves (Alice: 30 epochs of 1000).
-        momentum: m.
+        warmup: share of the training over which τ_t changes (Alice: 30 epochs of 1000).
+        momentum: momentum m of the centre.
 
     Example:
         >>> import torch
@@ -86,24 +86,24 @@ class SelfDistillation(nn.Module):
         self._batches = 0
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Mean over rows of ``(..., K)``; no gradient reaches the teacher's."""
+        """Mean loss over rows ``(..., K)``; the teacher's get no gradient."""
         with torch.autocast(student.device.type, enabled=False):
             target = self.target(teacher)
             return -(target * F.log_softmax(student.float() / self.student_temperature, dim=-1)).sum(-1).mean()
 
     def target(self, teacher: Tensor) -> Tensor:
-        """``P (..., K)``: what the teacher assigns each row to."""
+        """``P (..., K)``: the teacher's soft assignment of each row."""
         return ((teacher.detach().float() - self.centre) / self.temperature).softmax(-1)
 
     @torch.no_grad()
     def observe(self, teacher: Tensor) -> None:
-        """Notes the mean of the teacher's rows ``(..., K)``, for the next move of the centre; after the loss."""
+        """Records the mean of the teacher's rows ``(..., K)`` for the centre's next move; call it after the loss."""
         self.observed += teacher.float().flatten(0, -2).mean(0)
         self._batches += 1
 
     @torch.no_grad()
     def follow(self, progress: float) -> None:
-        """After an optimizer step: moves the centre towards what was observed on all ranks, and sets τ_t.
+        """Moves the centre towards the recorded means of all ranks and sets τ_t; call it after an optimizer step.
 
         Args:
             progress: share of the steps done.

@@ -9,10 +9,10 @@ __all__ = ["Variance"]
 
 
 class Variance(nn.Module):
-    """``½ Σ_views mean_d max(0, 1 - √(var_d + ε))``: no dimension may die.
+    """``½ Σ_views mean_d max(0, 1 - √(var_d + ε))``: penalises dimensions that become constant.
 
-    VICReg (Bardes et al., ICLR 2022, eq. 1); the variance is unbiased, over all rows of one view. On decoder taps in
-    Ren et al. (NeurIPS 2022).
+    VICReg (Bardes et al., ICLR 2022, eq. 1); the variance is unbiased and runs over all rows of one view. Ren et al.
+    (NeurIPS 2022) use it at decoder taps.
 
     Paper: https://arxiv.org/abs/2105.04906. Reference code: https://github.com/facebookresearch/vicreg.
 
@@ -30,7 +30,7 @@ class Variance(nn.Module):
         self.eps = eps
 
     def forward(self, z1: Tensor, z2: Tensor, used1: Tensor | None = None, used2: Tensor | None = None) -> Tensor:
-        """Loss of un-normalised projections ``(N, D)`` of each view, over the rows that are used ``(N,)`` (all)."""
+        """Loss of un-normalised projections ``(N, D)`` of each view; ``(N,)`` masks say which rows count (all)."""
         with torch.autocast(z1.device.type, enabled=False):
             return 0.5 * (self._one(z1.float(), used1) + self._one(z2.float(), used2))
 

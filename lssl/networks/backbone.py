@@ -1,4 +1,4 @@
-"""Backbone: any image-to-image network, with named taps whose channels, stride and centre offset are measured."""
+"""Backbone: any image-to-image network with named taps; their channels, strides and centre offsets are measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lssl.utils.errors import InputError, nearest
 
 __all__ = ["Backbone", "Tap", "unet", "unet_taps"]
 
-_TOKENS = "(tokens)"  # beside the names of taps
+_TOKENS = "(tokens)"  # reserved name beside those of taps
 
 
 def unet(
@@ -26,15 +26,15 @@ def unet(
 ) -> nn.Module:
     """MONAI's BasicUNet with the widths of Ren et al. (2022): the default network.
 
-    Five double-convolution levels of width 16 to 256, max-pooling, skip connections by concatenation, as in the paper.
-    It differs where MONAI's block does: upsampling is a 2×2×2 transposed convolution that halves the channels (the
-    paper: nearest neighbour, none), and level 0 has two convolutions (the paper: three).
+    As in the paper: five double-convolution levels of width 16 to 256, max-pooling, skip connections by concatenation.
+    MONAI's block differs in two points. It upsamples by a 2×2×2 transposed convolution that halves the channels (the
+    paper: nearest neighbour, channels unchanged), and level 0 has two convolutions (the paper: three).
 
     Args:
         in_channels: image channels.
-        out_channels: channels of the output map, from which reconstructions and segmentations are read.
+        out_channels: channels of the output map; reconstructions and segmentations are computed from it.
         features: widths of levels 0 to 4, then of the last decoder level.
-        norm: ``batch`` (needs few crops, 2 or more; as published), ``instance`` or ``group``.
+        norm: ``batch`` (as published; needs at least 2 crops), ``instance`` or ``group``.
     """
     from monai.networks.nets import BasicUNet
 
@@ -43,7 +43,7 @@ def unet(
 
 
 def unet_taps() -> dict[str, str]:
-    """Taps of :func:`unet`: first convolutions of each level, before norm and activation, as in Ren et al. (2022)."""
+    """Taps of :func:`unet`: the first convolution of each level, before norm and activation (Ren et al., 2022)."""
     taps = {"encoder.0": "conv_0.conv_1.conv"}
     taps |= {f"encoder.{level}": f"down_{level}.convs.conv_0.conv" for level in (1, 2, 3)}
     taps |= {"skip.3": "down_3.convs.conv_1.conv", "bottleneck": "down_4.convs.conv_0.conv"}
@@ -52,18 +52,18 @@ def unet_taps() -> dict[str, str]:
 
 
 class Backbone(nn.Module):
-    """A network and the names of its features.
+    """A network with named features.
 
     Args:
-        network: maps ``(B, C, D, H, W)`` to ``(B, C', D, H, W)``; given by ``class_path`` in a config. ``None`` takes
+        network: maps ``(B, C, D, H, W)`` to ``(B, C', D, H, W)``; a config gives its ``class_path``. ``None`` takes
             :func:`unet`.
         taps: name → path of a submodule (``network.get_submodule``). ``None`` takes :func:`unet_taps`, for a BasicUNet.
         in_channels: image channels.
         padding: padding of the network's convolutions: ``zeros``, or ``reflect`` as published.
-        channels_last: keep channels innermost in memory. With zero padding a step took 0.6 of the time on two
-            CPU cores; measure it on your GPU.
-        tokens: path of the submodule of a transformer that makes tokens of patches, before positions are added, for
-            methods that hide some (``vit.patch_embedding.patch_embeddings``, ``swinViT.patch_embed``).
+        channels_last: store channels innermost in memory. With zero padding, a step took 0.6 of the time on two CPU
+            cores; measure it on your GPU.
+        tokens: path of a transformer's submodule that makes tokens from patches, before positions are added. Methods
+            that mask tokens need it (``vit.patch_embedding.patch_embeddings``, ``swinViT.patch_embed``).
     """
 
     def __init__(
@@ -98,9 +98,9 @@ class Backbone(nn.Module):
         self.out_channels: int = measured.out_channels
 
     def forward(self, image: Tensor, taps: Sequence[str] = (), output: bool = False) -> dict[str, Tensor]:
-        """Features at the named taps, and ``"output"`` if asked.
+        """Features at the named taps, and ``"output"`` if requested.
 
-        Without ``output`` the pass stops at the last tap it needs, so an encoder-only method pays for no decoder.
+        Without ``output`` the pass stops after the last tap, so an encoder-only method does not run the decoder.
         """
         self.check_taps(taps)
         with tapped(self.network, {name: self._paths[name] for name in taps}, stop=not output) as features:
@@ -113,9 +113,9 @@ class Backbone(nn.Module):
         return {name: tokens_to_map(value, image.shape[2:]) for name, value in features.items()}
 
     def freeze_unused(self, taps: Sequence[str], output: bool = False) -> None:
-        """Trains only what these taps (and the output, if asked) depend on.
+        """Freezes all parameters that these taps (and the output, if requested) do not depend on.
 
-        Distributed training would wait for the gradients of the rest, which never come.
+        Distributed training would wait forever for the gradients of such parameters.
         """
         if not taps and not output:
             return
@@ -124,7 +124,7 @@ class Backbone(nn.Module):
             parameter.requires_grad_(parameter.requires_grad and name in used)
 
     def upstream_parameters(self, taps: Sequence[str], output: bool = False) -> set[str]:
-        """Names of the trained parameters that these taps (and the output, if asked) depend on."""
+        """Names of the trained parameters that these taps (and the output, if requested) depend on."""
         self.check_taps(taps)
         trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         if not trained:
@@ -133,7 +133,7 @@ class Backbone(nn.Module):
         self.eval()
         coarsest = 2 * max((stride for tap in self.taps.values() for stride in tap.stride), default=8)
         device = next(iter(trained.values())).device
-        for side in sorted({coarsest, 64, 96, 128}):  # some networks take but some sizes
+        for side in sorted({coarsest, 64, 96, 128}):  # some networks accept certain sizes only
             image = torch.zeros(1, self.in_channels, side, side, side, device=device)
             try:
                 with torch.enable_grad():
@@ -150,12 +150,12 @@ class Backbone(nn.Module):
         return {name for name, gradient in zip(trained, gradients, strict=True) if gradient is not None}
 
     def encoder(self) -> set[str]:
-        """Names of the parameters that the coarsest tap depends on; the others are the decoder's."""
+        """Names of the parameters that the coarsest tap depends on; all others belong to the decoder."""
         coarsest = max(self.taps, key=lambda name: max(self.taps[name].stride))
         return self.upstream_parameters([coarsest])
 
     def normalised_weights(self, taps: Sequence[str], weights: Mapping[str, float] | None) -> dict[str, float]:
-        """Weights of taps, normalised to sum 1; all alike if ``None``; taps of weight 0 are left out."""
+        """Weights of taps, normalised to sum 1; equal weights for ``None``. Taps of weight 0 are left out."""
         self.check_taps(taps)
         unknown = [tap for tap in weights or {} if tap not in taps]
         if unknown:
@@ -167,13 +167,13 @@ class Backbone(nn.Module):
         return {tap: weight / total for tap, weight in chosen.items() if weight > 0}
 
     def check_taps(self, names: Sequence[str]) -> None:
-        """Refuses names that are no taps."""
+        """Refuses unknown taps."""
         unknown = [name for name in names if name not in self.taps]
         if unknown:
             raise InputError(f"There is no tap '{unknown[0]}'; the backbone has {', '.join(self.taps)}.")
 
     def pad(self, image: Tensor) -> Tensor:
-        """Zeros behind the last voxels, up to sides that all strides divide; indices stay as they are."""
+        """Pads zeros behind the last voxels until all strides divide the sides; indices do not change."""
         padding: list[int] = []
         for axis in (2, 1, 0):
             side, stride = image.shape[2 + axis], max(tap.stride[axis] for tap in self.taps.values())
@@ -181,7 +181,7 @@ class Backbone(nn.Module):
         return F.pad(image, padding) if any(padding) else image
 
     def check_size(self, size: Sequence[int]) -> None:
-        """Refuses views whose sides the network's strides do not divide."""
+        """Refuses views if a stride of the network does not divide their sides."""
         for name, tap in self.taps.items():
             for side, stride in zip(size, tap.stride, strict=True):
                 if side % stride:
@@ -198,7 +198,7 @@ class Backbone(nn.Module):
 
 
 def _outer(paths: Iterable[str], depth: int = 2) -> list[str]:
-    """Paths of few parts: enough to find the rest."""
+    """The outer paths, for a message."""
     return [path for path in paths if path and path.count(".") < depth]
 
 

@@ -1,4 +1,4 @@
-"""Where features lie: names, channels, strides and centre offsets of a network's taps, measured on a small probe."""
+"""Geometry of features: channels, strides and centre offsets of a network's taps, measured on a small probe."""
 
 from __future__ import annotations
 
@@ -42,14 +42,16 @@ class Tap:
 
 
 class StopForward(Exception):
-    """Leaves a forward pass once every wanted tap has been seen."""
+    """Ends a forward pass after the last wanted tap."""
 
 
 @contextmanager
 def tapped(network: nn.Module, paths: Mapping[str, str], stop: bool) -> Iterator[dict[str, Tensor]]:
     """Collects the outputs of submodules during one forward pass.
 
-    Refuses a network that overwrites a collected output in place (an activation that follows a tapped convolution).
+    Refuses a network that overwrites a collected output in place, such as an activation after a tapped convolution.
+    The check reads torch's version counter, which has no public getter. Both alternatives cost more: a copy of every
+    feature, or a comparison that waits for the device.
     """
     features: dict[str, Tensor] = {}
     versions: dict[str, int] = {}
@@ -77,7 +79,7 @@ def tapped(network: nn.Module, paths: Mapping[str, str], stop: bool) -> Iterator
 
 
 def tokens_to_map(features: Tensor, size: Sequence[int]) -> Tensor:
-    """Tokens ``(B, N, C)`` of cubic patches of a ``(D, H, W)`` image as a map ``(B, C, d, h, w)``; maps as they are."""
+    """Tokens ``(B, N, C)`` of cubic patches of a ``(D, H, W)`` image as a map ``(B, C, d, h, w)``; maps pass."""
     if features.ndim != 3:
         return features
     patch = round((math.prod(size) / features.shape[1]) ** (1 / 3))
@@ -89,7 +91,7 @@ def tokens_to_map(features: Tensor, size: Sequence[int]) -> Tensor:
 
 @dataclass
 class Measured:
-    """What :func:`measure` finds."""
+    """Result of :func:`measure`."""
 
     taps: dict[str, Tap] = field(default_factory=dict)
     out_channels: int = 0
@@ -98,12 +100,12 @@ class Measured:
 def measure(network: nn.Module, paths: Mapping[str, str], in_channels: int) -> Measured:
     """Channels, stride and centre offset of every tap.
 
-    A copy of the network is made linear and positive: each kernel becomes uniform in space, biases and position
-    embeddings zero, norms and activations the identity, maxima means, and attention (which moves content, not
-    coordinates) zero. On such a network a ramp along one axis comes out at a feature as its mean over the receptive
-    field; divided by the response to a constant, that is the centre of the field, ``stride · f + offset``. It is read
-    in the middle of a long probe, where no border is in sight. Where paths of different centres meet (a strided
-    3×3×3 convolution beside a mean-pooled skip), it is their average.
+    A copy of the network is made linear and positive: kernels become uniform in space; biases, position embeddings and
+    attention (which moves content, not coordinates) become zero; norms and activations become the identity; maxima
+    become means. In such a network, a feature's response to a ramp along one axis is the ramp's mean over the receptive
+    field. Divided by the response to a constant, this is the field's centre, ``stride · f + offset``. It is read in the
+    middle of a long probe, far from any border. Where paths with different centres meet (a strided 3×3×3 convolution
+    beside a mean-pooled skip), the result is their average.
     """
     probe = _linearised(network)
     result = Measured()
@@ -130,13 +132,15 @@ def _tap(name: str, path: str, channels: int, sides: list[tuple[int, int]], cent
     for (side, n), centre in zip(sides, centres, strict=True):
         step = side / n
         if step != round(step):
-            raise InputError(f"backbone: tap '{name}' has {n} features for {side} voxels, which is no whole stride.")
+            raise InputError(
+                f"backbone: tap '{name}' has {n} features for {side} voxels, so its stride is not a whole number."
+            )
         away = centre - step * torch.arange(n)
-        period = max(1, round(32 / step))  # of the coarsest level that the tap may also see
+        period = max(1, round(32 / step))  # period of the coarsest level that may reach the tap
         value = away[(n - period) // 2 :][:period].mean().item()
         if not math.isfinite(value):
             raise InputError(
-                f"backbone: tap '{name}' ('{path}') does not depend on the image, so it has no place in it."
+                f"backbone: tap '{name}' ('{path}') does not depend on the image, so its features have no position."
             )
         stride.append(round(step))
         offset.append(round(value, 3) + 0.0)
@@ -147,7 +151,7 @@ def _tap(name: str, path: str, channels: int, sides: list[tuple[int, int]], cent
 def _probe_features(
     probe: nn.Module, paths: Mapping[str, str], in_channels: int, axis: int
 ) -> tuple[dict[str, Tensor], int]:
-    """Features of a ramp along ``axis`` and of a constant, and the probe's side; the first probe that fits is used."""
+    """Features of a ramp along ``axis`` and of a constant, and the probe's side; uses the first probe that fits."""
     errors = []
     for long, short in [(256, 16), (256, 32), (256, 64), (64, 64), (96, 96), (128, 128), (32, 32), (48, 48), (80, 80)]:
         size = [short] * 3
@@ -160,7 +164,7 @@ def _probe_features(
         try:
             with _Linear(), tapped(probe, paths, stop=False) as features:
                 features["output"] = probe(images)
-        except (RuntimeError, ValueError, AssertionError) as error:  # this network wants another size: try the next
+        except (RuntimeError, ValueError, AssertionError) as error:  # the network needs another size; try the next
             errors.append(f"{tuple(size)}: {error}")
             continue
         features = {name: tokens_to_map(value, size) for name, value in features.items()}
@@ -168,13 +172,11 @@ def _probe_features(
         if missing:
             raise InputError(f"backbone: tap '{missing[0]}' ('{paths[missing[0]]}') is not used when the network runs.")
         return features, long
-    raise InputError(
-        f"backbone: {type(probe).__name__} accepts none of the probe images; the last error was {errors[-1]}"
-    )
+    raise InputError(f"backbone: {type(probe).__name__} accepts no probe image; the last error was {errors[-1]}")
 
 
 def _linearised(network: nn.Module) -> nn.Module:
-    """A copy with spatially uniform kernels of gain 1, and zeros for all other parameters; see :func:`measure`."""
+    """A copy with uniform kernels of gain 1 and zeros for all other parameters; see :func:`measure`."""
     probe = copy.deepcopy(network).cpu().float().eval()
     with torch.no_grad():
         for parameter in probe.parameters():
@@ -186,12 +188,12 @@ def _linearised(network: nn.Module) -> nn.Module:
             elif isinstance(module, nn.Conv3d | nn.Linear):
                 module.weight.fill_(1 / module.weight[0].numel())
             if isinstance(module, nn.Conv3d):
-                module.padding_mode = "circular"  # zeros would take more from one path than from another
+                module.padding_mode = "circular"  # zero padding would weaken paths unequally
     return probe
 
 
 class _Linear(TorchFunctionMode):
-    """While active, norms, activations and dropout do nothing, maxima and sums of maps are means, attention is zero."""
+    """While active, norms, activations and dropout do nothing; maxima and sums of maps are means; attention is zero."""
 
     PASS = re.compile(
         r"(batch|layer|group|instance|rms)_norm|normalize|(relu|relu6|leaky_relu|rrelu|prelu|elu|celu|selu|gelu|silu|mish"
@@ -206,7 +208,7 @@ class _Linear(TorchFunctionMode):
         if name in self.GATES:
             return torch.ones_like(args[0])
         if name in ("add", "add_") and all(isinstance(a, Tensor) for a in args[:2]) and args[0].shape == args[1].shape:
-            return torch.lerp(args[0], args[1], 0.5)  # paths that meet count alike, however many blocks doubled one
+            return torch.lerp(args[0], args[1], 0.5)  # paths that meet get equal weight
         if name in ("softmax", "scaled_dot_product_attention"):
             return torch.zeros_like(args[0])
         if name == "max_pool3d":

@@ -1,4 +1,4 @@
-"""Heads: small multi-layer perceptrons on feature vectors, used in pretraining and then thrown away."""
+"""Heads: small multi-layer perceptrons on feature vectors, used in pretraining only."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["Projector", "TapHeads", "feature_std", "mean_and_max", "rowwise", "t
 
 
 class Projector(nn.Sequential):
-    """Multi-layer perceptron on rows ``(N, in_features) → (N, out_features)``; projectors and predictors alike.
+    """Multi-layer perceptron on rows ``(N, in_features) → (N, out_features)``, for projectors and predictors.
 
-    ``layers - 1`` times Linear, norm, ReLU, then a Linear; a Linear before a norm has no bias.
+    It has ``layers - 1`` blocks of Linear, norm and ReLU, then a Linear. A Linear before a norm has no bias.
 
     Args:
         in_features: channels of the tap.
         hidden: width of the hidden layers.
         out_features: width of the output.
         layers: number of Linear layers.
-        norm: ``batch`` (over all rows: samples and voxels), ``layer`` (safe for very few rows), or ``none``.
-        last_norm: also normalise the output, without learned scale and shift (as SimSiam's projector does).
+        norm: ``batch`` (over all rows: samples and voxels), ``layer`` (works with very few rows), or ``none``.
+        last_norm: also normalise the output, without learned scale and shift, as in SimSiam's projector.
     """
 
     FEWEST_ROWS = 4
@@ -60,7 +60,7 @@ class Projector(nn.Sequential):
 
 
 class TapHeads(nn.Module):
-    """One head on rows for each of several taps (or other names).
+    """One head on rows per tap (or per other name).
 
     Args:
         heads: tap → head.
@@ -88,16 +88,16 @@ class TapHeads(nn.Module):
         return self.heads[_key(tap)]
 
     def rows(self, tap: str, vectors: Tensor) -> Tensor:
-        """The tap's head on ``(B, K, C)``, as ``(B, K, D)``; statistics pool over samples and rows."""
+        """Applies the tap's head to ``(B, K, C)``; gives ``(B, K, D)``. Statistics pool over samples and rows."""
         return rowwise(self[tap], vectors)
 
     def maps(self, tap: str, features: Tensor) -> Tensor:
-        """The tap's head on every voxel of ``(B, C, ...)``, as ``(B, D, ...)``."""
+        """Applies the tap's head to every voxel of ``(B, C, ...)``; gives ``(B, D, ...)``."""
         return voxelwise(self[tap], features)
 
 
 def _key(tap: str) -> str:
-    """Names of submodules hold no dots, and must not be those of methods."""
+    """A valid submodule name: without dots, and different from every method's name."""
     return "tap_" + tap.replace(".", "/")
 
 
@@ -107,24 +107,24 @@ def to_rows(maps: Tensor) -> Tensor:
 
 
 def rowwise(head: nn.Module, rows: Tensor) -> Tensor:
-    """A head on rows ``(B, K, C)``, as ``(B, K, D)``."""
+    """Applies a head to rows ``(B, K, C)``; gives ``(B, K, D)``."""
     return head(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
 
 
 def voxelwise(head: nn.Module, features: Tensor) -> Tensor:
-    """Applies a head on rows to every voxel of ``(B, C, D, H, W)``: what 1×1×1 convolutions would compute."""
+    """Applies a head on rows to every voxel of ``(B, C, D, H, W)``, as 1×1×1 convolutions would."""
     return rowwise(head, to_rows(features)).transpose(1, 2).unflatten(2, features.shape[2:])
 
 
 def mean_and_max(features: Tensor, weight: Tensor | None = None) -> Tensor:
     """``(B, 2 C)`` float32: mean and maximum of each channel of ``(B, C, D, H, W)``.
 
-    The mean alone says nothing after an instance norm, which makes it the same for every image.
+    The mean alone is useless after an instance norm, which makes it the same for every image.
 
     Args:
-        features: of a tap.
-        weight: ``(B, 1, D, H, W)`` share of each voxel in the mean; the maximum takes voxels of half the largest
-            weight or more.
+        features: features of a tap.
+        weight: ``(B, 1, D, H, W)`` weight of each voxel in the mean. The maximum runs over voxels with at least half
+            the largest weight.
     """
     rows = features.float().flatten(2)
     if weight is None:
@@ -135,7 +135,7 @@ def mean_and_max(features: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def feature_std(rows: Tensor) -> Tensor:
-    """Standard deviation of L2-normalised rows ``(N, D)``, times √D: 1 if they fill the sphere, 0 if all agree."""
+    """Standard deviation of L2-normalised rows ``(N, D)``, times √D: 1 if they fill the sphere, 0 if equal."""
     rows = F.normalize(rows.detach().float(), dim=1)
     return rows.std(0, unbiased=False).mean() * rows.shape[1] ** 0.5
 

@@ -1,4 +1,4 @@
-"""Teacher: a slowly moving average of the network that learns."""
+"""Teacher: a slowly moving average of the trained network."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Teacher(nn.ModuleDict):
     """Copies of modules whose weights follow the originals: ``θ' ← m θ' + (1 - m) θ`` after each step.
 
     ``m`` rises from ``momentum`` to ``final`` by a cosine, ``m = final - (final - momentum) (1 + cos πt) / 2`` with t
-    the share of the steps done (BYOL, Grill et al., NeurIPS 2020). Buffers (running statistics) are copied, unless the
-    teacher sees other inputs than the originals (``buffers=False``) and gathers its own. The teacher starts equal to
-    the originals, receives no gradient and is kept in checkpoints; ``m`` depends on the step alone, so a resumed run
-    continues it. A strategy that sets ``self.teacher`` has it moved by the base class.
+    the share of the steps done (BYOL, Grill et al., NeurIPS 2020). Buffers (running statistics) are copied. If the
+    teacher sees other inputs than the originals, it gathers its own statistics (``buffers=False``). The teacher starts
+    equal to the originals, receives no gradient, and is part of checkpoints. ``m`` depends on the step alone, so a
+    resumed run continues it. If a strategy sets ``self.teacher``, the base class moves it.
 
     Args:
         modules: name → module to follow; ``teacher[name]`` is its copy.
         momentum: first m.
         final: last m.
-        buffers: copy them.
+        buffers: copy the buffers.
 
     Example:
         >>> import torch
@@ -47,11 +47,11 @@ class Teacher(nn.ModuleDict):
             raise InputError(f"momentum: a teacher's momentum rises within 0 and 1, not from {momentum} to {final}.")
         super().__init__(copy.deepcopy(dict(modules)))
         self.requires_grad_(False)
-        self._followed = tuple(modules.items())  # in a tuple, so that they are not registered twice
+        self._followed = tuple(modules.items())  # a tuple, so that they are not registered twice
         self._first, self._final, self._copies_buffers = momentum, final, buffers
 
     def momentum(self, progress: float) -> float:
-        """``m`` when this share of the steps is done."""
+        """``m`` after this share of the steps."""
         return self._final - (self._final - self._first) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
     @torch.no_grad()

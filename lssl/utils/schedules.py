@@ -11,13 +11,13 @@ __all__ = ["ConstantLinear", "WarmupCosine"]
 
 
 class WarmupCosine(LambdaLR):
-    """Linear warm-up to the full rate, then a cosine to ``min_share`` of it.
+    """Linear warm-up to the full learning rate, then a cosine down to ``min_share`` of it.
 
     Args:
         optimizer: given by the framework.
         total_steps: given by the framework.
         warmup: share of the steps spent warming up.
-        min_share: last rate, as a share of the full one.
+        min_share: last learning rate, as a share of the full one.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup: float = 0.05, min_share: float = 0.0) -> None:
@@ -33,12 +33,12 @@ class WarmupCosine(LambdaLR):
 
 
 class ConstantLinear(LambdaLR):
-    """Constant, then linear to zero: the schedule of Ren et al. (2022), 20 epochs and 200.
+    """Constant, then linear to zero: the schedule of Ren et al. (2022), with 20 and 200 epochs.
 
     Args:
         optimizer: given by the framework.
         total_steps: given by the framework.
-        constant: share of the steps at the full rate.
+        constant: share of the steps at the full learning rate.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, constant: float = 20 / 220) -> None:

@@ -1,4 +1,4 @@
-"""Masking: blocks of a view that the network does not see, as voxels and, in transformers, as tokens."""
+"""Masking: hides blocks of a view from the network, as voxels and, in transformers, as tokens."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def block_masks(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Masks ``round(ratio · cells)`` of the blocks of each sample, drawn without replacement, another draw for each.
+    """Masks ``round(ratio · cells)`` random blocks of each sample, drawn without replacement.
 
     Args:
         count: number of samples.
-        size: voxels along ``(D, H, W)``; the last blocks are cut off where they do not fit.
+        size: voxels along ``(D, H, W)``; the last blocks are cut off if they do not fit.
         block: side(s) of a block in voxels.
         ratio: share of the blocks that are masked.
         generator: on the CPU.
@@ -56,15 +56,15 @@ def block_masks(
 
 
 class BlockMasking(nn.Module):
-    """Runs a backbone on images of which blocks are masked.
+    """Runs a backbone on images with masked blocks.
 
-    Masked voxels become 0, the background's value. Where the backbone names the module that makes its tokens
-    (``backbone.tokens``: ViT, Swin), masked tokens are also replaced by one learned token (SimMIM, Xie et al., CVPR
-    2022). Both are needed there: MONAI's UNETR and SwinUNETR lead the image itself past the transformer to the last
-    decoder level, which would only have to copy it.
+    Masked voxels become 0, the background's value. If the backbone names the module that makes its tokens
+    (``backbone.tokens``: ViT, Swin), one learned token also replaces the masked tokens (SimMIM, Xie et al., CVPR 2022).
+    Both are needed there: MONAI's UNETR and SwinUNETR pass the image itself to the last decoder level, which could
+    otherwise copy it.
 
     Args:
-        backbone: the network, which is passed again at each call, so that its weights are registered but once.
+        backbone: the network; each call passes it again, so that its weights are registered only once.
         size: voxels of a view along ``(D, H, W)``.
         block: side(s) of a block in voxels; 16 in Alice's code.
         ratio: share of masked blocks, 0.75 in Alice and MAE.

@@ -1,4 +1,4 @@
-"""Corresponding points of two views: where a tap of both shows the same place of the frame."""
+"""Corresponding points of two views: features of a tap at the same point of the frame."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def corresponding_points(
         tap: where the features lie.
         count: points wanted per sample; fewer if the lattice is smaller.
         generator: on the CPU.
-        foreground: only points of the foreground of both views, where there are any.
+        foreground: only points on the foreground of both views, if there are any.
 
     Returns:
-        ``(B, K, 3)`` places in mm, and ``(B,)`` float weights: 0 for a sample without any such point (its places are
-        then arbitrary), else 1. If a sample has fewer than K, its own are repeated.
+        ``(B, K, 3)`` points in mm, and ``(B,)`` float weights: 1, or 0 for a sample without such points (its points are
+        then arbitrary). A sample with fewer than K points repeats them.
     """
     size = [n // s for n, s in zip(first.size, tap.stride, strict=True)]
     count = min(count, math.prod(size))
@@ -50,7 +50,7 @@ def corresponding_points(
 def draw(valid: Tensor, count: int) -> Tensor:
     """The first ``count`` true columns of each row of ``(B, N)`` as indices ``(B, K)``, ``K = min(count, N)``.
 
-    A row with fewer repeats its own; of a row with none, the indices are arbitrary.
+    A row with fewer true columns repeats them; a row with none gets arbitrary indices.
     """
     order = valid.int().argsort(dim=1, descending=True, stable=True)
     found = valid.sum(1, keepdim=True).clamp_min(1)

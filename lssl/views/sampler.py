@@ -1,8 +1,8 @@
-"""Views: augmented crops of visits, each made by ONE resampling, with a matrix that says exactly where it lies.
+"""Views: augmented crops of visits, each made by ONE resampling, with a matrix of its exact position.
 
-Published code crops, flips, rotates and replays; here every parameter is drawn first, composed into one 4×4 matrix per
-view, and the source is interpolated once. Image and matrix agree by construction, so a voxel of one view is found in
-the other to rounding error, whatever was drawn.
+Published code crops, flips and rotates one after another and replays the steps. Here all parameters are drawn first and
+composed into one 4×4 matrix per view; the source is interpolated once. Image and matrix agree by construction, so the
+correspondence between two views is exact to rounding error.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class View:
         image: ``(B, C, D, H, W)`` float32, what the network sees.
         clean: the same crop before intensity augmentation (the target of denoising).
         affine: ``(B, 4, 4)`` float64, index → frame in mm.
-        source_affine: ``(B, 4, 4)``, of the source it was cut from.
+        source_affine: ``(B, 4, 4)``, index → frame of the source of the crop.
         source_extent: ``(B, 3)``, voxels of the source that are data.
         source_foreground: ``(B, …)`` bool, on the source's own grid.
         age: ``(B,)`` years at the visit, NaN where unknown.
@@ -74,7 +74,7 @@ class View:
         """Which points ``(B, N, 3)`` of the frame the view shows from real data (if asked, from the foreground)."""
         seen = geo.contains(geo.transform(geo.inverse(self.affine), points), self.size, -0.5)
         in_source = geo.transform(geo.inverse(self.source_affine), points)
-        seen &= geo.contains(in_source, self.source_extent[:, None])  # beyond its last voxels the source fades to 0
+        seen &= geo.contains(in_source, self.source_extent[:, None])  # the source fades to 0 beyond its last voxels
         if foreground:
             seen &= geo.sample_nearest(self.source_foreground, self.source_affine, points, 0)
         return seen
@@ -94,13 +94,13 @@ class ViewSampler:
         same_visit: probability that both views of a pair show one visit, either of the two, instead of one each.
         geometry: ``independent`` (recommended) or ``shared`` (as in Ren et al., 2022).
         intensity: ``independent`` (recommended) or ``shared`` (as in Ren et al., 2022), down to the noise.
-        overlap: the two views share at least this part of the smaller one's volume, where a few tries find such a
-            pair; else the second view takes the first one's box.
+        overlap: smallest shared volume, as a part of the smaller view's. If a few tries find no such pair, the second
+            view takes the first one's box.
         zoom: each axis' voxel size is multiplied by a draw from this range (above 1 shows more at less detail).
         rotation: largest rotation in degrees about each axis.
-        affine_probability: how often zoom and rotation are drawn at all.
+        affine_probability: probability of zoom and rotation.
         flip: probability of a mirror along ``(D, H, W)``; D is left–right.
-        flip_together: mirror both views or none, so that left and right stay apart; false draws each on its own.
+        flip_together: mirror both views or none, so left and right stay distinct; false draws each mirror alone.
         foreground: centre views on the foreground.
         transforms: intensity transforms in order; ``None`` takes :func:`lssl.views.intensity.default_transforms`.
     """
@@ -206,7 +206,7 @@ class ViewSampler:
         return geo.inverse(batch.affines[:, 1]) @ batch.affines[:, 0] @ first
 
     def centre_bounds(self, linear: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres ``(B, 3)`` that keep the view's box inside the source; the source's middle where it does not fit."""
+        """Centres ``(B, 3)`` that keep the view's box inside the source; the source's middle if it does not fit."""
         size = torch.tensor(self.size, dtype=linear.dtype, device=linear.device)
         half = (linear[..., :3, :3].abs() @ (size / 2)[:, None]).squeeze(-1)
         low, high = half - 0.5, extent - 0.5 - half
@@ -215,7 +215,7 @@ class ViewSampler:
         return torch.where(fits, low, middle), torch.where(fits, high, middle)
 
     def _anywhere(self, batch: PairBatch, visit: int, linear: Tensor, generator: torch.Generator) -> Tensor:
-        """Puts views at random centres of one visit's source, on the foreground if asked."""
+        """Puts views at random centres of one visit's source, on the foreground if requested."""
         low, high = self.centre_bounds(linear, batch.extent[:, visit])
         tries = self.CENTRE_TRIES if self.foreground else 1
         draws = torch.rand(len(batch), tries, 3, generator=generator, dtype=torch.float64).to(low.device)
@@ -224,13 +224,13 @@ class ViewSampler:
             index = centres.round().long().clamp_min(0)
             rows = torch.arange(len(batch), device=low.device)[:, None]
             hit = batch.foreground[:, visit][rows, index[..., 0], index[..., 1], index[..., 2]]
-            centres = centres[rows[:, 0], hit.int().argmax(1)]  # the first hit; the first draw where there is none
+            centres = centres[rows[:, 0], hit.int().argmax(1)]  # the first hit, or the first draw without a hit
         else:
             centres = centres[:, 0]
         return self.view_to_source(linear, centres)
 
     def _place_second(self, batch: PairBatch, first: Tensor, generator: torch.Generator) -> Tensor:
-        """A second index map that overlaps the first: several tries at once, the first good one is taken."""
+        """A second index map that overlaps the first: draws several tries at once and takes the first good one."""
         tries, n = self.OVERLAP_TRIES, len(batch)
         linear = self.draw_linear(n * tries, generator, first.device).unflatten(0, (n, tries))
         if self.flip_together:
@@ -304,7 +304,7 @@ class ViewSampler:
 
 
 def _centre_of_mass(mask: Tensor) -> Tensor:
-    """``(B, 3)`` mean index of ``(B, D, H, W)`` masks; the middle of the grid where a mask is empty."""
+    """``(B, 3)`` mean index of ``(B, D, H, W)`` masks; the middle of the grid for an empty mask."""
     total = mask.flatten(1).sum(1).double()
     centre = []
     for axis, n in enumerate(mask.shape[1:]):

@@ -184,5 +184,5 @@ def test_a_tap_that_does_not_see_the_image_is_refused():
 def test_a_tap_that_is_no_map_or_no_whole_stride_is_refused():
     with pytest.raises(InputError, match="a tap is a"):
         measure(nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten()), {"last": "1"}, 1)
-    with pytest.raises(InputError, match="no whole stride"):
+    with pytest.raises(InputError, match="stride is not a whole number"):
         measure(nn.Conv3d(1, 1, 3, 1, 0), {"last": ""}, 1)

@@ -90,7 +90,7 @@ def test_missing_and_truncated_checkpoints(checkpoint, tmp_path):
     for share in (0, 0.3, 0.9):
         cut = tmp_path / "cut.ckpt"
         cut.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-        with pytest.raises(InputError, match="is no checkpoint, is cut off"):
+        with pytest.raises(InputError, match="is not a checkpoint, is truncated"):
             load_pretrained(backbone(), cut)
 
 

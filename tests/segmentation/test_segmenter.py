@@ -335,7 +335,7 @@ def test_checkpoints_that_do_not_fit(capsys, tmp_path, pretrained, run):
     assert "conv_0.conv_0.conv.weight is 4×1×3×3×3 there and 8×" in refused(capsys, tmp_path, *options)
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(checkpoint.read_bytes()[:5000])
-    assert "is cut off" in refused(capsys, tmp_path, f"--model.init_args.pretrained={cut}")
+    assert "is truncated" in refused(capsys, tmp_path, f"--model.init_args.pretrained={cut}")
     command = ["--config", str(run / "config.yaml")]
     assert "not a checkpoint of a Segmenter" in sentence(capsys, "test", *command, "--ckpt_path", str(checkpoint))
     for name in ("test", "predict"):
