@@ -1,4 +1,4 @@
-"""Callbacks: what a run shows of itself, and what it leaves behind."""
+"""Callbacks: monitor, pictures, reports and written embeddings of a run."""
 
 from lssl.callbacks.embeddings import EmbeddingWriter
 from lssl.callbacks.landmarks import Landmarks

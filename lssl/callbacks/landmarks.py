@@ -1,4 +1,4 @@
-"""Landmarks: how far from the truth an anatomical embedding finds places again, untrained and trained."""
+"""Landmarks: matching errors of an anatomical embedding, untrained and trained."""
 
 from __future__ import annotations
 

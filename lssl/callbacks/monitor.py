@@ -1,4 +1,4 @@
-"""RepresentationMonitor: whether what is learned is alive, useful and consistent in time, while it is learned."""
+"""RepresentationMonitor: measures the representation on held-out subjects during training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class RepresentationMonitor(L.Callback):
     """Measures held-out subjects between training steps, logs ``monitor/<kind>/<tap>``, and warns.
 
     :mod:`lssl.evaluation.representation` says what is measured, :mod:`lssl.evaluation.health` when it warns.
-    Measured is the untrained network, then at a quarter and a half of ``every`` steps, then every ``every`` steps: the
-    taps whose weights are trained, on the same views each time, which are read once and kept on the device. Processes
-    share the subjects and measure as one. A run that ends before its first measurement is not measured at all.
+    It measures the untrained network, then after a quarter and a half of ``every`` steps, then every ``every`` steps.
+    It uses taps with trained weights and the same views each time; the views are read once and stay on the device.
+    Processes share the subjects and pool their results. A run that ends before its first measurement has none.
 
     Args:
         every: steps from one measurement to the next; 0 switches the monitor off.
@@ -76,7 +76,7 @@ class RepresentationMonitor(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measures where it is due."""
+        """Measures if a measurement is due."""
         step = trainer.global_step
         if self._cases is None or step == self._step or not self._due(step):
             return
@@ -85,7 +85,7 @@ class RepresentationMonitor(L.Callback):
         self._warn(trainer, step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Says what it cost."""
+        """Reports the time spent on measurements."""
         if self._cases is not None:
             share = self.spent / max(time.perf_counter() - self._started, 1e-9)
             rank_zero_info(f"The monitor took {share:.1%} of the training time ({self.spent:.1f} s).")
@@ -95,7 +95,7 @@ class RepresentationMonitor(L.Callback):
         return {"first": self.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it up."""
+        """Restores this state."""
         self.first = state_dict["first"]
 
     def _due(self, step: int) -> bool:
@@ -111,7 +111,7 @@ class RepresentationMonitor(L.Callback):
         self.spent += time.perf_counter() - start
 
     def _warn(self, trainer: L.Trainer, step: int) -> None:
-        """Each thing once; of a collapse when it lasts."""
+        """Warns once per tap and kind; of a collapse after two measurements in a row."""
         found = collapses(self.figures, self.first)
         self.alarms = {tap: text for tap, text in found.items() if tap in self._suspects}
         self._suspects = set(found)

@@ -1,4 +1,4 @@
-"""Report: what training changed, on held-out subjects, in one table and one picture."""
+"""Report: compares the untrained and the trained network on held-out subjects, in a table and a picture."""
 
 from __future__ import annotations
 
@@ -106,5 +106,5 @@ def _table(before: dict[str, float], after: dict[str, float]) -> Table:
 
 
 def _figure(value: float) -> str:
-    """An R² below 0 says no more than 0: the fit does not carry over."""
+    """Shows an R² below 0 as 0: both mean that the fit does not generalise."""
     return "–" if math.isnan(value) else f"{max(0.0, value):.2f}"

@@ -1,4 +1,4 @@
-"""DataWait: how much of its time the training loop waited for data."""
+"""DataWait: share of the training time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class DataWait(L.Callback):
         return self.waited / max(self.waited + self.worked, 1e-9)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The epoch's first batch is asked for."""
+        """Starts waiting for the epoch's first batch."""
         self._mark = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The batch is there."""
+        """Ends the wait."""
         now = time.perf_counter()
         if self._first:
             self.started += now - self._mark
@@ -52,18 +52,18 @@ class DataWait(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The next batch is asked for."""
+        """Starts waiting for the next batch."""
         now = time.perf_counter()
         if not self._first:
             self.worked += now - self._mark
         self._mark, self._first = now, False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validation is neither waiting nor training."""
+        """Restarts the clock: validation counts as neither waiting nor training."""
         self._mark = time.perf_counter()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Says it."""
+        """Reports the share."""
         rank_zero_info(
             f"Training waited for data {self.share:.1%} of its time ({self.waited:.1f} of "
             f"{self.waited + self.worked:.1f} s; {self.started:.1f} s more for the first batch)."

@@ -1,4 +1,4 @@
-"""Evaluation: figures of a representation, and whether they look healthy."""
+"""Evaluation: metrics of a representation, and warnings about collapse and shortcuts."""
 
 from __future__ import annotations
 

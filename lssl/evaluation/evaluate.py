@@ -1,4 +1,4 @@
-"""What a task is worth on held-out pairs, without training anything: its terms, and what its taps represent."""
+"""Evaluates a task on held-out pairs without training: its loss terms and the metrics of its taps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a representation is worth before any label: per-tap metrics, and the held-out views they are measured on.
+"""Metrics of a representation without fine-tuning, per tap, and the held-out views they are measured on.
 
 The run's monitor (:class:`lssl.callbacks.RepresentationMonitor`) and its report (:func:`.evaluate.evaluate`)
 show the same figures, of this module. Names are ``<kind>/<tap>``; the kinds:

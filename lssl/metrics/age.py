@@ -1,4 +1,4 @@
-"""Whether embeddings tell a subject's age."""
+"""How well embeddings predict age."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class AgeR2(VisitMetric):
     """R² of a ridge regression from standardised embeddings to age, for subjects that it was not fitted on.
 
     Cross-validated by subject (:func:`lssl.metrics.visits.out_of_fold`): otherwise a subject's other visits would tell
-    its age. 0 for embeddings that know nothing, or below, where the fit does not carry over.
+    its age. 0 or less for embeddings without information about age.
     """
 
     def compute(self) -> Tensor:

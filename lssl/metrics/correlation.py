@@ -1,4 +1,4 @@
-"""How much channels repeat one another."""
+"""Correlation between channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a place looks the same to the network at two visits."""
+"""Similarity of features at the same point in two visits."""
 
 from __future__ import annotations
 

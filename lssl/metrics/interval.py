@@ -1,4 +1,4 @@
-"""Whether embeddings of a subject lie farther apart the longer the time between its visits."""
+"""Correlation between the distance of a subject's embeddings and the time between its visits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a linear classifier reads off single voxels."""
+"""Dice of a linear classifier on features of single voxels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far matched points lie from where they should."""
+"""Distance between matched points and the true ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well features give away their place in the crop."""
+"""How well features predict their position in the crop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What draws synthetic heads and brains, and how they age."""
+"""Synthetic heads and brains that age by known deformations."""
 
 from __future__ import annotations
 
