@@ -112,6 +112,10 @@ class Backbone(nn.Module):
                 pass
         return {name: tokens_to_map(value, image.shape[2:]) for name, value in features.items()}
 
+    def path_of(self, tap: str) -> str:
+        """Path of a tap's submodule within the network."""
+        return self._paths[tap]
+
     def freeze_unused(self, taps: Sequence[str], output: bool = False) -> None:
         """Freezes all parameters that these taps (and the output, if requested) do not depend on.
 
