@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 
 from lssl.data.batch import Visit
-from lssl.data.bids import bids_table, match_files
+from lssl.data.bids import match_files
+from lssl.data.channels import channel_table, onto_grid, overlap
 from lssl.data.datamodule import PairDataModule
 from lssl.data.nifti import Grid, automatic_foreground, read_grids, read_image, read_label, read_mask, scale
 from lssl.data.pairs import count, visit_name
@@ -41,7 +42,9 @@ class NiftiDataModule(PairDataModule):
         root: the BIDS folder, or a single NIfTI file; with ``table``, the folder that its relative paths start from
             (default: the table's own).
         suffix: end of the image names in the BIDS folder, which may carry entities: ``T1w``, ``run-1_T1w``,
-            ``ce-gad_T1w``. Images with contrast agent are left out unless the suffix names them.
+            ``ce-gad_T1w``. Images with contrast agent are left out unless the suffix names them. A list,
+            ``[T1w, FLAIR]``, gives a visit one channel per suffix, in this order. Visits that lack one are left out.
+            Channels on another grid of the same space are resampled to the first, and each is scaled by itself.
         select: which image is taken if a visit has several, ``"run=last rec=norm,none space=native"``; see
             :func:`lssl.data.selection.choose` for the defaults.
         masks: pattern of brain or head masks below ``root``, such as
@@ -58,7 +61,7 @@ class NiftiDataModule(PairDataModule):
     def __init__(
         self,
         root: str | Path | None = None,
-        suffix: str = "T1w",
+        suffix: str | list[str] = "T1w",
         select: str = "",
         masks: str | None = None,
         labels: str | None = None,
@@ -72,7 +75,12 @@ class NiftiDataModule(PairDataModule):
             raise InputError("There is no data: give root (a BIDS folder or a NIfTI file) or table (a CSV of visits).")
         if is_prepared(root):
             raise InputError(f"{root} was written by `lssl prepare`; read it with PreparedDataModule.")
-        self.root, self.suffix, self.select, self.csv = root, suffix, select, table
+        self.suffixes = [suffix] if isinstance(suffix, str) else list(suffix)
+        if not self.suffixes or len(set(self.suffixes)) < len(self.suffixes):
+            raise InputError(f"suffix is {suffix}; name at least one, and every one once.")
+        if len(self.suffixes) > 1 and (table is not None or Path(str(root)).is_file()):
+            raise InputError("Several suffixes need a BIDS folder; a table or a file gives one image per visit.")
+        self.root, self.select, self.csv = root, select, table
         self.masks, self.labels = masks, labels
         self.common_frame, self.exclude = common_frame, tuple(exclude)
 
@@ -84,21 +92,25 @@ class NiftiDataModule(PairDataModule):
         """
         table, phrases = without_visits(self._listed_visits(), self.exclude)
         self.excluded += phrases
-        for column in ("image", "mask", "label"):
+        for column in (*self._images(), "mask", "label"):
             paths = {path for path in table[column] if path}
-            problems = check_files(paths, column)
+            problems = check_files(paths, column.partition("_")[0])
             if problems and len(problems) == len(paths) and not self.predicting:
                 raise InputError(problems[min(problems)])
             table, phrases = leave_out(table, problems, column)
             self.excluded += phrases
         return table
 
+    def _images(self) -> list[str]:
+        """Columns of the table with the channels' files."""
+        return ["image", *(f"image_{number}" for number in range(1, len(self.suffixes)))]
+
     def _listed_visits(self) -> pd.DataFrame:
         labels = None if self.predicting else self.labels  # prediction needs no labels
         if self.csv is None and Path(str(self.root)).is_file():
             return file_table(str(self.root))
         if self.csv is None:
-            table, notes = bids_table(str(self.root), self.suffix, self.masks, labels, self.select)
+            table, notes = channel_table(str(self.root), self.suffixes, self.masks, labels, self.select)
             self.notes += notes
             return table
         if self.select:
@@ -118,6 +130,10 @@ class NiftiDataModule(PairDataModule):
         self._voxel_size = np.median([np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in grids], axis=0)
         if not self.predicting:  # prediction takes each visit alone
             _refuse_moving_subjects(table, grids)
+        for column, suffix in zip(self._images()[1:], self.suffixes[1:], strict=True):
+            if moved := _on_other_grids(table, grids, column):
+                what = f"{count(moved, f'{suffix} image')}"
+                self.notes.append(f"{what} on another grid, resampled to the grid of the {self.suffixes[0]}")
         for column in ("mask", "label"):
             _refuse_other_grid(table, grids, column)
             missing = int((table[column] == "").sum())
@@ -125,12 +141,13 @@ class NiftiDataModule(PairDataModule):
                 instead = "; their foreground is found automatically" if column == "mask" else ""
                 self.notes.append(f"{count(missing, 'visit')} without a {column}{instead}")
         self._paths = {
-            name: np.array([os.fsencode(path) for path in table[name].tolist()]) for name in ("image", "mask", "label")
+            name: np.array([os.fsencode(path) for path in table[name].tolist()])
+            for name in (*self._images(), "mask", "label")
         }
 
     def channels(self) -> list[str]:
-        """One channel, named like the suffix of the images."""
-        return [self.suffix if self.csv is None else "image"]
+        """One channel per suffix, named like it."""
+        return list(self.suffixes) if self.csv is None else ["image"]
 
     def shapes(self) -> np.ndarray:
         """``(visits, 3)`` voxels per axis, from the headers."""
@@ -154,8 +171,14 @@ class NiftiDataModule(PairDataModule):
         image, mask, label = (os.fsdecode(self._paths[name][row]) for name in ("image", "mask", "label"))
         voxels, affine = read_image(image)
         foreground = read_mask(mask) if mask else automatic_foreground(voxels)
+        channels = [scale(voxels, foreground)]
+        for column in self._images()[1:]:
+            other, where = read_image(os.fsdecode(self._paths[column][row]))
+            if not Grid(np.array(other.shape), where).same(Grid(np.array(voxels.shape), affine)):
+                other = onto_grid(other, where, affine, voxels.shape)
+            channels.append(scale(other, foreground))
         return Visit(
-            image=torch.from_numpy(scale(voxels, foreground))[None],
+            image=torch.from_numpy(np.stack(channels)),
             affine=torch.from_numpy(affine),
             foreground=torch.from_numpy(foreground),
             label=torch.from_numpy(read_label(label)) if label else None,
@@ -185,6 +208,19 @@ def _refuse_moving_subjects(table: pd.DataFrame, grids: list[Grid]) -> None:
                 f"The visits {sessions} of {table['subject'].iat[row]} lie {how}; "
                 f"co-register the visits of each subject with `lssl prepare` first."
             )
+
+
+def _on_other_grids(table: pd.DataFrame, grids: list[Grid], column: str) -> int:
+    """How many images of a further channel lie on another grid than the first; one elsewhere in space is refused."""
+    others = read_grids(table[column].tolist())
+    moved = [row for row, (first, other) in enumerate(zip(grids, others, strict=True)) if not other.same(first)]
+    for row in moved:
+        if not overlap(grids[row], others[row]):
+            raise InputError(
+                f"{table[column].iat[row]} and {table['image'].iat[row]} are channels of {visit_name(table, row)} but "
+                f"share no place in space; co-register them, or leave the visit out with exclude."
+            )
+    return len(moved)
 
 
 def _refuse_other_grid(table: pd.DataFrame, grids: list[Grid], column: str) -> None:

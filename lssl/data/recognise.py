@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,13 @@ class Found:
     class_path: str
     init_args: dict[str, Any]
 
-    def sentence(self, suffix: str = "T1w") -> str:
+    def sentence(self, suffix: str | Sequence[str] = "T1w") -> str:
         """One line: kind, visits, subjects, and how many visits are left out.
 
         Args:
-            suffix: of the images that are read, in a BIDS folder.
+            suffix: of the images that are read, in a BIDS folder; of several, the first is counted.
         """
+        suffix = suffix if isinstance(suffix, str) else next(iter(suffix), "T1w")
         if self.kind == "one file":
             return f"{self.path}: one file, one visit"
         left_out, note = 0, ""

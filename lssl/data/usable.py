@@ -131,7 +131,7 @@ def leave_out(
     Args:
         table: visits with subject, session and the column.
         problems: file → why it cannot be used.
-        column: ``image`` removes the visit; ``mask`` or ``label`` only empties its path.
+        column: ``image``, ``image_1``, … removes the visit; ``mask`` or ``label`` only empties its path.
 
     Raises:
         InputError: with the first problem, if no visit is left.
@@ -143,7 +143,7 @@ def leave_out(
     names = [f"{subject} {session}".strip() for subject, session in zip(rows["subject"], rows["session"], strict=True)]
     reasons = [f"{name}: {problems[path].rstrip('.')}" for name, path in zip(names, rows[column], strict=True)]
     some = "; ".join(reasons[:NAMED]) + (f"; and {len(reasons) - NAMED} more" if len(reasons) > NAMED else "")
-    if column == "image":
+    if column.startswith("image"):
         phrase = f"{count(len(rows), 'visit')} that cannot be read ({some})"
         return _rest(table, bad, next(iter(problems.values()))), [phrase]
     return table.assign(**{column: table[column].where(~bad, "")}), [f"{count(len(rows), column)} left ({some})"]

@@ -346,3 +346,42 @@ class TestReal:
     def test_visits_as_scanned_are_sent_to_prepare(self):
         with pytest.raises(InputError, match=r"ses-01 and ses-02 of sub-01 lie on different grids .*`lssl prepare`"):
             setup(REAL / "raw", suffix="FLAIR")
+
+
+def test_several_suffixes_are_channels_in_their_order(cohort):
+    """Each is scaled by itself; a visit that lacks one is left out and named."""
+    flairs = {}
+    for subject, session in [("a", "01"), ("a", "02"), ("b", "M000"), ("b", "M012"), ("c", "01")]:
+        flairs[subject, session] = 7 * head()[::-1].copy() + 3
+        save(image_path(cohort, subject, session, "FLAIR"), flairs[subject, session])
+    save(image_path(cohort, "e", "01", "FLAIR"))
+    source = setup(cohort, suffix=["FLAIR", "T1w"])
+    assert source.channels() == ["FLAIR", "T1w"]
+    assert len(source.table) == 5
+    assert any("1 visit with T1w but without FLAIR (sub-d ses-01)" in note for note in source.notes)
+    assert any("1 visit with FLAIR but without T1w (sub-e ses-01)" in note for note in source.notes)
+    row = source.table.index[source.table["subject"] == "sub-c"][0]
+    flair, t1 = (read_image(image_path(cohort, "c", "01", suffix))[0] for suffix in ("FLAIR", "T1w"))
+    foreground = automatic_foreground(flair)
+    image = source.read(row).image.numpy()
+    np.testing.assert_array_equal(image, np.stack([scale(flair, foreground), scale(t1, foreground)]))
+
+
+def test_a_channel_on_another_grid_returns_to_the_first(cohort):
+    """A ramp along a world axis is a ramp on any grid; one that lies elsewhere is refused."""
+    other = np.diag([2.0, 2.0, 2.0, 1.0])
+    other[:3, 3] = (-20, -19, -18)
+    ramp = np.broadcast_to((np.arange(30) * 2.0 - 19)[None, :, None] + 50, (30, 30, 30)).astype(np.float32)
+    for subject, session in [("a", "01"), ("a", "02")]:
+        save(image_path(cohort, subject, session, "FLAIR"), ramp, other)
+    source = setup(cohort, suffix=["T1w", "FLAIR"])
+    assert any("2 FLAIR images on another grid, resampled to the grid of the T1w" in note for note in source.notes)
+    visit = source.read(0)
+    assert visit.image.shape == (2, *SHAPE)
+    np.testing.assert_allclose(visit.affine, AFFINE)
+    steps = np.diff(visit.image[1].numpy(), axis=1)[2:-2, 2:-2, 2:-2]
+    assert steps.min() > 0.9 * steps.max() > 0
+    other[:3, 3] = 500
+    save(image_path(cohort, "a", "02", "FLAIR"), ramp, other)
+    with pytest.raises(InputError, match=r"a_ses-02_FLAIR.*a_ses-02_T1w.*share no place in space"):
+        setup(cohort, suffix=["T1w", "FLAIR"])
