@@ -27,6 +27,7 @@ from lssl.cli.references import from_environment, resolved
 from lssl.data.datamodule import PairDataModule
 from lssl.networks.backbone import Backbone
 from lssl.runs.folder import RunFolder, back_up, checkpoint_path, new_run_folder, resolved_text, run_checkpoints
+from lssl.segmentation.foreign import is_foreign
 from lssl.segmentation.segmenter import Segmenter
 from lssl.task import Task
 from lssl.utils.errors import InputError
@@ -206,7 +207,12 @@ def complete(files: Sequence[str], data: str | None = None, options: Sequence[tu
     """Composes a config; if it names no network, the initial checkpoint's network is used."""
     config = compose(files, data, options)
     path = _at(config.values, "model", "init_args", "pretrained")
-    if isinstance(path, str) and Path(path).is_file() and not _at(config.values, "backbone", "network"):
+    if (
+        isinstance(path, str)
+        and Path(path).is_file()
+        and not _at(config.values, "backbone", "network")
+        and not is_foreign(path)
+    ):
         theirs = yaml.safe_load(read_checkpoint(path)["lssl"]["config"])
         network = {"backbone": theirs["backbone"], "views": {"size": theirs["views"]["size"]}}
         config = compose(files, data, options, network, path)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lssl.checkpoint import read_checkpoint
 from lssl.networks.backbone import Backbone
+from lssl.segmentation.foreign import is_foreign, read_weights, renamed
 from lssl.utils.errors import InputError
 
 __all__ = ["load_pretrained"]
@@ -31,7 +32,7 @@ def load_pretrained(
 
     Args:
         backbone: to start from the checkpoint.
-        path: of a checkpoint of any strategy.
+        path: of a checkpoint of any strategy, or of a plain state_dict or ``.safetensors`` file of other software.
         part: the whole ``network``, or its ``encoder``, which is everything that the coarsest tap depends on.
         partial: loads tensors of the same name and shape, instead of refusing a different network.
         adapt_channels: if the number of image channels differs from the checkpoint's, every channel gets the mean of
@@ -41,20 +42,18 @@ def load_pretrained(
     Returns:
         What matched, in words.
     """
-    checkpoint = read_checkpoint(path)
-    config = yaml.safe_load(checkpoint["lssl"]["config"])
-    state = checkpoint["state_dict"]
-    theirs = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     ours: dict[str, Tensor] = dict(backbone.network.state_dict())
+    theirs, method, padding = _foreign(path, ours) if is_foreign(path) else _own(path)
     if part == "encoder":
         ours, theirs = (_within(state, backbone) for state in (ours, theirs))
     adapted = _adapted(ours, theirs) if adapt_channels else {}
     theirs |= adapted
     fitting = [name for name, value in ours.items() if name in theirs and theirs[name].shape == value.shape]
     if not partial and (wrong := _differences(ours, theirs)):
+        network = "the backbone of its config" if padding else "its network as backbone"
         raise InputError(
             f"The network of {path} differs from this one in {len(wrong)} tensors ({'; '.join(wrong[:3])}"
-            f"{'; …' if len(wrong) > 3 else ''}); use the backbone of its config"
+            f"{'; …' if len(wrong) > 3 else ''}); use {network}"
             f"{_adapt_hint(ours, theirs)}, or set model.init_args.partial to true to take what fits."
         )
     if not fitting:
@@ -64,17 +63,34 @@ def load_pretrained(
     parameters = dict(backbone.network.named_parameters())
     moved = sum(parameters[name].numel() for name in fitting if name in parameters)
     every = sum(parameter.numel() for parameter in parameters.values())
-    method = config["model"]["class_path"].rpartition(".")[2]
     text = (
         f"Pretrained {part} by {method} ({path}): {len(fitting)} of {len(backbone.network.state_dict())} tensors and "
         f"{moved:,} of {every:,} parameters of the network matched; the head is new."
     )
     if adapted:
         text += f" The first convolution was averaged over channels and repeated ({', '.join(adapted)})."
-    padding = config["backbone"].get("padding", "zeros")
-    if padding != backbone.padding:
+    if not padding:
+        text += f" Note: the file does not say its padding, this network has '{backbone.padding}'."
+    elif padding != backbone.padding:
         text += f" Note: it was trained with padding '{padding}', this network has '{backbone.padding}'."
     return text
+
+
+def _own(path: str | Path) -> tuple[dict[str, Tensor], str, str]:
+    """Tensors of a checkpoint's network, the name of its method, and its padding."""
+    checkpoint = read_checkpoint(path)
+    config = yaml.safe_load(checkpoint["lssl"]["config"])
+    state = checkpoint["state_dict"]
+    theirs = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    return theirs, config["model"]["class_path"].rpartition(".")[2], config["backbone"].get("padding", "zeros")
+
+
+def _foreign(path: str | Path, ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, str]:
+    """Tensors of a file that lssl did not write, by our names; its padding is unknown."""
+    weights = read_weights(path)
+    theirs, old, new = renamed(weights, ours)
+    how = f", names '{old}*' read as '{new}*'" if old or new else ""
+    return theirs, f"other software ({len(theirs)} of {len(weights)} tensors of the file{how})", ""
 
 
 def _within(state: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import yaml
 from monai.networks.nets import BasicUNet
+from safetensors.torch import save_file
 
 from lssl.networks.backbone import Backbone
 from lssl.segmentation.pretrained import load_pretrained
@@ -105,3 +106,54 @@ def test_other_channels_are_adapted_if_asked(checkpoint):
     with torch.no_grad():  # three equal channels are one
         there, here = source.eval().network(image), ours.eval().network(image.repeat(1, 3, 1, 1, 1))
     torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("nest", [None, "state_dict", "model", "network_weights"])
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.network.", "encoder."])
+def test_plain_weights_whatever_their_prefix(tmp_path, nest, prefix):
+    source, ours = backbone().network, backbone(padding="reflect")
+    state = {prefix + name: value + 1 for name, value in source.state_dict().items()}
+    state["projector.weight"] = torch.zeros(7)
+    path = tmp_path / "weights.pt"
+    torch.save({nest: state, "epoch": 3} if nest else state, path)
+    text = load_pretrained(ours, path)
+    number, every = len(source.state_dict()), sum(p.numel() for p in source.parameters())
+    assert f"{number} of {number + 1} tensors of the file" in text
+    assert f": {number} of {number} tensors and {every:,} of {every:,} parameters" in text
+    assert "does not say its padding, this network has 'reflect'" in text
+    for name, value in source.state_dict().items():
+        assert torch.equal(ours.network.state_dict()[name], value + 1), name
+
+
+def test_safetensors_of_a_wrapped_network(tmp_path):
+    """Our network may be the one with the prefix."""
+    source = backbone()
+    path = tmp_path / "weights.safetensors"
+    save_file({f"net.{name}": value.contiguous() for name, value in source.network.state_dict().items()}, path)
+    ours = Backbone(torch.nn.Sequential(backbone().network), {})
+    assert "names 'net.*' read as '0.*'" in load_pretrained(ours, path)
+    for name, value in source.network.state_dict().items():
+        assert torch.equal(ours.network.state_dict()[f"0.{name}"], value), name
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="is truncated"):
+        load_pretrained(ours, path)
+
+
+def test_plain_weights_that_do_not_fit_are_refused(tmp_path):
+    """One parameter that is missing is enough, unless parts are wanted; the encoder may come alone."""
+    source, ours = backbone(), backbone()
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    state = {f"encoder.{name}": value + 1 for name, value in source.network.state_dict().items()}
+    path = tmp_path / "encoder.pth"
+    torch.save({name: value for name, value in state.items() if "conv_0" in name or "down_" in name}, path)
+    with pytest.raises(InputError, match=r"in \d+ tensors .*upcat_4.* is missing there.*its network as backbone"):
+        load_pretrained(ours, path)
+    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
+    load_pretrained(ours, path, part="encoder")
+    assert torch.equal(ours.network.conv_0.conv_0.conv.weight, source.network.conv_0.conv_0.conv.weight + 1)
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(InputError, match="holds no tensors by name"):
+        load_pretrained(ours, path)
+    torch.save({"other.weight": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match="Nothing in"):
+        load_pretrained(ours, path, partial=True)
