@@ -119,7 +119,7 @@ def read_label(path: str) -> np.ndarray:
         broken = ~(np.abs(label - voxels) <= LABEL_TOLERANCE)
     if broken.any():
         raise InputError(
-            f"The label map {path} holds {voxels[broken][0]:.6g} and {int(broken.sum()) - 1} other values that are no "
+            f"The label map {path} holds {voxels[broken][0]:.6g} and {int(broken.sum()) - 1} other values that are not "
             f"whole numbers; a label map must be resampled with nearest neighbours and hold classes, not probabilities."
         )
     if label.min() < 0:

@@ -201,6 +201,7 @@ def test_data_prepared(tmp_path, bids):
         shutil.rmtree(bids / spare)
     main(["prepare", str(bids), str(tmp_path / "prepared"), "--spacing", "4"])
     options = [f"--data.init_args.root={tmp_path / 'prepared'}", "--data.init_args.num_workers=0"]
+    options.append("--data.init_args.misaligned=keep")  # noisy balls have no orientation to be found
     args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
     main([*args, "--config", str(ROOT / "configs/data/prepared.yaml"), *options, "--trainer.callbacks=null"])
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()

@@ -48,4 +48,4 @@ def test_a_network_that_answers_differently_is_refused(run, tmp_path, monkeypatc
 def test_what_cannot_be_exported_is_said(capsys, tmp_path):
     said = sentence(capsys, "export", str(tmp_path), str(tmp_path / "out"))
     assert "neither a checkpoint nor a run folder" in said
-    assert "no option '--imagg'; did you mean '--image'" in sentence(capsys, "export", "a", "b", "--imagg", "x")
+    assert "no option --imagg; did you mean '--image'" in sentence(capsys, "export", "a", "b", "--imagg", "x")

@@ -128,7 +128,7 @@ def test_prediction_takes_visits_on_other_grids(bids):
     assert len(data.table) == 10
 
 
-@pytest.mark.parametrize(("value", "words"), [(0.5, "no whole numbers"), (-2, "negative value -2")])
+@pytest.mark.parametrize(("value", "words"), [(0.5, "not whole numbers"), (-2, "negative value -2")])
 def test_labels_that_are_none(value, words, bids):
     """One bad label map costs its visit the label; where all are bad, training is refused."""
     images = sorted(bids.glob("sub-*/ses-*/anat/*_T1w.nii.gz"))

@@ -263,7 +263,7 @@ def test_bad_masks_and_labels_are_refused(cohort):
         read_mask(empty)
     soft = str(save(cohort / "soft.nii.gz", np.full(SHAPE, 0.3, np.float32)))
     with pytest.raises(
-        InputError, match=r"label map .*soft.nii.gz holds 0.3 and 5759 other values that are no whole numbers"
+        InputError, match=r"label map .*soft.nii.gz holds 0.3 and 5759 other values that are not whole numbers"
     ):
         read_label(soft)
 

@@ -123,7 +123,7 @@ def test_a_bad_label_map_costs_the_label_alone(bids, tmp_path, capsys):
     write(derived(bids, "M012", "dseg"), *label_of(bids, "M012"))
     table, _ = prepare(bids, tmp_path / "out")
     assert table["labelled"].tolist() == [False, True]
-    assert "that are no whole numbers" in capsys.readouterr().out
+    assert "that are not whole numbers" in capsys.readouterr().out
 
 
 def test_classes_that_resampling_destroys_are_said(bids, tmp_path, capsys):
