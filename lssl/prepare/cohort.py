@@ -149,7 +149,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 def _derivatives(root: Path, table: pd.DataFrame, ending: str) -> tuple[list[str], int]:
     """The one file of each visit below ``derivatives/`` that ends so, in the image's own space.
 
-    A file of the session goes before one of the subject; where there are several, none is taken.
+    A file of the session is preferred to one of the subject; if several match, none is taken.
     """
     found, several = [], 0
     pipelines = sorted(glob.glob("derivatives/*/", root_dir=root))

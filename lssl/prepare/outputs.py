@@ -1,4 +1,4 @@
-"""What is written of a subject: its visits on the common grid, their quality figures, and a picture."""
+"""Writes a subject: its visits on the common grid, their quality figures and a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole cohort: in parallel, resumable, sharded; with a table at the end that is always whole."""
+"""Prepares a cohort in parallel, resumable and in shards; the table at the end is complete or absent."""
 
 from __future__ import annotations
 

@@ -142,9 +142,12 @@ def _on_image(mask: Overlay, image: Volume) -> np.ndarray:
     if not mask.resampled:
         return mask.voxels
     moved = sitk.Resample(
-        to_itk(mask.voxels.astype(np.float32), mask.affine), to_itk(image.voxels, image.affine), sitk.Transform(),
-        sitk.sitkLinear, 0.0,
-    )  # fmt: skip
+        to_itk(mask.voxels.astype(np.float32), mask.affine),
+        to_itk(image.voxels, image.affine),
+        sitk.Transform(),
+        sitk.sitkLinear,
+        0.0,
+    )
     return sitk.GetArrayFromImage(moved).T > 0.5
 
 

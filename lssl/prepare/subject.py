@@ -194,7 +194,7 @@ def _registration(scans: list[list[Volume]], options: Options) -> dict[str, Any]
 
 
 def _worst(number: int, figures: dict[tuple[int, int], float]) -> list[float]:
-    """Of each visit the mean figure of its pairs; NaN for a single visit."""
+    """Mean figure of each visit's pairs; NaN for a single visit."""
     own = [[value for pair, value in figures.items() if visit in pair] for visit in range(number)]
     return [float(np.mean(values)) if values else float("nan") for values in own]
 

@@ -54,9 +54,12 @@ def test_a_module_that_the_method_imports_from_far(project):
     plan = read_plan(folder / "plan.yaml")
     listed = cell_inputs(plan, next(cell for cell in plan.cells if cell.name == MINE))
     assert {*listed} == {
-        "method_of_mine.py", "helpers_of_mine/__init__.py", "helpers_of_mine/losses.py", "helpers_of_mine/parts.py",
+        "method_of_mine.py",
+        "helpers_of_mine/__init__.py",
+        "helpers_of_mine/losses.py",
+        "helpers_of_mine/parts.py",
         "deep_of_mine.py",
-    }  # fmt: skip
+    }
     (folder / "unused_of_mine.py").write_text("value = 2\n")
     assert keys(own) == before
     for name in ("deep_of_mine.py", "helpers_of_mine/parts.py", "method_of_mine.py"):

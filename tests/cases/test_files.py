@@ -223,8 +223,11 @@ def test_content_that_was_not_fetched_is_named_and_the_others_are_done(tmp_path,
     assert "git lfs pull" in text
     table = pd.read_csv(tmp_path / "out/visits.csv")
     assert (table["subject"] + table["session"]).tolist() == [
-        "sub-01ses-01", "sub-01ses-02", "sub-02ses-01", "sub-03ses-01"
-    ]  # fmt: skip
+        "sub-01ses-01",
+        "sub-01ses-02",
+        "sub-02ses-01",
+        "sub-03ses-01",
+    ]
     assert status("inspect", root, "--subjects", 0) == 0
     text = capsys.readouterr().out
     assert "sub-02 ses-02" in text

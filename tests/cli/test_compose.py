@@ -212,9 +212,14 @@ def test_references_reach_across_files_and_options(tmp_path):
 def test_what_comes_from_the_environment_is_known(monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
     values = {
-        "a": "${oc.env:SECRET}", "b": "${a}!", "c": "${d}", "d": 1, "e": ["${b}"], "f": "hunter2",
+        "a": "${oc.env:SECRET}",
+        "b": "${a}!",
+        "c": "${d}",
+        "d": 1,
+        "e": ["${b}"],
+        "f": "hunter2",
         "g": "${times:${oc.decode:${oc.env:SIZE,8}},1}",
-    }  # fmt: skip
+    }
     hidden = from_environment(values)
     assert {("a",), ("b",), ("e", "0")} <= hidden.keys()
     assert not {("d",), ("f",)} & hidden.keys()

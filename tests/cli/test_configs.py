@@ -238,8 +238,12 @@ def test_paper_preset_is_the_published_recipe(capsys):
     assert model["objective"]["init_args"]["predictor_hidden"] == 512
     assert (model["hidden"], model["projection"], model["samples"]) == (2048, 2048, 128)
     assert model["loss_weights"] == {
-        "similarity": 1.0, "variance": 1e-3, "covariance": 1e-3, "orthogonality": 100.0, "reconstruction": 10.0,
-    }  # fmt: skip
+        "similarity": 1.0,
+        "variance": 1e-3,
+        "covariance": 1e-3,
+        "orthogonality": 100.0,
+        "reconstruction": 10.0,
+    }
     assert model["optimizer"]["class_path"] == "torch.optim.Adam"
     assert model["optimizer"]["init_args"]["betas"] == [0.5, 0.999]
 

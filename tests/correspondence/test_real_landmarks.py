@@ -60,10 +60,13 @@ def test_places_are_found_again_in_subjects_never_seen():
     assert len(seen) >= 4
     assert len(unseen) == 3
     strategy = AnatomicalEmbedding(
-        network(), FineMap("fine", 48, 500, 128, 10.0), CoarseMap("deep", 48, 128, 64, 24.0, 200),
+        network(),
+        FineMap("fine", 48, 500, 128, 10.0),
+        CoarseMap("deep", 48, 128, 64, 24.0, 200),
         views=ViewSampler(48, overlap=0.4, rotation=15.0, affine_probability=0.8),
-        hidden=64, temperature=0.1,
-    )  # fmt: skip
+        hidden=64,
+        temperature=0.1,
+    )
     held_out = one_pair_per_subject([collate(unseen)], 3)
     untrained = landmark_errors(EmbeddingMatcher(strategy), held_out, None)
     optimizer = torch.optim.AdamW([p for p in strategy.parameters() if p.requires_grad], 3e-3)

@@ -43,12 +43,22 @@ def make(root: Path, subjects: int = 6, visits: int = 2) -> Path:
             image = (image + 0.02 * rng.random(image.shape)).astype(np.float32)
             path = f"visits/sub-{subject}/sub-{subject}_ses-{visit}.b2nd"
             write_stored(root / path, image, ball, None, affine, ["T1w"], [(0.0, 500.0)], {})
-            rows.append({
-                "subject": f"sub-{subject}", "session": f"ses-{visit}", "age": 60 + subject + visit * 400 / 365.25,
-                "days": visit * 400,
-                "image": path, "site": "north" if subject else "south", "size_d": SHAPE[0], "size_h": SHAPE[1],
-                "size_w": SHAPE[2], "channels": "T1w", "flags": "", "matrix": "1 0 0",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "subject": f"sub-{subject}",
+                    "session": f"ses-{visit}",
+                    "age": 60 + subject + visit * 400 / 365.25,
+                    "days": visit * 400,
+                    "image": path,
+                    "site": "north" if subject else "south",
+                    "size_d": SHAPE[0],
+                    "size_h": SHAPE[1],
+                    "size_w": SHAPE[2],
+                    "channels": "T1w",
+                    "flags": "",
+                    "matrix": "1 0 0",
+                }
+            )
     pd.DataFrame(rows).to_csv(root / "visits.csv", index=False)
     write_json(root / "dataset.json", {"settings": "x", "options": {"suffixes": ["T1w"]}})
     return root
