@@ -44,7 +44,8 @@ class NiftiDataModule(PairDataModule):
         suffix: end of the image names in the BIDS folder, which may carry entities: ``T1w``, ``run-1_T1w``,
             ``ce-gad_T1w``. Images with contrast agent are left out unless the suffix names them. A list,
             ``[T1w, FLAIR]``, gives a visit one channel per suffix, in this order. Visits that lack one are left out.
-            Channels on another grid of the same space are resampled to the first, and each is scaled by itself.
+            Channels on another grid of the same space are resampled to the first, and each is scaled by itself. In
+            a table, each channel has a column named like its suffix.
         select: which image is taken if a visit has several, ``"run=last rec=norm,none space=native"``; see
             :func:`lssl.data.selection.choose` for the defaults.
         masks: pattern of brain or head masks below ``root``, such as
@@ -78,8 +79,8 @@ class NiftiDataModule(PairDataModule):
         self.suffixes = [suffix] if isinstance(suffix, str) else list(suffix)
         if not self.suffixes or len(set(self.suffixes)) < len(self.suffixes):
             raise InputError(f"suffix is {suffix}; name at least one, and every one once.")
-        if len(self.suffixes) > 1 and (table is not None or Path(str(root)).is_file()):
-            raise InputError("Several suffixes need a BIDS folder; a table or a file gives one image per visit.")
+        if len(self.suffixes) > 1 and table is None and Path(str(root)).is_file():
+            raise InputError("Several suffixes need a BIDS folder or a table; a file gives one image.")
         self.root, self.select, self.csv = root, select, table
         self.masks, self.labels = masks, labels
         self.common_frame, self.exclude = common_frame, tuple(exclude)
@@ -115,7 +116,7 @@ class NiftiDataModule(PairDataModule):
             return table
         if self.select:
             raise InputError("select chooses among the images of a BIDS folder; a table names one image per visit.")
-        table, notes = csv_table(self.csv, self.root)
+        table, notes = csv_table(self.csv, self.root, suffixes=self.suffixes)
         self.notes += notes
         folder = Path(self.csv).parent if self.root is None else self.root
         for column, pattern in (("mask", self.masks), ("label", labels)):
@@ -140,6 +141,8 @@ class NiftiDataModule(PairDataModule):
             if missing < len(table) and missing:
                 instead = "; their foreground is found automatically" if column == "mask" else ""
                 self.notes.append(f"{count(missing, 'visit')} without a {column}{instead}")
+        for column in ("mask", "label"):
+            self.notes += _shared(table, column, self.labels is None)
         self._paths = {
             name: np.array([os.fsencode(path) for path in table[name].tolist()])
             for name in (*self._images(), "mask", "label")
@@ -147,7 +150,7 @@ class NiftiDataModule(PairDataModule):
 
     def channels(self) -> list[str]:
         """One channel per suffix, named like it."""
-        return list(self.suffixes) if self.csv is None else ["image"]
+        return list(self.suffixes) if self.csv is None or len(self.suffixes) > 1 else ["image"]
 
     def shapes(self) -> np.ndarray:
         """``(visits, 3)`` voxels per axis, from the headers."""
@@ -208,6 +211,27 @@ def _refuse_moving_subjects(table: pd.DataFrame, grids: list[Grid]) -> None:
                 f"The visits {sessions} of {table['subject'].iat[row]} lie {how}; "
                 f"co-register the visits of each subject with `lssl prepare` first."
             )
+
+
+def _shared(table: pd.DataFrame, column: str, listed: bool) -> list[str]:
+    """A file that serves several visits of a subject is right only if these are aligned, not merely of one protocol.
+
+    A label map of a BIDS folder is refused unless the images are in a named space (``space-…``); a line of a table
+    states it. A mask may be off by some voxels, so it is noted.
+    """
+    files = table.loc[table[column] != "", column]
+    rows = files.index[files.duplicated(keep=False)]
+    if not len(rows):
+        return []
+    name = visit_name(table, int(rows[0]))
+    named = all("_space-" in os.path.basename(path) for path in table["image"].loc[rows])
+    if column == "label" and not listed and not named:
+        raise InputError(
+            f"The label map {files.loc[rows[0]]} serves several visits, {name} among them, but nothing says that these "
+            f"visits are aligned: run `lssl prepare`, which lays it on every visit by the maps that it finds, or name "
+            f"the label map of each visit in a table."
+        )
+    return [f"{count(len(rows), 'visit')} ({name}, …) share the {column} of their subject, as if they were aligned"]
 
 
 def _on_other_grids(table: pd.DataFrame, grids: list[Grid], column: str) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,7 +68,7 @@ def voxel_hash(path: str | Path) -> str:
 def find_duplicates(table: pd.DataFrame) -> list[list[int]]:
     """Groups of rows that hold the same scan, each sorted, in order of their first row.
 
-    Only files whose axes have the same lengths are decompressed. A file that cannot be read is not reported here;
+    All channels are compared (``image``, ``image_1``, …). Only files whose axes have the same lengths are decompressed. A file that cannot be read is not reported here;
     training refuses it when it is read.
 
     Args:
@@ -75,15 +76,16 @@ def find_duplicates(table: pd.DataFrame) -> list[list[int]]:
     """
     if COLUMN in table:
         hashes = table[COLUMN].fillna("").astype(str).tolist()
-    elif "image" in table:
-        hashes = _hash_files([str(path) for path in table["image"].tolist()])
+    elif channels := [column for column in table if re.fullmatch(r"image(_\d+)?", str(column))]:
+        hashes = _hash_files([str(path) for column in channels for path in table[column].tolist()])
     else:
         return []
-    rows = defaultdict(list)
-    for row, value in enumerate(hashes):
-        if value:
-            rows[value].append(row)
-    return [group for group in rows.values() if len(group) > 1]
+    rows: dict[str, list[int]] = defaultdict(list)
+    for place, value in enumerate(hashes):
+        if value and place % len(table) not in rows[value]:
+            rows[value].append(place % len(table))
+    groups = {tuple(sorted(group)): None for group in rows.values() if len(group) > 1}  # once, not once per channel
+    return [list(group) for group in sorted(groups)]
 
 
 def check_duplicates(table: pd.DataFrame) -> str:

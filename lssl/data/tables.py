@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,28 +42,34 @@ def file_table(path: str | Path) -> pd.DataFrame:
 
 
 def csv_table(
-    path: str | Path, root: str | Path | None = None, columns: Collection[str] | None = None
+    path: str | Path,
+    root: str | Path | None = None,
+    columns: Collection[str] | None = None,
+    suffixes: Sequence[str] = ("T1w",),
 ) -> tuple[pd.DataFrame, list[str]]:
     """The visits of a CSV (or TSV, by its ending).
 
     Columns: ``subject``, ``session``, ``image``; one or more of ``age`` (years), ``days`` (since any fixed day of the
     subject) and ``date`` (YYYY-MM-DD), which may be empty; optionally ``mask``, ``label``, ``site``, ``split``. Blanks
-    around cells are ignored.
+    around cells are ignored. Instead of ``image`` there may be one column per channel, named like its suffix (``T1w``,
+    ``FLAIR``, in any case).
 
     Args:
         path: the table.
         root: folder that relative paths start from; by default the folder of the table.
         columns: the columns to read; ``None`` reads all.
+        suffixes: of the channels; the first one may be named ``image``.
 
     Returns:
-        The table, and notes on what was odd.
+        The table, with the images of further channels in ``image_1``, ``image_2``, …; and notes on what was odd.
     """
     path = Path(path)
-    table, notes = _read_csv(path, columns)
+    table, notes = _read_csv(path, columns, suffixes)
     if "split" in table:
         table["split"] = table["split"].str.lower()
     folder = os.fspath(path.parent if root is None else root)
-    for column in ("image", "mask", "label"):
+    channels = [name for name in table if re.fullmatch(r"image_\d+", str(name))]
+    for column in ("image", *channels, "mask", "label"):
         paths = table[column].fillna("").tolist() if column in table else []
         table[column] = [name and os.path.join(folder, name) for name in paths] or ""
     same = pd.Series([os.path.normpath(name) for name in table["image"]])
@@ -84,7 +90,9 @@ def csv_table(
     return table, notes + odd
 
 
-def _read_csv(path: Path, columns: Collection[str] | None) -> tuple[pd.DataFrame, list[str]]:
+def _read_csv(
+    path: Path, columns: Collection[str] | None, suffixes: Sequence[str]
+) -> tuple[pd.DataFrame, list[str]]:
     """A table as text with lower-case column names; empty and incomplete lines are left out and noted."""
     if not os.path.lexists(path):
         raise InputError(f"The table {path} does not exist; correct its path.")
@@ -108,6 +116,7 @@ def _read_csv(path: Path, columns: Collection[str] | None) -> tuple[pd.DataFrame
     twice = table.columns[table.columns.duplicated()]
     if len(twice):
         raise InputError(f"The table {path} has the column {twice[0]} twice; keep one.")
+    table = _name_channels(table, suffixes, path)
     missing = [column for column in ("subject", "session", "image") if column not in table]
     if missing:
         raise InputError(
@@ -117,19 +126,35 @@ def _read_csv(path: Path, columns: Collection[str] | None) -> tuple[pd.DataFrame
     for column in table:
         table[column] = table[column].astype("object").str.strip()
         table.loc[table[column].fillna("").str.lower().isin(MISSING), column] = np.nan
-    return _complete(table, path)
+    return _complete(table, path, suffixes)
 
 
-def _complete(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Drops the lines without a subject, session or image, and notes them."""
+def _name_channels(table: pd.DataFrame, suffixes: Sequence[str], path: Path) -> pd.DataFrame:
+    """Renames the columns of the channels to ``image``, ``image_1``, …; refuses a table that lacks one."""
+    first, *others = [suffix.lower() for suffix in suffixes]
+    lacking = [suffix for suffix in suffixes[1:] if suffix.lower() not in table]
+    if lacking:
+        raise InputError(
+            f"The table {path} has no column {lacking[0]}, but suffix asks for {', '.join(suffixes)}; "
+            f"add a column with that channel's images, or leave it out of suffix."
+        )
+    named = {other: f"image_{number}" for number, other in enumerate(others, 1)}
+    if first in table and ("image" not in table or others):
+        table, named = table.drop(columns="image", errors="ignore"), {first: "image", **named}
+    return table.rename(columns=named)
+
+
+def _complete(table: pd.DataFrame, path: Path, suffixes: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Drops the lines without a subject, a session or one of the images, and notes them."""
     notes = []
-    for column in ("subject", "session", "image"):
-        empty = table[column].isna()
+    named = {"image": suffixes[0], **{f"image_{number}": name for number, name in enumerate(suffixes) if number}}
+    for column in ("subject", "session", *named):
+        empty, what = table[column].isna(), named.get(column, column) if len(suffixes) > 1 else column
         if empty.any():
             line = table.index[empty][0] + 2
             if empty.all():
-                raise InputError(f"Line {line} of {path} has no {column}; fill it in or remove the line.")
-            notes.append(f"{count(int(empty.sum()), 'line')} of {path.name} without {column}, the first being {line}")
+                raise InputError(f"Line {line} of {path} has no {what}; fill it in or remove the line.")
+            notes.append(f"{count(int(empty.sum()), 'line')} of {path.name} without {what}, the first being {line}")
             table = table[~empty]
     alike: dict[str, set[str]] = {}
     for name in table["subject"].unique():

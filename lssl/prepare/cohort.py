@@ -87,12 +87,15 @@ def find_subjects(root: Path, options: Options) -> tuple[list[CohortSubject], pd
     """
     first, *others = options.suffixes
     listed = root.is_file()
-    if listed and (others or options.select):
-        raise InputError(f"{root} is a table, which names one image per visit; leave --select and more suffixes out.")
-    table, notes = csv_table(root) if listed else bids_table(root, first, select=options.select)
+    if listed and options.select:
+        raise InputError(f"{root} is a table, which names the images of a visit; leave --select out.")
+    if listed:
+        table, notes = csv_table(root, suffixes=options.suffixes)
+    else:
+        table, notes = bids_table(root, first, select=options.select)
     folder = root.parent if listed else root
     table["image_0"] = table.pop("image")
-    for number, suffix in enumerate(others, 1):
+    for number, suffix in enumerate([] if listed else others, 1):
         more, _ = bids_table(root, suffix, select=options.select)
         merged = table.merge(more[["subject", "session", "image"]], on=["subject", "session"])
         if len(merged) < len(table):

@@ -132,7 +132,7 @@ def test_prepare_takes_a_table(tmp_path):
     assert (subject.name, [session.name for session in subject.sessions]) == ("p1", ["a", "b"])
     assert found["time"].tolist() == pytest.approx([0, 365 / 365.25])
     assert notes == []
-    with pytest.raises(InputError, match="is a table, which names one image per visit"):
+    with pytest.raises(InputError, match="is a table, which names the images of a visit"):
         find_subjects(root / "visits.csv", Options(select="run=1"))
 
 

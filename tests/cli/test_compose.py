@@ -439,3 +439,36 @@ def shared_lines(paths: list[Path], run: int = 4) -> float:
 
 def test_little_is_written_twice():
     assert shared_lines(sorted(CONFIGS.rglob("*.yaml"))) < 0.10
+
+
+def test_two_contrasts_are_learned_and_predicted_on_the_grid_of_the_first(tmp_path, bids, capsys):
+    """The FLAIR has voxels of twice the size and its own origin; a visit without it is left out and named."""
+    for image in bids.rglob("*_T1w.nii.gz"):
+        of = nib.load(image)
+        label = (np.asarray(of.dataobj) > 50).astype(np.int16)
+        nib.save(nib.Nifti1Image(label, of.affine), image.with_name(image.name.replace("T1w", "dseg")))
+        coarse = nib.Nifti1Image(np.asarray(of.dataobj)[::2, ::2, ::2], of.affine @ np.diag([2.0, 2.0, 2.0, 1.0]))
+        nib.save(coarse, image.with_name(image.name.replace("T1w", "FLAIR")))
+    (bids / "sub-05/ses-M012/anat/sub-05_ses-M012_FLAIR.nii.gz").unlink()
+    net = {**TINY_NET, "network": {**TINY_NET["network"], "init_args": {**TINY_NET["network"]["init_args"]}}}
+    net["network"]["init_args"]["in_channels"] = net["in_channels"] = 2
+    group = tiny(tmp_path, backbone=net)
+    content = yaml.safe_load(Path(group[1]).read_text())
+    content.pop("data")
+    Path(group[1]).write_text(yaml.safe_dump(content))
+    suffixes = "--data.init_args.suffix=[T1w,FLAIR]"
+    data = ["--data", str(bids), suffixes, "--data.init_args.labels={subject}/{session}/anat/*_dseg.nii.gz"]
+    small = ["--trainer.max_steps=1", "--data.init_args.few_shot.steps=1", "--data.init_args.num_workers=0"]
+    main(["fit", "--config", "finetune", *group, *data, "--data.init_args.split=[0.6,0.2,0.2]", *small])
+    run = tmp_path / "run"
+    config = ["--config", str(run / "config.yaml"), "--ckpt_path", "last"]
+    main(["predict", *config, "--data", str(bids), suffixes])
+    written = sorted(run.rglob("*_dseg.nii.gz"))
+    assert len(written) == 9
+    first = nib.load(written[0])
+    source = nib.load(bids / "sub-01/ses-M000/anat/sub-01_ses-M000_T1w.nii.gz")
+    assert first.shape == source.shape
+    np.testing.assert_array_equal(first.affine, source.affine)
+    with pytest.raises(SystemExit):
+        main(["predict", *config, "--data", str(bids), "--data.init_args.suffix=T1w"])
+    assert "The data have 1 channel (T1w) and the network takes 2" in capsys.readouterr().err

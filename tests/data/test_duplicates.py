@@ -128,3 +128,9 @@ def test_benchmark_finds_the_copy_between_the_data_of_two_cells(tmp_path, monkey
     with pytest.raises(InputError, match=r"x 1 \(train\)|c 1 \(test\)"):
         checks.check_leakage(cells)
     checks.check_leakage(cells[1:])
+
+
+def test_every_channel_is_compared(scans):
+    """One scan in the second channel of another visit, and in the first and second of a third."""
+    table = scans.iloc[[1, 4, 0]].assign(image_1=[scans["image"][2], "", scans["image"][3]]).reset_index(drop=True)
+    assert find_duplicates(table) == [[0, 2]]

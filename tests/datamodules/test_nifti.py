@@ -385,3 +385,46 @@ def test_a_channel_on_another_grid_returns_to_the_first(cohort):
     save(image_path(cohort, "a", "02", "FLAIR"), ramp, other)
     with pytest.raises(InputError, match=r"a_ses-02_FLAIR.*a_ses-02_T1w.*share no place in space"):
         setup(cohort, suffix=["T1w", "FLAIR"])
+
+
+def test_a_table_has_a_column_per_channel(tmp_path):
+    lines = ["subject,session,T1w,FLAIR,days"]
+    for number in range(2):
+        for session in range(2):
+            name = f"{number}{session}"
+            save(tmp_path / f"t1_{name}.nii.gz", head() + number)
+            save(tmp_path / f"flair_{name}.nii.gz", 5 * head()[::-1].copy() + session)
+            flair = "" if name == "11" else f"flair_{name}.nii.gz"
+            lines.append(f"s{number},v{session},t1_{name}.nii.gz,{flair},{365 * session}")
+    table = tmp_path / "visits.csv"
+    table.write_text("\n".join(lines) + "\n")
+    source = NiftiDataModule(table=table, suffix=["FLAIR", "T1w"])
+    source.setup()
+    assert source.channels() == ["FLAIR", "T1w"]
+    assert [Path(path).name for path in source.table["image_1"]] == ["t1_00.nii.gz", "t1_01.nii.gz", "t1_10.nii.gz"]
+    assert any("1 line of visits.csv without FLAIR, the first being 5" in note for note in source.notes)
+    one = read_image(str(tmp_path / "flair_00.nii.gz"))[0]
+    np.testing.assert_array_equal(source.read(0).image[0].numpy(), scale(one, automatic_foreground(one)))
+    alone = NiftiDataModule(table=table, suffix="FLAIR")
+    alone.setup()
+    assert Path(alone.table["image"].iat[0]).name == "flair_00.nii.gz"
+    with pytest.raises(InputError, match=r"has no column T2w, but suffix asks for T1w, T2w"):
+        NiftiDataModule(table=table, suffix=["T1w", "T2w"]).setup()
+
+
+def test_a_label_map_of_several_visits_needs_visits_that_are_aligned(tmp_path):
+    """One protocol gives one grid, which says nothing of where the head lies."""
+    for session in ("01", "02"):
+        save(image_path(tmp_path / "raw", "a", session))
+        named = image_path(tmp_path / "registered", "a", session)
+        save(named.with_name(named.name.replace("_T1w", "_space-half_T1w")))
+    for root in ("raw", "registered"):
+        label = tmp_path / root / "derivatives/labels/sub-a_dseg.nii.gz"
+        save(label, (head() > 0).astype(np.int16))
+    pattern = "derivatives/labels/{subject}_dseg.nii.gz"
+    with pytest.raises(InputError, match=r"serves several visits, sub-a ses-01 among them, .*`lssl prepare`"):
+        setup(tmp_path / "raw", labels=pattern)
+    source = setup(tmp_path / "registered", labels=pattern)
+    assert any("2 visits (sub-a ses-01, …) share the label of their subject" in note for note in source.notes)
+    source = setup(tmp_path / "raw", masks=pattern)
+    assert any("share the mask of their subject, as if they were aligned" in note for note in source.notes)
