@@ -90,9 +90,7 @@ def csv_table(
     return table, notes + odd
 
 
-def _read_csv(
-    path: Path, columns: Collection[str] | None, suffixes: Sequence[str]
-) -> tuple[pd.DataFrame, list[str]]:
+def _read_csv(path: Path, columns: Collection[str] | None, suffixes: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """A table as text with lower-case column names; empty and incomplete lines are left out and noted."""
     if not os.path.lexists(path):
         raise InputError(f"The table {path} does not exist; correct its path.")
