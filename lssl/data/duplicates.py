@@ -68,8 +68,8 @@ def voxel_hash(path: str | Path) -> str:
 def find_duplicates(table: pd.DataFrame) -> list[list[int]]:
     """Groups of rows that hold the same scan, each sorted, in order of their first row.
 
-    All channels are compared (``image``, ``image_1``, …). Only files whose axes have the same lengths are decompressed. A file that cannot be read is not reported here;
-    training refuses it when it is read.
+    All channels are compared (``image``, ``image_1``, …). Only files whose axes have the same lengths are decompressed.
+    A file that cannot be read is not reported here; training refuses it when it is read.
 
     Args:
         table: visits, with a column ``voxel_hash`` or ``image`` (paths). Without either there are no files to compare.
