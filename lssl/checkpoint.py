@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lssl.networks.backbone import Backbone
 from lssl.task import Task, check_format
 from lssl.utils.errors import InputError
+from lssl.utils.trust import check_classes
 from lssl.views.sampler import ViewSampler
 
 __all__ = ["load_task", "read_checkpoint"]
@@ -39,7 +40,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_task(path: str | Path) -> Task[Any]:
     """Rebuilds the task of a checkpoint, with its weights, on the CPU.
 
-    The checkpoint's config names the class, which is imported.
+    The checkpoint's config names the class, which is imported if it is trusted, see :mod:`lssl.utils.trust`.
 
     Args:
         path: a checkpoint written by ``lssl fit``.
@@ -63,6 +64,7 @@ def load_task(path: str | Path) -> Task[Any]:
         "views": _without(config["views"], {"transforms"}),
         "model": {"class_path": model["class_path"], "init_args": arguments},
     }
+    check_classes(wanted, str(path))
     try:
         parsed = parser.parse_object(wanted)
     except ArgumentError as error:

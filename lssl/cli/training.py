@@ -31,6 +31,7 @@ from lssl.segmentation.foreign import is_foreign
 from lssl.segmentation.segmenter import Segmenter
 from lssl.task import Task
 from lssl.utils.errors import InputError
+from lssl.utils.trust import check_classes
 from lssl.views.sampler import ViewSampler
 
 __all__ = ["TrainingCLI"]
@@ -215,6 +216,7 @@ def complete(files: Sequence[str], data: str | None = None, options: Sequence[tu
     ):
         theirs = yaml.safe_load(read_checkpoint(path)["lssl"]["config"])
         network = {"backbone": theirs["backbone"], "views": {"size": theirs["views"]["size"]}}
+        check_classes(network, path)
         config = compose(files, data, options, network, path)
         name = (theirs["backbone"].get("network") or {}).get("class_path", "the default U-Net").rpartition(".")[2]
         rank_zero_info(f"{path}: network ({name}), taps, padding, channels and the size of the views are its own.")
