@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lssl.data.source import DataSource
+from lssl.guards import EvaluationGuard, FiniteGuard
 from lssl.networks.backbone import Backbone
 from lssl.utils.errors import InputError
 from lssl.utils.schedules import WarmupCosine
@@ -43,11 +45,14 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
             switches a term off.
         optimizer: built from parameter groups: weights, and biases and norms without weight decay.
         schedule: built from the optimizer and the total number of steps; ``None`` keeps the learning rate constant.
+        on_nonfinite: at a loss or gradient that is not finite, ``stop`` the run or ``skip`` and count the update; see
+            :class:`lssl.guards.FiniteGuard`.
 
     Attributes:
         loss_weights: weight of each term.
         generator: source of all random numbers of a step, on the CPU.
         logged: metrics of the latest step, by name; see :meth:`log_metric`.
+        latest_terms: terms and total of the latest step, by name.
     """
 
     #: Terms of the task and their weights. If empty, names are checked against the terms of the first step.
@@ -60,13 +65,16 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         loss_weights: dict[str, float] | None = None,
         optimizer: OptimizerFactory = torch.optim.AdamW,
         schedule: ScheduleFactory | None = WarmupCosine,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.views = views or ViewSampler()
         self.optimizer, self.schedule = optimizer, schedule
         self.generator = torch.Generator()
+        self.on_nonfinite = on_nonfinite
         self.logged: dict[str, Tensor] = {}
+        self.latest_terms: dict[str, Tensor] = {}
         self._since_log: dict[str, tuple[Tensor, int]] = {}
         self._chosen_weights = dict(loss_weights or {})
         self.declare_terms(self.LOSS_WEIGHTS)
@@ -208,6 +216,10 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         schedule = self.schedule(optimizer, self.steps_in_all("schedule"))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Guards against losses, gradients and weights that are not finite; an override adds to these."""
+        return [FiniteGuard(self.on_nonfinite), EvaluationGuard()]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Stores the sums behind the next log's means."""
         checkpoint["since_log"] = dict(self._since_log)
@@ -246,7 +258,9 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
     def _step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         self.logged = {}
         terms = self.losses(batch)
-        return self.total(terms), terms
+        loss = self.total(terms)
+        self.latest_terms = {name: value.detach() for name, value in {**terms, "loss": loss}.items()}
+        return loss, terms
 
     def _evaluate(self, batch: Batch, batch_idx: int, stage: str) -> None:
         self.seed(stage, batch_idx)

@@ -23,7 +23,7 @@ FLOORS = (
     ("pictures",),
     ("strategy",),
     ("task",),
-    ("prepare", "synthetic", "views"),
+    ("guards", "prepare", "synthetic", "views"),
     ("data", "losses", "metrics", "networks"),
     ("utils",),
 )

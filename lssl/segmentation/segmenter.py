@@ -310,11 +310,11 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
             raise InputError("trainer.devices: the visits of a subject are scored together; test on one device.")
 
     def configure_callbacks(self) -> list[Callback]:
-        """Scores in ``test``, files in ``predict``."""
+        """Also scores in ``test``, files in ``predict``."""
         from lssl.segmentation.report import SegmentationReport
         from lssl.segmentation.writer import SegmentationWriter
 
-        return [SegmentationReport(), SegmentationWriter()]
+        return [*super().configure_callbacks(), SegmentationReport(), SegmentationWriter()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The classes, so that prediction needs no labels."""

@@ -1,0 +1,344 @@
+"""A loss or gradient that is not finite: found in its window, named, saved; the run stops or the update is undone."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import csv
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from helpers import ROOT, TINY_NET, sentence, tiny
+from lightning.pytorch.plugins.precision import MixedPrecision
+from small import TASKS, Noise, Plant, broken, network, one_nan, strategy, trainer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lssl import Strategy, ViewSampler
+from lssl.guards import FiniteGuard
+from lssl.utils.errors import InputError
+
+
+def saved(folder, name="last"):
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=False)
+
+
+def finite(checkpoint):
+    return not broken(checkpoint["state_dict"]) and not broken(checkpoint["optimizer_states"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_nan_voxel_stops_the_run_within_its_window_and_keeps_the_checkpoints(task, tmp_path):
+    run = trainer(tmp_path, Plant(one_nan, 6), max_steps=8)
+    data = Noise(subjects=6)
+    data.few_shot.steps = 2
+    with pytest.raises(InputError) as error:
+        run.fit(TASKS[task](), datamodule=data)
+    text = str(error.value)
+    assert text.startswith("Step 6: ")
+    assert "loss is nan" in text
+    assert "holds 1 voxel that" in text
+    assert "last.ckpt holds weights from before" in text
+    assert run.global_step <= 8
+    for name in ("best", "last"):
+        kept = saved(tmp_path, name)
+        assert kept["global_step"] in (2, 4)
+        assert finite(kept)
+    written = torch.load(next((tmp_path / "nonfinite").glob("step6-rank0.pt")), weights_only=True)
+    assert broken(written["batch"])
+    culprit = text.split("; ")[1].removesuffix(" holds 1 voxel that are NaN or infinite")
+    assert culprit in written["visits"]
+
+
+def test_it_is_found_a_step_later_between_logging_steps(tmp_path):
+    run = trainer(tmp_path, Plant(one_nan, 3), max_steps=20, log_every_n_steps=1000, limit_val_batches=0)
+    with pytest.raises(InputError, match="Step 3"):
+        run.fit(strategy(), datamodule=Noise(subjects=24, split=(1.0, 0.0, 0.0)))
+    assert run.global_step == 4
+
+
+class Watch(L.Callback):
+    """Keeps all state before and after some steps."""
+
+    def __init__(self):
+        self.before, self.after = {}, {}
+
+    @staticmethod
+    def state(trainer, module):
+        optimizer = trainer.optimizers[0]
+        values = dict(module.state_dict(keep_vars=False))
+        for place, weight in enumerate(optimizer.param_groups[0]["params"]):
+            values |= {f"{place}.{name}": value for name, value in optimizer.state.get(weight, {}).items()}
+        return copy.deepcopy({name: value for name, value in values.items() if value is not None})
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.before.setdefault(trainer.global_step + 1, self.state(trainer, pl_module))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.after.setdefault(trainer.global_step, self.state(trainer, pl_module))
+
+
+OPTIMIZERS = {
+    "adam": partial(torch.optim.AdamW, lr=1e-2),
+    "fused": partial(torch.optim.AdamW, lr=1e-2, fused=True),
+    "momentum": partial(torch.optim.SGD, lr=1e-2, momentum=0.9, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_skipped_update_leaves_no_trace(task, optimizer, accumulate, tmp_path):
+    """Weights, moments, step counters, running statistics, queue; at the first step there is no state yet."""
+    watch = Watch()
+    options = {"gradient_clip_val": 1.0, "accumulate_grad_batches": accumulate, "limit_val_batches": 0}
+    run = trainer(tmp_path, watch, Plant(one_nan, 1, 4), max_steps=6, **options)
+    made = TASKS[task](on_nonfinite="skip", optimizer=OPTIMIZERS[optimizer], schedule=None)
+    data = Noise(subjects=8, split=(1.0, 0.0, 0.0))
+    data.few_shot.steps = 4
+    with pytest.warns(UserWarning, match="This update is skipped"):
+        run.fit(made, datamodule=data)
+    for step in (1, 4):
+        assert set(watch.before[step]) <= set(watch.after[step])
+        for name, value in watch.after[step].items():
+            before = watch.before[step].get(name, torch.zeros_like(torch.as_tensor(value)))
+            if not name.startswith("teacher."):  # it moves towards the weights as they are
+                torch.testing.assert_close(value, before, rtol=0, atol=0, msg=f"{step} {name}")
+    assert any(not torch.equal(watch.before[5][name], watch.after[5][name]) for name in watch.before[5])
+    guard = next(each for each in run.callbacks if isinstance(each, FiniteGuard))
+    assert guard.skipped == 2
+    assert finite(saved(tmp_path))
+    assert saved(tmp_path)["callbacks"]["FiniteGuard"] == {"skipped": 2}
+    with (tmp_path / "nonfinite" / "skipped.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "4"]
+
+
+def test_skipping_for_ever_is_no_training(tmp_path):
+    run = trainer(tmp_path, Plant(one_nan, *range(3, 100)), max_steps=60, limit_val_batches=0)
+    with pytest.raises(InputError, match="30 updates in a row"), pytest.warns(UserWarning, match="is skipped"):
+        run.fit(strategy(on_nonfinite="skip"), datamodule=Noise(subjects=4, split=(1.0, 0.0, 0.0)))
+    assert run.global_step == 32
+    assert len(list((tmp_path / "nonfinite").glob("*.pt"))) == 5
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_learning_rate_of_a_thousand_ends_finite_or_with_a_sentence(task, tmp_path):
+    made = TASKS[task](optimizer=partial(torch.optim.AdamW, lr=1e3), schedule=None)
+    run = trainer(tmp_path, max_steps=20)
+    with contextlib.suppress(InputError):
+        run.fit(made, datamodule=Noise())
+        assert all(value.isfinite() for value in run.callback_metrics.values())
+    assert all(finite(torch.load(path, weights_only=False)) for path in tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_wild_learning_rate_is_never_silent(task, tmp_path):
+    made = TASKS[task](optimizer=partial(torch.optim.SGD, lr=1e30), schedule=None)
+    run = trainer(tmp_path, max_steps=20)
+    with pytest.raises(InputError, match=r"(?i)lower (the|a|with a)?.*learning rate"):
+        run.fit(made, datamodule=Noise())
+    assert all(finite(torch.load(path, weights_only=False)) for path in tmp_path.rglob("*.ckpt"))
+
+
+class Overflow(L.Callback):
+    """Weights overflow after the last step, which no loss can show."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 4:
+            next(pl_module.parameters()).data.fill_(torch.inf)
+
+
+def test_weights_that_overflow_are_not_saved(tmp_path):
+    run = trainer(tmp_path, Overflow(), max_steps=4, limit_val_batches=0)
+    with pytest.raises(InputError, match=r"After step 4, the weights \(backbone.network.0.weight\) are not finite"):
+        run.fit(strategy(), datamodule=Noise(split=(1.0, 0.0, 0.0), subjects=4))
+    assert saved(tmp_path)["global_step"] == 2
+
+
+def test_weights_that_start_broken_are_refused(tmp_path):
+    made = strategy()
+    next(made.parameters()).data.fill_(torch.nan)
+    with pytest.raises(InputError, match="not finite before the first step"):
+        trainer(tmp_path, limit_val_batches=0).fit(made, datamodule=Noise())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("change", [lambda image: image * 0 + 0.5, lambda image: image * 0, lambda image: image * 1e4])
+@pytest.mark.parametrize("task", TASKS)
+def test_constant_and_bright_crops(task, change, precision, tmp_path):
+    """Every step is finite, or stops the run by its name; here all are finite."""
+    options = {"precision": precision}
+    if precision == "16-mixed":  # Lightning would take bfloat16 on a CPU
+        options = {"plugins": MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=128.0))}
+    run = trainer(tmp_path, Plant(change, *range(1, 9), everywhere=True), max_steps=4, limit_val_batches=0, **options)
+    run.fit(TASKS[task](), datamodule=Noise(subjects=4, split=(1.0, 0.0, 0.0)))
+    assert run.global_step == 4
+    assert finite(saved(tmp_path))
+
+
+def scaled(scale, growth=2000):
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth))
+
+
+@pytest.mark.parametrize("choice", ["stop", "skip"])
+def test_an_overflow_of_the_scaled_gradient_belongs_to_the_scaler(choice, tmp_path):
+    run = trainer(tmp_path, max_steps=12, limit_val_batches=0, plugins=scaled(2.0**30))
+    made = strategy(on_nonfinite=choice)
+    run.fit(made, datamodule=Noise(subjects=4, split=(1.0, 0.0, 0.0)))
+    assert run.precision_plugin.scaler.get_scale() < 2.0**30
+    assert next(each for each in run.callbacks if isinstance(each, FiniteGuard)).skipped == 0
+    assert finite(saved(tmp_path))
+
+
+@pytest.mark.parametrize("choice", ["stop", "skip"])
+def test_a_bad_voxel_under_a_scaler_is_found(choice, tmp_path):
+    run = trainer(tmp_path, Plant(one_nan, 3), max_steps=6, limit_val_batches=0, plugins=scaled(128.0))
+    made, data = strategy(on_nonfinite=choice), Noise(subjects=4, split=(1.0, 0.0, 0.0))
+    if choice == "stop":
+        with pytest.raises(InputError, match="Step 3: "):
+            run.fit(made, datamodule=data)
+        return
+    with pytest.warns(UserWarning, match="Step 3: "):
+        run.fit(made, datamodule=data)
+    assert not broken(made.state_dict())
+
+
+class Endless(L.Callback):
+    """Finite losses whose gradient never is."""
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        loss.register_hook(lambda gradient: gradient * torch.inf)
+
+
+def test_a_scaler_that_never_recovers_is_stopped(tmp_path):
+    run = trainer(tmp_path, Endless(), max_steps=60, limit_val_batches=0, plugins=scaled(128.0))
+    with pytest.raises(InputError, match="30 updates in a row were not finite"):
+        run.fit(strategy(), datamodule=Noise(subjects=4, split=(1.0, 0.0, 0.0)))
+
+
+def test_a_gradient_that_is_not_finite_though_the_loss_is(tmp_path):
+    run = trainer(tmp_path, Endless(), max_steps=8, limit_val_batches=0)
+    with pytest.raises(InputError, match=r"Step 1: the gradient is not finite; the visits sub-\d ses-\d, .* unusual"):
+        run.fit(strategy(), datamodule=Noise(subjects=4, split=(1.0, 0.0, 0.0)))
+
+
+class Lost(Strategy):
+    """A term that is infinite and has no gradient."""
+
+    def terms(self, first, second, batch):
+        return {"good": self.backbone(first.image, ["a"])["a"].mean(), "bad": torch.tensor(torch.inf)}
+
+
+@pytest.mark.parametrize("choice", ["stop", "skip"])
+def test_a_loss_that_is_not_finite_though_the_gradient_is(choice, tmp_path):
+    made, data = Lost(network(), views=ViewSampler(8), on_nonfinite=choice), Noise(subjects=4, split=(1.0, 0.0, 0.0))
+    before = copy.deepcopy(dict(made.named_parameters()))
+    run = trainer(tmp_path, max_steps=2, limit_val_batches=0)
+    if choice == "stop":
+        with pytest.raises(InputError, match=r"Step 1: bad is inf, loss is inf; the visits sub-\d"):
+            run.fit(made, datamodule=data)
+        return
+    with pytest.warns(UserWarning, match="Step 2: bad is inf"):
+        run.fit(made, datamodule=data)
+    for name, weight in made.named_parameters():
+        assert torch.equal(weight, before[name])
+
+
+class Syncs(TorchDispatchMode):
+    """Counts operations that make the host wait for the device."""
+
+    found: list[str]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(word in str(func) for word in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal.")):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def watched(inner, found):
+    def hook(self, *args):
+        mode = Syncs()
+        mode.found = found
+        with mode:
+            return inner(self, *args)
+
+    return hook
+
+
+@pytest.mark.parametrize("choice", ["stop", "skip"])
+def test_no_step_waits_for_the_device(choice, tmp_path, monkeypatch):
+    found: list[str] = []
+    for name in (
+        "on_train_batch_start",
+        "on_before_backward",
+        "on_before_optimizer_step",
+        "_undo",
+        "on_train_batch_end",
+    ):
+        monkeypatch.setattr(FiniteGuard, name, watched(getattr(FiniteGuard, name), found))
+    run = trainer(tmp_path, max_steps=6, log_every_n_steps=3, limit_val_batches=0)
+    run.fit(strategy(on_nonfinite=choice), datamodule=Noise(subjects=4, split=(1.0, 0.0, 0.0)))
+    assert found == []
+
+
+class Own(L.LightningModule):
+    """A module of one's own, with the guard alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_it_guards_any_module_and_any_batch(tmp_path):
+    rows = torch.ones(4, 2)
+    rows[2, 0] = torch.nan
+    run = trainer(tmp_path, FiniteGuard(), max_steps=4)
+    with pytest.raises(InputError, match=r"Step 3: loss is nan"):
+        run.fit(Own(), torch.utils.data.DataLoader(rows, batch_size=1))
+    assert torch.load(tmp_path / "nonfinite" / "step3-rank0.pt", weights_only=True)["batch"].isnan().any()
+
+
+def test_a_wrong_choice():
+    with pytest.raises(InputError, match="choose stop or skip"):
+        FiniteGuard("ignore")  # type: ignore[arg-type]
+
+
+class Agree(L.Callback):
+    """At the end, both ranks have the same weights."""
+
+    def on_train_end(self, trainer, pl_module):
+        for weight in pl_module.parameters():
+            everyone = pl_module.all_gather(weight.detach())
+            assert torch.equal(everyone[0], everyone[1])
+
+
+@pytest.mark.parametrize("choice", ["stop", "skip"])
+def test_ranks_agree_on_a_step_that_one_of_them_spoilt(choice, tmp_path):
+    """Rank 1 alone meets the bad visit; both stop with its name, or both skip, and their weights stay equal."""
+    two = {"devices": 2, "strategy": "ddp_fork", "max_steps": 6, "limit_val_batches": 0}
+    run = trainer(tmp_path, Plant(one_nan, 3, rank=1), Agree(), **two)
+    made, data = strategy(on_nonfinite=choice), Noise(subjects=16, split=(1.0, 0.0, 0.0))
+    if choice == "stop":
+        with pytest.raises(Exception, match=r"Step 3: .*holds 1 voxel"):
+            run.fit(made, datamodule=data)
+        assert [path.name for path in (tmp_path / "nonfinite").iterdir()] == ["step3-rank1.pt"]
+        return
+    run.fit(made, datamodule=data)
+    assert finite(saved(tmp_path))
+    assert saved(tmp_path)["callbacks"]["FiniteGuard"] == {"skipped": 1}
+
+
+def test_the_command_line_ends_with_one_sentence(tmp_path, capsys):
+    options = ["--trainer.callbacks=null", "--trainer.max_steps=4", "--monitor.every=0"]
+    options += ["--model.init_args.optimizer=torch.optim.SGD", "--model.init_args.optimizer.init_args.lr=1e30"]
+    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
+    text = sentence(capsys, *args, *options, "--model.init_args.schedule=null")
+    assert text.startswith("Step ") or text.startswith("Validation after step ")
+    assert all(finite(torch.load(path, weights_only=False)) for path in tmp_path.rglob("*.ckpt"))
