@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lssl.networks.backbone import Backbone
 from lssl.task import Task, check_format
 from lssl.utils.errors import InputError
+from lssl.utils.files import refuse_damaged
 from lssl.utils.trust import check_classes
 from lssl.views.sampler import ViewSampler
 
@@ -25,12 +26,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint of ``lssl fit`` to the CPU; nothing in the file can run code."""
     if not Path(path).is_file():
         raise InputError(f"There is no checkpoint {path}.")
+    refuse_damaged(Path(path))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
-        raise InputError(
-            f"{path} is not a checkpoint, is truncated, or holds objects that are not safe to load."
-        ) from None
+        raise InputError(f"{path} is not a checkpoint, or holds objects that are not safe to load.") from None
     if not isinstance(checkpoint, dict) or "config" not in checkpoint.get("lssl", {}):
         raise InputError(f"{path} was not written by lssl fit: it holds no config that rebuilds its network.")
     check_format(checkpoint, str(path))

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse import ArgumentError
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -26,6 +27,7 @@ from lssl.cli.messages import explain, refuse_unknown
 from lssl.cli.references import from_environment, resolved
 from lssl.data.datamodule import PairDataModule
 from lssl.networks.backbone import Backbone
+from lssl.runs.checkpoint_io import AtomicCheckpointIO
 from lssl.runs.folder import RunFolder, back_up, checkpoint_path, new_run_folder, resolved_text, run_checkpoints
 from lssl.segmentation.foreign import is_foreign
 from lssl.segmentation.segmenter import Segmenter
@@ -178,6 +180,10 @@ class TrainingCLI(LightningCLI):
         if config.enable_progress_bar is not False:
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=20))
         self.trainer_defaults["callbacks"] = callbacks
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:

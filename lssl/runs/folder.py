@@ -16,6 +16,7 @@ import lssl
 from lssl.runs.loggers import store_config
 from lssl.task import CHECKPOINT_FORMAT
 from lssl.utils.errors import InputError
+from lssl.utils.files import refuse_damaged, remove_parts
 
 __all__ = ["CONFIG", "RunFolder", "back_up", "checkpoint_path", "new_run_folder", "resolved_text", "run_checkpoints"]
 
@@ -27,6 +28,7 @@ def new_run_folder(folder: Path, resuming: bool) -> Path:
 
     A resumed run stays in its folder; the files it would overwrite are kept under a numbered name.
     """
+    remove_parts(folder / "checkpoints")
     if resuming or any(folder.glob("hpc_ckpt_*.ckpt")):  # second case: requeued by SLURM, Lightning resumes by itself
         for name in (CONFIG, "metrics.csv"):
             back_up(folder / name)
@@ -50,12 +52,13 @@ def back_up(path: Path) -> None:
 
 
 def checkpoint_path(given: str | None, folder: Path) -> str | None:
-    """Resolves ``best`` and ``last`` to the run folder's checkpoints; refuses a path that does not exist."""
+    """Resolves ``best`` and ``last`` to the run folder's checkpoints; refuses one that is missing or damaged."""
     if given is None:
         return None
     path = folder / "checkpoints" / f"{given}.ckpt" if given in ("best", "last") else Path(given)
     if not path.is_file():
         raise InputError(f"There is no checkpoint {path}.")
+    refuse_damaged(path)
     return str(path)
 
 
