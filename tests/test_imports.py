@@ -17,7 +17,7 @@ FLOORS = (
     ("__main__",),
     ("benchmark",),
     ("cli",),
-    ("callbacks", "datamodules", "segmentation", "strategies"),
+    ("callbacks", "datamodules", "export", "segmentation", "strategies"),
     ("correspondence", "evaluation"),
     ("checkpoint", "runs"),
     ("pictures",),

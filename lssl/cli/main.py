@@ -30,7 +30,7 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
   lssl prepare  BIDS_DIR OUT_DIR [--suffix T1w …] [--workers N]    registered, cached visits from a BIDS folder
   lssl inspect  DIR [--json] [--sheet FILE.png]                    what a BIDS or prepared folder holds
   lssl benchmark --config NAME [--dry-run] [--jobs N] [--report]   strategies side by side, in one table
-  lssl export   RUN OUT [--image FILE]                             weights for MONAI, verified without lssl
+  lssl export   RUN OUT [--to monai|nnunet|safetensors|onnx]       weights for other programs, verified without lssl
   lssl strategies                                                  the methods, one line each
   lssl datamodules                                                 the sources of pairs, one line each
 
@@ -49,7 +49,7 @@ LIGHT_COMMANDS = {
     "inspect": "lssl.prepare.commands:inspect_command",
     "show": "lssl.runs.show:show_command",
     "benchmark": "lssl.benchmark.command:benchmark_command",
-    "export": "lssl.cli.export:export_command",
+    "export": "lssl.export.command:export_command",
 }
 GROUPS = {"strategies": "lssl.strategies", "datamodules": "lssl.datamodules"}
 

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 import lssl
+from lssl.data.description import describe
 from lssl.runs.loggers import store_config
 from lssl.task import CHECKPOINT_FORMAT
 from lssl.utils.errors import InputError
@@ -83,12 +84,14 @@ class RunFolder(SaveConfigCallback):
     ) -> None:
         super().__init__(parser, config, overwrite=True, **options)
         self.references = references or {}
+        self.data: dict[str, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Writes nothing yet, so that a mistake found by the first checks leaves no folder."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the config in training only; testing does not change it."""
+        self.data = describe(trainer.datamodule)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -96,8 +99,9 @@ class RunFolder(SaveConfigCallback):
             store_config(trainer, yaml.safe_load(self._text()))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the config and the version of lssl to the checkpoint."""
-        checkpoint["lssl"] = {"format": CHECKPOINT_FORMAT, "version": lssl.__version__, "config": self._text()}
+        """Adds the config, the version of lssl and a description of the data to the checkpoint."""
+        about = {"format": CHECKPOINT_FORMAT, "version": lssl.__version__, "data": self.data}
+        checkpoint["lssl"] = {**about, "config": self._text()}
 
     def _text(self) -> str:
         return resolved_text(self.parser, self.config, self.references)
