@@ -45,7 +45,7 @@ def pretraining(tmp_path_factory):
     """Channels innermost in memory, which safetensors refuses."""
     return fit(
         tmp_path_factory.mktemp("pretraining"),
-        model={"class_path": "PriorGuidedLocal", "init_args": {"taps": ["decoder.0"]}},
+        model={"class_path": "PriorGuidedLocal", "init_args": {"taps": ["bottleneck"], "min_points": 1}},
         backbone={**TINY_NET, "taps": TAPS, "channels_last": True},
     )
 
@@ -193,7 +193,7 @@ def test_a_network_of_ones_own_is_rebuilt_from_its_module(tmp_path, monkeypatch,
         "taps": {"a": "0"},
         "padding": "reflect",
     }
-    run = fit(tmp_path, model={"class_path": "PriorGuidedLocal", "init_args": {"taps": ["a"]}}, backbone=network)
+    run = fit(tmp_path, model=SEGMENTER, backbone=network, options=["--data.init_args.few_shot.steps=2"])
     assert "is no network of MONAI" in sentence(capsys, "export", str(run), "out")
     main(["export", str(run), "out", "--to", "safetensors"])
     assert "answers differ by 0.0e+00" in capsys.readouterr().out
