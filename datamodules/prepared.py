@@ -19,7 +19,7 @@ from lssl.data.pairs import count
 from lssl.data.recognise import is_prepared
 from lssl.data.store import StoredVisit, read_stored
 from lssl.data.tables import csv_table
-from lssl.data.usable import known_problems, leave_out, without_visits
+from lssl.data.usable import known_problems, leave_out, unopenable, without_visits
 from lssl.utils.errors import InputError
 
 __all__ = ["PreparedDataModule"]
@@ -111,7 +111,9 @@ class PreparedDataModule(PairDataModule):
     def _usable(self, table: pd.DataFrame) -> pd.DataFrame:
         """Drops visits that are excluded, missing, known to be damaged, or misaligned, and counts and names them."""
         table, excluded = without_visits(table, self.exclude)
-        table, broken = leave_out(table, known_problems(table["image"], "stored"))
+        problems = known_problems(table["image"], "stored")
+        problems |= unopenable(path for path in table["image"] if path not in problems)
+        table, broken = leave_out(table, problems)
         self.excluded += excluded + broken
         if "aligned" in table and self.misaligned == "drop" and not self.predicting:
             doubted = table[table["aligned"].fillna("True").astype(str) == "False"]

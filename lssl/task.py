@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lssl.data.source import DataSource
-from lssl.guards import EvaluationGuard, FiniteGuard
+from lssl.guards import EvaluationGuard, FiniteGuard, SkippedReads
 from lssl.networks.backbone import Backbone
 from lssl.utils.errors import InputError
 from lssl.utils.schedules import WarmupCosine
@@ -172,8 +172,13 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
             self.check_channels()
         self._check_precision()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The weighted sum of the terms; logs both every ``trainer.log_every_n_steps`` steps."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The weighted sum of the terms; logs both every ``trainer.log_every_n_steps`` steps.
+
+        A batch without pairs (see :mod:`lssl.data.read_errors`) has none, and changes no weight.
+        """
+        if not _size(batch):
+            return None
         self.seed("fit", self.global_step, batch_idx)
         loss, terms = self._step(batch)
         for name, value in self.logged.items():
@@ -217,8 +222,8 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Guards against losses, gradients and weights that are not finite; an override adds to these."""
-        return [FiniteGuard(self.on_nonfinite), EvaluationGuard()]
+        """Guards against what is not finite, and counts skipped visits; an override adds to these."""
+        return [FiniteGuard(self.on_nonfinite), EvaluationGuard(), SkippedReads()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Stores the sums behind the next log's means."""
@@ -306,5 +311,6 @@ def check_format(checkpoint: Mapping[str, Any], where: str) -> None:
 
 
 def _size(batch: Any) -> int:
-    """Number of pairs in a batch, or in the first of several batches."""
-    return len(next(iter(batch.values()))) if isinstance(batch, Mapping) else len(batch)
+    """Number of pairs in a batch, or in the first of several batches; 0 if that one could not be read."""
+    first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
+    return 0 if first is None else len(first)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lssl.data.batch import Visit
+from lssl.utils.errors import InputError
 
 __all__ = ["around", "crop", "source_box"]
 
@@ -37,7 +38,16 @@ def source_box(
         second: later visit, on the same grid.
         wanted: voxels of the box; where the volume is smaller, the whole axis is taken.
         seed: draws a foreground voxel as the centre; ``None`` takes the centre of the foreground's bounding box.
+
+    Raises:
+        InputError: if the visits have different shapes.
     """
+    shapes = ["×".join(map(str, visit.image.shape[1:])) for visit in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"The visits have {shapes[0]} and {shapes[1]} voxels, so no box can be cut from both; bring the visits of "
+            f"a subject onto one grid, or set source_size to null."
+        )
     centre = _foreground_centre(first, second) if seed is None else _foreground_voxel(first, second, seed)
     return around(centre, wanted, first.foreground.shape)
 

@@ -26,12 +26,14 @@ from lssl.data.pairs import (
     build_pairs,
     count,
     evenly,
+    name_bytes,
     order_notes,
     order_visits,
     subject_splits,
     summarise,
     visit_name,
 )
+from lssl.data.read_errors import SkipList
 from lssl.utils.errors import InputError
 
 __all__ = ["PairDataModule", "PairDataset", "PairSampler"]
@@ -67,6 +69,7 @@ class PairDataModule(L.LightningDataModule):
         few_shot: which labels training may see, and how labelled visits are drawn; see :class:`.few_shot.FewShot`.
             ``None`` allows all labels. Pretraining ignores this option.
         transform: applied on the CPU to the source of each visit; a random transform must use torch's global generator.
+        on_error: at a visit that cannot be read, ``stop``, or ``skip`` the pair; see :mod:`lssl.data.read_errors`.
 
     Attributes:
         table: after ``setup``: one row per visit, sorted by subject and time, with its split.
@@ -100,12 +103,15 @@ class PairDataModule(L.LightningDataModule):
         seed: int = 0,
         few_shot: FewShot | None = None,
         transform: Callable[[Visit], Visit] | None = None,
+        on_error: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6:
             raise InputError(f"split is {list(split)}; give three shares (train, val, test) that add up to 1.")
         if max_interval is not None and max_interval < min_interval:
             raise InputError(f"max_interval ({max_interval:g}) is below min_interval ({min_interval:g}); no pair fits.")
+        if on_error not in ("stop", "skip"):
+            raise InputError(f"on_error is {on_error!r}; choose stop or skip.")
         self.batch_size, self.num_workers, self.transform = batch_size, num_workers, transform
         self.source_size = (source_size,) * 3 if isinstance(source_size, int) else source_size
         if self.source_size is not None and min(self.source_size) < 1:
@@ -113,7 +119,7 @@ class PairDataModule(L.LightningDataModule):
         self.policy, self.min_interval, self.max_interval = pairs, min_interval, max_interval
         self.every_pair = pairs_per_subject == "all" or pairs == "all"
         self.balance, self.single_visits, self.split, self.seed = balance, single_visits, tuple(split), seed
-        self.few_shot = few_shot or FewShot()
+        self.few_shot, self.on_error = few_shot or FewShot(), on_error
         self.supervised = self.unlabelled_pairs = self.predicting = False
         self.label_names: dict[int, str] = {}
         self._samplers: dict[str, PairSampler] = {}
@@ -133,7 +139,7 @@ class PairDataModule(L.LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must say which visits there are, in visit_table().")
 
     def read(self, row: int) -> Visit:
-        """Reads the whole visit in a row of ``self.table``; subject, session, age and time are filled in later."""
+        """Reads the whole visit in a row of the table; subject, session, age and time are filled in later."""
         raise NotImplementedError(f"{type(self).__name__} must say how a visit is read, in read(row).")
 
     def read_pair(
@@ -151,12 +157,6 @@ class PairDataModule(L.LightningDataModule):
         second = first if later == row else self.read(later)
         if size is None:
             return first, second
-        if first.image.shape[1:] != second.image.shape[1:]:
-            shapes = [tuple(visit.image.shape[1:]) for visit in (first, second)]
-            raise InputError(
-                f"The visits in rows {row} and {later} have the shapes {shapes[0]} and {shapes[1]}, so no box can "
-                f"be cut from both; bring the visits of a subject onto one grid, or set source_size to null."
-            )
         start, cut = source_box(first, second, size, seed)
         return crop(first, start, cut), crop(second, start, cut)
 
@@ -344,6 +344,6 @@ class PairDataModule(L.LightningDataModule):
     def _dataset(
         self, pairs: np.ndarray, size: tuple[int, int, int] | None, visible: np.ndarray | None = None
     ) -> PairDataset:
-        return PairDataset(
-            self.reader().read_pair, pairs, self._subject, self._age, self._time, size, self.transform, visible
-        )
+        skips = SkipList(self.trainer.default_root_dir if self.trainer else None) if self.on_error == "skip" else None
+        rest = (self._subject, self._age, self._time, size, self.transform, visible, name_bytes(self.table), skips)
+        return PairDataset(self.reader().read_pair, pairs, *rest)

@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lssl.data import STEP
 from lssl.data.batch import Visit, collate
+from lssl.data.read_errors import FAILURES, FilledLoader, SkipList, collate_readable, other_pairs, read_error
+from lssl.utils.errors import InputError
 
 __all__ = ["PairDataset", "PairSampler", "one_thread", "pair_loader"]
 
 
-class PairDataset(Dataset[tuple[Visit, Visit]]):
+class PairDataset(Dataset[tuple[Visit, Visit] | None]):
     """Reads the same source box of the two visits of a pair.
 
     The index is the number of a pair, for the box centred on the foreground, or ``(row, row, seed)``, for a random box.
@@ -34,6 +36,8 @@ class PairDataset(Dataset[tuple[Visit, Visit]]):
         size: voxels of the source box; ``None`` takes the whole visit.
         transform: applied to each visit's source.
         visible: ``(visits,)`` bool, the rows whose labels may be seen; ``None`` shows all labels.
+        names: ``(visits,)`` bytes, names of the visits for messages.
+        skips: where pairs that cannot be read are listed; ``None`` stops at the first. See :mod:`.read_errors`.
     """
 
     def __init__(
@@ -46,17 +50,23 @@ class PairDataset(Dataset[tuple[Visit, Visit]]):
         size: tuple[int, int, int] | None = None,
         transform: Callable[[Visit], Visit] | None = None,
         visible: np.ndarray | None = None,
+        names: np.ndarray | None = None,
+        skips: SkipList | None = None,
     ) -> None:
         self.read, self.pairs, self.subject, self.age, self.time = read, pairs, subject, age, time
         self.size, self.transform, self.visible = size, transform, visible
+        self.names, self.skips = names, skips
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int | tuple[int, int, int]) -> tuple[Visit, Visit]:
+    def __getitem__(self, index: int | tuple[int, int, int]) -> tuple[Visit, Visit] | None:
         drawn = isinstance(index, tuple)
         row, later, seed = index if isinstance(index, tuple) else (*self.pairs[index].tolist(), index)
-        first, second = self.read(row, later, self.size, seed if drawn else None)
+        found = self._readable(row, later, seed, drawn)
+        if found is None:
+            return None
+        (row, later), (first, second) = found
         first, second = self._named(first, row), self._named(second, later)
         if self.transform is not None:
             first, second = (self._scaled(visit) for visit in (first, second))
@@ -65,6 +75,37 @@ class PairDataset(Dataset[tuple[Visit, Visit]]):
                 torch.manual_seed(seed)
                 first, second = self.transform(first), self.transform(second)
         return first, second
+
+    def _readable(
+        self, row: int, later: int, seed: int, drawn: bool
+    ) -> tuple[tuple[int, int], tuple[Visit, Visit]] | None:
+        """The pair, or another of its subject that can be read; ``None`` leaves the subject out."""
+        failures: list[InputError] = []
+        for one, two in self._candidates(row, later, seed, drawn):
+            try:
+                visits = self.read(one, two, self.size, seed if drawn else None)
+            except FAILURES as error:
+                failures.append(read_error(error, self._names(one, two)))
+                if self.skips is None:
+                    raise failures[0] from error.__cause__ or error
+                continue
+            if failures and self.skips is not None:
+                self.skips.add(self._names(row, later), failures[0], self._names(one, two))
+            return (one, two), visits
+        if self.skips is None or not self.skips.alone:
+            raise failures[0]
+        self.skips.add(self._names(row, later), failures[0], "nothing")
+        return None
+
+    def _candidates(self, row: int, later: int, seed: int, drawn: bool) -> Iterator[tuple[int, int]]:
+        yield row, later
+        if self.skips is not None and drawn:
+            yield from other_pairs(self.pairs, self.subject, row, later, seed)
+
+    def _names(self, row: int, later: int) -> str:
+        if self.names is None:
+            return f"the visits in rows {row} and {later}"
+        return " and ".join(dict.fromkeys(self.names[each].decode() for each in (row, later)))
 
     @staticmethod
     def _scaled(visit: Visit) -> Visit:
@@ -139,11 +180,13 @@ def one_thread(_: int) -> None:
 
 def pair_loader(dataset: PairDataset, batch_size: int, num_workers: int, **options: Any) -> DataLoader:
     """Batches of a dataset as PairBatch; ``options`` are further ones of torch's DataLoader."""
-    return DataLoader(
+    skips = dataset.skips is not None
+    loader = FilledLoader if skips and "sampler" not in options else DataLoader
+    return loader(
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=collate_readable if skips else collate,
         worker_init_fn=one_thread,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),

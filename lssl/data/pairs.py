@@ -23,6 +23,7 @@ __all__ = [
     "count",
     "evenly",
     "given_split",
+    "name_bytes",
     "order_notes",
     "order_visits",
     "split_subjects",
@@ -49,6 +50,12 @@ def visit_name(table: pd.DataFrame, row: int) -> str:
 def visit_names(table: pd.DataFrame, rows: np.ndarray) -> dict[int, str]:
     """Row → name of its visit in messages."""
     return {int(row): visit_name(table, int(row)) for row in rows}
+
+
+def name_bytes(table: pd.DataFrame) -> np.ndarray:
+    """``(visits,)`` :func:`visit_name` of every row as UTF-8, which workers share without copying."""
+    columns = (table[name].astype(str).tolist() for name in ("subject", "session"))
+    return np.array([f"{subject} {session}".strip().encode() for subject, session in zip(*columns, strict=True)])
 
 
 def order_visits(table: pd.DataFrame) -> pd.DataFrame:

@@ -85,7 +85,7 @@ class FiniteGuard(L.Callback):
             raise InputError(f"on_nonfinite is {on_nonfinite!r}; choose stop or skip.")
         self.on_nonfinite = on_nonfinite
         self.skipped = 0
-        self._saved = self._in_a_row = 0
+        self._saved = self._in_a_row = self._step = 0
         self._pending: deque[_Record] = deque()
         self._suspect: tuple[_Record, dict[str, float]] | None = None
         self._largest: Tensor | None = None
@@ -169,6 +169,8 @@ class FiniteGuard(L.Callback):
             host, copied = _to_host(torch.stack([value.detach().float() for value in values]))
             names = [*terms, *([GRADIENT] if updated else [])]
             self._pending.append(_Record(self._step, batch_idx, names, host, copied, updated, batch))
+        self._largest = None  # a batch that could not be read gives no step
+        forget_terms(pl_module)
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         self._read(trainer, pl_module, 0 if every and self._step % every == 0 else LAG)
 

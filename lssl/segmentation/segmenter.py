@@ -173,7 +173,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
             return self.terms(*self.views(batch, self.generator))
         terms: dict[str, Tensor] = {}
         for name, term in (("labelled", "supervised"), ("unlabelled", "consistency")):
-            if name in batch:
+            if batch.get(name) is not None:
                 terms |= self.terms(*self.views(batch[name], self.generator), [term])
         return terms
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from lssl import Backbone, PairDataModule, Segmenter, Task, ViewSampler, Visit
+from lssl import Backbone, PairBatch, PairDataModule, Segmenter, Strategy, Task, View, ViewSampler, Visit
 from lssl.strategies.global_contrastive import GlobalContrastive, MoCo
 
 SIZE = 16
@@ -65,6 +65,17 @@ def strategy(**options: Any) -> Task:
     torch.manual_seed(0)
     heads = partial(MoCo, queue=4, hidden=8, projection=8)
     return GlobalContrastive(network(), ["a"], heads, views=ViewSampler(8, overlap=0.5, transforms=[]), **options)
+
+
+class Mean(Strategy):
+    """Pulls the output's mean to one, for batches of any size."""
+
+    def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
+        return {"mean": (self.backbone(first.image, ["a"])["a"].mean() - 1) ** 2}
+
+
+def mean(**options: Any) -> Task:
+    return Mean(network(), views=ViewSampler(8, overlap=0.5, transforms=[]), **options)
 
 
 def segmenter(**options: Any) -> Task:
