@@ -29,10 +29,11 @@ coverage: lint ## as test, and the share of lines that it ran
 slow: setup ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy and bandit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml lssl strategies datamodules
 
 clean: ## removes caches and build products, not runs
 	rm -rf .coverage* .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

@@ -197,8 +197,7 @@ def last_line(log: Path) -> str:
 
 def _ended(task: _Running) -> int | None:
     """Exit status of a process that is over, with its time noted."""
-    assert task.process is not None
-    status = task.process.poll()
+    status = task.process.poll() if task.process else None
     if status is not None:
         task.seconds.append(time.perf_counter() - task.began)
     return status

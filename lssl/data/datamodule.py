@@ -34,6 +34,7 @@ from lssl.data.pairs import (
     visit_name,
 )
 from lssl.data.read_errors import SkipList
+from lssl.data.transform import visit_transform
 from lssl.utils.errors import InputError
 
 __all__ = ["PairDataModule", "PairDataset", "PairSampler"]
@@ -112,7 +113,7 @@ class PairDataModule(L.LightningDataModule):
             raise InputError(f"max_interval ({max_interval:g}) is below min_interval ({min_interval:g}); no pair fits.")
         if on_error not in ("stop", "skip"):
             raise InputError(f"on_error is {on_error!r}; choose stop or skip.")
-        self.batch_size, self.num_workers, self.transform = batch_size, num_workers, transform
+        self.batch_size, self.num_workers, self.transform = batch_size, num_workers, visit_transform(transform)
         self.source_size = (source_size,) * 3 if isinstance(source_size, int) else source_size
         if self.source_size is not None and min(self.source_size) < 1:
             raise InputError(f"source_size is {list(self.source_size)}; give at least one voxel per axis, or null.")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lssl.data.batch import PairBatch
+from lssl.utils.errors import InputError
 from lssl.views import geometry as geo
 
 __all__ = ["only_label", "segment", "working_grid"]
@@ -96,5 +97,6 @@ def _resampled(image: Tensor, size: Sequence[int], matrix: Tensor) -> Tensor:
 
 def only_label(batch: PairBatch) -> Tensor:
     """``(D, H, W)`` label map of the only visit of a batch."""
-    assert batch.labels is not None
+    if batch.labels is None:
+        raise InputError("The visit has no label map.")
     return batch.labels[0, 0]

@@ -37,6 +37,8 @@ DEMO = ["--config", str(ROOT / "configs/demo.yaml")]
             "bfloat16 gradients are wrong on CPUs",
         ),
         (["--data.class_path=NiftiDataModule", "--data.init_args.root=/nowhere"], "/nowhere"),
+        (["--data.init_args.transform=os.system"], "transform is system, which is no function of a visit"),
+        (["--data.init_args.transform=torchio.RandomFlip"], "RandomFlip moves the head without moving its affine"),
     ],
 )
 def test_sentences(options, words, capsys, tmp_path):
