@@ -128,7 +128,7 @@ class NiftiDataModule(PairDataModule):
         """Checks all headers; keeps paths as flat bytes, which workers share without copying."""
         grids = read_grids(table["image"].tolist())
         self._shapes = np.stack([grid.shape for grid in grids])
-        self._voxel_size = np.median([np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in grids], axis=0)
+        self._voxel_sizes = np.stack([np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in grids])
         if not self.predicting:  # prediction takes each visit alone
             _refuse_moving_subjects(table, grids)
         for column, suffix in zip(self._images()[1:], self.suffixes[1:], strict=True):
@@ -156,9 +156,9 @@ class NiftiDataModule(PairDataModule):
         """``(visits, 3)`` voxels per axis, from the headers."""
         return self._shapes
 
-    def voxel_size(self) -> np.ndarray:
-        """``(3,)`` mm, the median over all headers."""
-        return self._voxel_size
+    def voxel_sizes(self) -> np.ndarray:
+        """``(visits, 3)`` mm, from the headers."""
+        return self._voxel_sizes
 
     def has_label(self) -> np.ndarray:
         """``(visits,)`` bool, from the table."""

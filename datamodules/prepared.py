@@ -136,6 +136,10 @@ class PreparedDataModule(PairDataModule):
         """``(visits, 3)`` voxels per axis, from the table."""
         return self._shapes
 
+    def voxel_sizes(self) -> np.ndarray:
+        """``(visits, 3)`` mm, those of the first visit: a folder is prepared at one spacing."""
+        return np.tile(np.linalg.norm(self.files.open(0).affine[:3, :3], axis=0), (len(self.table), 1))
+
     def has_label(self) -> np.ndarray:
         """``(visits,)`` bool, from the files' metadata."""
         return np.array([self.files.open(row).labelled for row in range(len(self.table))])

@@ -21,6 +21,7 @@ from lssl.networks.backbone import Backbone
 from lssl.utils.errors import InputError
 from lssl.utils.schedules import WarmupCosine
 from lssl.views.sampler import View, ViewSampler
+from lssl.views.working_spacing import WorkingSpacing
 
 __all__ = ["CHECKPOINT_FORMAT", "Task", "check_format"]
 
@@ -50,6 +51,7 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
 
     Attributes:
         loss_weights: weight of each term.
+        working_spacing: voxel size of all views.
         generator: source of all random numbers of a step, on the CPU.
         logged: metrics of the latest step, by name; see :meth:`log_metric`.
         latest_terms: terms and total of the latest step, by name.
@@ -71,6 +73,7 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         self.backbone = backbone
         self.views = views or ViewSampler()
         self.optimizer, self.schedule = optimizer, schedule
+        self.working_spacing = WorkingSpacing(self.views)
         self.generator = torch.Generator()
         self.on_nonfinite = on_nonfinite
         self.logged: dict[str, Tensor] = {}
@@ -168,7 +171,9 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         """Checks options against the data before any long work starts."""
         data = self._datamodule
         if isinstance(data, DataSource):
-            data.check_crop(self.views.size)
+            self.use_spacing(data, announce=stage == "fit")
+            if stage == "fit":
+                data.check_crop(self.views.size)
             self.check_channels()
         self._check_precision()
 
@@ -226,15 +231,27 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         return [FiniteGuard(self.on_nonfinite), EvaluationGuard(), SkippedReads()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores the sums behind the next log's means."""
+        """Stores the sums behind the next log's means, and the working spacing."""
         checkpoint["since_log"] = dict(self._since_log)
+        if self.working_spacing.mm is not None:
+            checkpoint["spacing"] = self.working_spacing.mm
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores these sums; refuses a checkpoint of another format."""
+        """Restores both; refuses a checkpoint of another format."""
         check_format(checkpoint, "ckpt_path")
+        if "spacing" in checkpoint:
+            data = self._datamodule if self._trainer is not None else None
+            source = data if isinstance(data, DataSource) else None
+            changed = self.working_spacing.restore(checkpoint["spacing"], source)
+            if source is not None and (changed or not self.trainer.training):
+                self.use_spacing(source)
         self._since_log = {
             name: (total.to(self.device), count) for name, (total, count) in checkpoint.get("since_log", {}).items()
         }
+
+    def use_spacing(self, data: DataSource, announce: bool = True) -> None:
+        """Brings the views of all visits to the working spacing; see :meth:`WorkingSpacing.use`."""
+        self.working_spacing.use(data, announce)
 
     def steps_in_all(self, what: str) -> int:
         """Number of optimizer steps of the run; refuses an endless run, because ``what`` needs the number."""

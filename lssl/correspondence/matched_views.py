@@ -138,7 +138,8 @@ class MatchedViews:
         linear = views.in_voxels(turn, pairs.affines[:, 1])
         low, high = views.centre_bounds(linear, pairs.extent[:, 1])
         exact = geo.transform(geo.inverse(pairs.affines[:, 1]), matches)
-        centre = (exact + shift[:, None]).clamp(low[:, None], high[:, None])
-        size = torch.tensor(views.size, dtype=exact.dtype, device=exact.device)
+        steps = views.steps(pairs.affines[:, 1])[:, None]
+        centre = (exact + shift[:, None] * steps).clamp(low[:, None], high[:, None])
+        size = steps * torch.tensor(views.size, dtype=exact.dtype, device=exact.device)
         shared = (1 - (centre - exact).abs() / size).clamp_min(0).prod(-1)
         return views.view_to_source(linear[:, None], centre), shared >= views.overlap - 1e-6

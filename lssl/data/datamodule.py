@@ -31,9 +31,9 @@ from lssl.data.pairs import (
     order_visits,
     subject_splits,
     summarise,
-    visit_name,
 )
 from lssl.data.read_errors import SkipList
+from lssl.data.spacing import BoxReader, median_spacing, refuse_large_views, voxels_per_step
 from lssl.data.transform import visit_transform
 from lssl.utils.errors import InputError
 
@@ -123,6 +123,7 @@ class PairDataModule(L.LightningDataModule):
         self.few_shot, self.on_error = few_shot or FewShot(), on_error
         self.supervised = self.unlabelled_pairs = self.predicting = False
         self.label_names: dict[int, str] = {}
+        self.voxels_per_step: np.ndarray | None = None  # of the working spacing, once a task has set it
         self._samplers: dict[str, PairSampler] = {}
         self._epochs: dict[str, int] = {}
         self.table: pd.DataFrame = pd.DataFrame()
@@ -189,9 +190,20 @@ class PairDataModule(L.LightningDataModule):
         self.setup()
         return [f"channel {number}" for number in range(len(self.read(0).image))]
 
-    def voxel_size(self) -> np.ndarray:
-        """``(3,)`` mm between voxels. Default: that of the first visit; override it to read headers."""
-        return np.linalg.norm(self.read(0).affine[:3, :3].numpy(), axis=0)
+    def voxel_sizes(self) -> np.ndarray:
+        """``(visits, 3)`` mm. Default: those of the first visit for all; override it to read headers."""
+        return np.tile(np.linalg.norm(self.read(0).affine[:3, :3].numpy(), axis=0), (len(self.table), 1))
+
+    def working_spacing(self) -> np.ndarray:
+        """``(3,)`` mm, the median voxel size of the training visits."""
+        self.setup()
+        return median_spacing(self.voxel_sizes(), (self.table["split"] == "train").to_numpy())
+
+    def resample_to(self, spacing: np.ndarray) -> np.ndarray:
+        """Loads boxes for views of this spacing; ``(visits, 3)`` voxels of each visit in a step of it."""
+        self.setup()
+        self.voxels_per_step = voxels_per_step(self.voxel_sizes(), spacing)
+        return self.voxels_per_step
 
     def setup(self, stage: str | None = None) -> None:
         """Builds the table and the pairs, once."""
@@ -255,22 +267,10 @@ class PairDataModule(L.LightningDataModule):
         """Raises InputError if a view of this size does not fit into the source of every visit.
 
         Args:
-            size: voxels of the view per axis.
+            size: voxels of the view per axis, of the working spacing.
         """
         self.setup()
-        shapes, needed = self.shapes(), np.array(size)
-        small = np.flatnonzero((shapes < needed).any(1))
-        wanted = "×".join(str(length) for length in size)
-        if len(small):
-            row = int(small[np.argmin(shapes[small].prod(1))])
-            raise InputError(
-                f"Views of {wanted} voxels do not fit into {count(len(small), 'visit')}, the smallest being "
-                f"{visit_name(self.table, row)} with {'×'.join(map(str, shapes[row]))}; "
-                f"choose smaller views or leave these visits out."
-            )
-        if self.source_size is not None and (np.array(self.source_size) < needed).any():
-            box = "×".join(map(str, self.source_size))
-            raise InputError(f"Views of {wanted} voxels do not fit into source_size {box}; raise source_size.")
+        refuse_large_views(size, self.shapes(), self.voxels_per_step, self.source_size, self.table)
 
     def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
         """True positions, in a second visit, of points of a first visit. Default: a subject's visits are aligned.
@@ -347,4 +347,4 @@ class PairDataModule(L.LightningDataModule):
     ) -> PairDataset:
         skips = SkipList(self.trainer.default_root_dir if self.trainer else None) if self.on_error == "skip" else None
         rest = (self._subject, self._age, self._time, size, self.transform, visible, name_bytes(self.table), skips)
-        return PairDataset(self.reader().read_pair, pairs, *rest)
+        return PairDataset(BoxReader(self.reader().read_pair, self.voxels_per_step), pairs, *rest)

@@ -59,5 +59,14 @@ class DataSource(Protocol):
     def channels(self) -> list[str]:
         """Names of the images' channels, in their order."""
 
-    def voxel_size(self) -> np.ndarray:
-        """``(3,)`` mm between voxels."""
+    def shapes(self) -> np.ndarray:
+        """``(visits, 3)`` voxels per axis."""
+
+    def voxel_sizes(self) -> np.ndarray:
+        """``(visits, 3)`` mm between voxels."""
+
+    def working_spacing(self) -> np.ndarray:
+        """``(3,)`` mm, the median voxel size of the training visits."""
+
+    def resample_to(self, spacing: np.ndarray) -> np.ndarray:
+        """Loads boxes for views of this spacing; ``(visits, 3)`` voxels of each visit in a step of it."""

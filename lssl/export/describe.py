@@ -58,7 +58,7 @@ def described(task: Any, stored: Mapping[str, Any], spacing: Sequence[float] | N
     backbone, classes = task.backbone, stored.get("classes") or {}
     kind, arguments = constructor(config["backbone"].get("network"), backbone.in_channels)
     data = stored["lssl"].get("data") or {}
-    trained = task.spacing.tolist() if classes else data.get("spacing_mm")
+    trained = stored.get("spacing") or (task.spacing.tolist() if classes else data.get("spacing_mm"))
     names = dict(zip(classes.get("names", ()), map(list, classes.get("values", ())), strict=True))
     return {
         "network": {"class": kind, "arguments": arguments},

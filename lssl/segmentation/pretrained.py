@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
 from lssl.checkpoint import read_checkpoint
+from lssl.data.spacing import spacing_text, voxels_per_step
 from lssl.networks.backbone import Backbone
 from lssl.segmentation.foreign import is_foreign, read_weights, renamed
 from lssl.utils.errors import InputError
@@ -27,6 +29,7 @@ def load_pretrained(
     part: Literal["encoder", "network"] = "network",
     partial: bool = False,
     adapt_channels: bool = False,
+    spacing: Sequence[float] | None = None,
 ) -> str:
     """Copies weights and buffers of a checkpoint's network into a backbone.
 
@@ -38,12 +41,13 @@ def load_pretrained(
         adapt_channels: if the number of image channels differs from the checkpoint's, every channel gets the mean of
             the first convolution's weights over channels. The mean is scaled so that equal channels give the same
             response as before.
+        spacing: working spacing of this run in mm; another one than the checkpoint's is noted.
 
     Returns:
         What matched, in words.
     """
     ours: dict[str, Tensor] = dict(backbone.network.state_dict())
-    theirs, method, padding = _foreign(path, ours) if is_foreign(path) else _own(path)
+    theirs, method, padding, before = _foreign(path, ours) if is_foreign(path) else _own(path)
     if part == "encoder":
         ours, theirs = (_within(state, backbone) for state in (ours, theirs))
     adapted = _adapted(ours, theirs) if adapt_channels else {}
@@ -73,24 +77,27 @@ def load_pretrained(
         text += f" Note: the file does not say its padding, this network has '{backbone.padding}'."
     elif padding != backbone.padding:
         text += f" Note: it was trained with padding '{padding}', this network has '{backbone.padding}'."
+    if spacing and before and (voxels_per_step(np.array([before]), spacing) != 1).any():
+        text += f" Note: it was trained at {spacing_text(before)} mm, this run works at {spacing_text(spacing)} mm."
     return text
 
 
-def _own(path: str | Path) -> tuple[dict[str, Tensor], str, str]:
-    """Tensors of a checkpoint's network, the name of its method, and its padding."""
+def _own(path: str | Path) -> tuple[dict[str, Tensor], str, str, list[float]]:
+    """Tensors of a checkpoint's network, the name of its method, its padding and its working spacing, if stored."""
     checkpoint = read_checkpoint(path)
     config = yaml.safe_load(checkpoint["lssl"]["config"])
     state = checkpoint["state_dict"]
     theirs = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
-    return theirs, config["model"]["class_path"].rpartition(".")[2], config["backbone"].get("padding", "zeros")
+    method, padding = config["model"]["class_path"].rpartition(".")[2], config["backbone"].get("padding", "zeros")
+    return theirs, method, padding, checkpoint.get("spacing", [])
 
 
-def _foreign(path: str | Path, ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, str]:
-    """Tensors of a file that lssl did not write, by our names; its padding is unknown."""
+def _foreign(path: str | Path, ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, str, list[float]]:
+    """Tensors of a file that lssl did not write, by our names; its padding and spacing are unknown."""
     weights = read_weights(path)
     theirs, old, new = renamed(weights, ours)
     how = f", names '{old}*' read as '{new}*'" if old or new else ""
-    return theirs, f"other software ({len(theirs)} of {len(weights)} tensors of the file{how})", ""
+    return theirs, f"other software ({len(theirs)} of {len(weights)} tensors of the file{how})", "", []
 
 
 def _within(state: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ from lssl.segmentation.classes import Classes, count_labels, refuse_empty, refus
 from lssl.segmentation.multipliers import Multipliers
 from lssl.segmentation.pretrained import load_pretrained
 from lssl.segmentation.scores import dice_scores, mean_dice
-from lssl.segmentation.volumes import only_label, segment
+from lssl.segmentation.volumes import check_memory, check_visits, only_label, segment
 from lssl.task import Task
 from lssl.utils.errors import InputError, positive
 from lssl.utils.intervals import interval_weight, require_intervals
@@ -144,7 +144,8 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
             self._learn_classes(data)
             if self.pretrained:
                 adapt = self.input_channels == "adapt"
-                rank_zero_info(load_pretrained(self.backbone, self.pretrained, self.part, self.partial, adapt))
+                given = self.pretrained, self.part, self.partial, adapt, self.working_spacing.mm
+                rank_zero_info(load_pretrained(self.backbone, *given))
             self._freeze()
 
     def _learn_classes(self, data: DataSource) -> None:
@@ -156,12 +157,18 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         refuse_unknown(classes, held_out, visit_names(data.table, val))
         refuse_empty(classes, held_out)
         mirrored_class = classes.mirrored_class(counts, flips=self.views.flip[0] > 0)
-        self.build(classes, torch.from_numpy(data.voxel_size()), mirrored_class, classes.weights(counts, self.balance))
+        spacing = torch.tensor(self.working_spacing.mm, dtype=torch.float64)
+        self.build(classes, spacing, mirrored_class, classes.weights(counts, self.balance))
         names = visit_names(data.table, train)
         shown = ", ".join(list(names.values())[:3]) + (", …" if len(names) > 3 else "")
         ignored = f"; voxels labelled {', '.join(map(str, classes.ignored))} are ignored" if classes.ignored else ""
         many = f"{len(names)} to train ({shown}), {len(val)} to validate"
         rank_zero_info(f"{len(classes.names)} classes; labelled visits: {many}{ignored}.")
+
+    def use_spacing(self, data: DataSource, announce: bool = True) -> None:
+        """Also refuses a visit whose grid at this spacing cannot fit into memory."""
+        super().use_spacing(data, announce)
+        check_visits(data, self.working_spacing.mm or (), self.backbone.in_channels, self.device)
 
     def losses(self, batch: PairBatch | Mapping[str, PairBatch]) -> dict[str, Tensor]:
         """Terms of ``labelled`` and ``unlabelled`` pairs, or both terms of the same pairs.
@@ -260,14 +267,9 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     def segment(self, image: Tensor, affine: Tensor) -> Tensor:
         """``(D, H, W)`` class of each voxel of a visit ``(C, D, H, W)`` of any spacing."""
         own = geo.spacing(affine)
-        return segment(
-            image,
-            own,
-            self.spacing,
-            lambda crop: self.logits(crop).float().softmax(1),
-            self.views.size,
-            self.window_overlap,
-        )
+        check_memory(image.shape, own.tolist(), self.spacing.tolist(), self.known_classes().number, image.device)
+        window, overlap = self.views.size, self.window_overlap
+        return segment(image, own, self.spacing, lambda crop: self.logits(crop).float().softmax(1), window, overlap)
 
     def on_validation_epoch_start(self) -> None:
         """Starts anew."""
@@ -324,6 +326,8 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the head for these weights."""
+        if "spacing" in checkpoint["state_dict"]:  # of checkpoints that were written before the run kept it
+            checkpoint.setdefault("spacing", checkpoint["state_dict"]["spacing"].tolist())
         super().on_load_checkpoint(checkpoint)
         if "classes" not in checkpoint:
             raise InputError(

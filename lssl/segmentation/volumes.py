@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lssl.data.batch import PairBatch
+from lssl.data.source import DataSource
+from lssl.data.spacing import spacing_text
 from lssl.utils.errors import InputError
+from lssl.utils.memory import refuse_larger_than_memory
 from lssl.views import geometry as geo
 
-__all__ = ["only_label", "segment", "working_grid"]
+__all__ = ["check_memory", "check_visits", "only_label", "segment", "working_grid"]
 
 CHUNK = 8  # classes resampled at a time, to limit memory
 
@@ -35,6 +37,46 @@ def working_grid(size: Sequence[int], own: Tensor, wanted: Tensor) -> tuple[list
     count = (n / factor - 1e-6).ceil().clamp_min(1)
     offset = (n - 1) / 2 - factor * (count - 1) / 2
     return [int(value) for value in count], geo.homogeneous(torch.diag(factor), offset)
+
+
+def check_memory(
+    shape: Sequence[int], own: Sequence[float], wanted: Sequence[float], classes: int, device: torch.device
+) -> None:
+    """Refuses a whole visit whose working grid cannot fit into memory; nothing is allocated.
+
+    Counted are the three steps of :func:`segment`, in float32: the finer samples of the working grid (image, grid and
+    its flipped copy), the probabilities and their accumulation over windows, and the way back to the visit's grid.
+
+    Args:
+        shape: ``(C, D, H, W)`` of the visit.
+        own: ``(3,)`` its spacing in mm.
+        wanted: ``(3,)`` working spacing in mm.
+        classes: number of classes.
+        device: of the visit.
+    """
+    channels, *size = shape
+    grid, matrix = working_grid(size, torch.tensor(own).double(), torch.tensor(wanted).double())
+    inside = math.prod(n * k for n, k in zip(grid, _samples(matrix), strict=True))
+    changed = grid != size
+    needed = 4 * max(
+        (channels + 6) * inside if changed else 0,
+        (channels + 2 * classes + 1) * math.prod(grid),
+        (classes * math.prod(grid) + (min(classes, CHUNK) + 12) * math.prod(size)) if changed else 0,
+    )
+    refuse_larger_than_memory(
+        needed,
+        f"A visit of {'×'.join(map(str, size))} voxels of {spacing_text(own)} mm, on the grid of the working spacing "
+        f"({'×'.join(map(str, grid))} voxels of {spacing_text(wanted)} mm),",
+        "leave it out, repair its header, or train with a larger views.spacing",
+        torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
+    )
+
+
+def check_visits(data: DataSource, wanted: Sequence[float], channels: int, device: torch.device) -> None:
+    """:func:`check_memory` of the visits of most voxels and of most mm³, for two classes, before any is read."""
+    shapes, sizes = data.shapes(), data.voxel_sizes()
+    for row in {int(shapes.prod(1).argmax()), int((shapes * sizes).prod(1).argmax())}:
+        check_memory([channels, *shapes[row].tolist()], sizes[row].tolist(), wanted, 2, device)
 
 
 def segment(
@@ -83,16 +125,14 @@ def segment(
 
 def _resampled(image: Tensor, size: Sequence[int], matrix: Tensor) -> Tensor:
     """The image on the working grid; a coarser voxel is the mean of samples within it."""
-    scale = matrix.diagonal()[:3]
-    each = [max(1, math.ceil(float(factor) - 1e-6)) for factor in scale]
     if size == list(image.shape[1:]) and torch.equal(matrix, torch.eye(4, dtype=matrix.dtype)):
         return image
-    steps = torch.tensor(each, dtype=torch.float64)
-    within = geo.homogeneous(torch.diag(1 / steps), (1 / steps - 1) / 2)
-    fine = geo.resample(
-        image[None], (matrix @ within)[None].to(image.device), [n * k for n, k in zip(size, each, strict=True)]
-    )
-    return F.avg_pool3d(fine, each)[0]
+    return geo.resample_mean(image[None], matrix[None].to(image.device), size, _samples(matrix))[0]
+
+
+def _samples(matrix: Tensor) -> list[int]:
+    """Samples of the visit, along each axis, whose mean is a voxel of the working grid."""
+    return [max(1, math.ceil(float(factor) - 1e-6)) for factor in matrix.diagonal()[:3]]
 
 
 def only_label(batch: PairBatch) -> Tensor:

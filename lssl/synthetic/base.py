@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from lssl.data.batch import Visit
 from lssl.data.datamodule import PairDataModule
 from lssl.synthetic.phantom_image import visit_time
@@ -75,6 +77,10 @@ class SyntheticDataModule(PairDataModule):
         kept = self.cache[row]
         # A copy, as a transform may write into its visit.
         return dataclasses.replace(kept, image=kept.image.clone(), affine=kept.affine.clone())
+
+    def voxel_sizes(self) -> np.ndarray:
+        """``(visits, 3)`` mm, one spacing."""
+        return np.full((len(self.table), 3), float(self.spacing))
 
     def _visit_number(self, row: int) -> tuple[int, int]:
         return int(self.table["index"].iloc[row]), int(self.table["visit"].iloc[row])

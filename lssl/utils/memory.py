@@ -47,15 +47,16 @@ def available_memory() -> int | None:
     return min(left) if left else None
 
 
-def refuse_larger_than_memory(needed: int, what: str, instead: str) -> None:
+def refuse_larger_than_memory(needed: int, what: str, instead: str, left: int | None = None) -> None:
     """Refuses an allocation that cannot succeed.
 
     Args:
         needed: bytes.
         what: what needs them, as the subject of a sentence.
         instead: what to do.
+        left: bytes that are free, on another device; ``None`` asks :func:`available_memory`.
     """
-    left = available_memory()
+    left = available_memory() if left is None else left
     if left is not None and needed > left:
         raise InputError(
             f"{what} needs {needed / 1e9:.3g} GB of memory, of which {left / 1e9:.3g} are left; {instead}."

@@ -23,6 +23,7 @@ from torch import Tensor
 __all__ = [
     "about",
     "align",
+    "centre_of_mass",
     "contains",
     "displace",
     "feature_affine",
@@ -31,6 +32,7 @@ __all__ = [
     "inverse",
     "lattice",
     "resample",
+    "resample_mean",
     "rotation",
     "sample",
     "sample_nearest",
@@ -164,6 +166,16 @@ def resample(
     return _interpolate(volume, grid, mode, padding)
 
 
+def resample_mean(volume: Tensor, matrix: Tensor, size: Sequence[int], samples: Sequence[int]) -> Tensor:
+    """:func:`resample`, with each new voxel the mean of ``samples`` along each axis, evenly spaced within it."""
+    if all(many == 1 for many in samples):
+        return resample(volume, matrix, size)
+    many = torch.tensor(samples, dtype=matrix.dtype, device=matrix.device)
+    within = homogeneous(torch.diag(1 / many), (1 / many - 1) / 2)
+    fine = resample(volume, matrix @ within, [n * k for n, k in zip(size, samples, strict=True)])
+    return F.avg_pool3d(fine, tuple(samples))
+
+
 def sample(volume: Tensor, affine: Tensor, points: Tensor, mode: str = "bilinear", padding: str = "border") -> Tensor:
     """Values of ``volume (B, C, ...)`` at points of the frame.
 
@@ -237,3 +249,15 @@ def align(
     valid = contains(transform(correspondence, own), features.shape[-3:], margin) & contains(own, size, margin)
     aligned = resample(features, correspondence, size, padding="border")
     return aligned, valid.unflatten(1, tuple(size))
+
+
+def centre_of_mass(mask: Tensor) -> Tensor:
+    """``(B, 3)`` mean index of ``(B, D, H, W)`` masks; the middle of the grid for an empty mask."""
+    total = mask.flatten(1).sum(1).double()
+    centre = []
+    for axis, n in enumerate(mask.shape[1:]):
+        others = [a for a in (1, 2, 3) if a != axis + 1]
+        profile = mask.sum(others).double()
+        moment = (profile * torch.arange(n, device=mask.device)).sum(1)
+        centre.append(torch.where(total > 0, moment / total.clamp_min(1), (n - 1) / 2))
+    return torch.stack(centre, 1)

@@ -8,15 +8,18 @@ correspondence between two views is exact to rounding error.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lssl.data.batch import PairBatch
-from lssl.utils.errors import InputError
+from lssl.data.spacing import TOLERANCE
+from lssl.utils.errors import InputError, positive
 from lssl.views import geometry as geo
 from lssl.views.intensity import IntensityTransform, default_transforms
 from lssl.views.overlap import shared_volume
@@ -84,13 +87,18 @@ class ViewSampler:
     """Draws the two views of each pair, batched, on the batch's device.
 
     Geometry of one view, from its own index ``v`` to the source's index: ``c + L (v - (n - 1)/2)`` with
-    ``L = diag(1/s) R diag(s z) F``: mirror F, zoom z and rotation R act in mm (``s`` is the source's voxel size) about
-    a centre ``c`` that keeps the box inside the source where it fits. ``geometry = "shared"`` uses one index map for
-    both visits, as published. ``"independent"`` draws a second one whose centre is shifted, so that a voxel's place
-    in the crop says nothing about its match: networks otherwise read their position off the padding and learn nothing.
+    ``L = diag(1/s) R diag(w z) F``: mirror F, zoom z and rotation R act in mm about a centre ``c`` that keeps the box
+    inside the source where it fits. ``s`` is the source's voxel size and ``w`` the working spacing, which is the same
+    for all visits; within 1 % of it, and without one, ``w = s``.
+
+    ``geometry = "shared"`` uses one index map for both visits, as published; if their voxel sizes differ, one box in
+    mm. ``"independent"`` draws a second one whose centre is shifted, so that a voxel's place in the crop says nothing
+    about its match: networks otherwise read their position off the padding and learn nothing.
 
     Args:
-        size: side(s) of the views in voxels of the source.
+        size: side(s) of the views in voxels of the working spacing.
+        spacing: working spacing of all visits in mm, along one axis each or the same along all. ``None``: the median
+            voxel size of the training visits, which the task sets; a checkpoint keeps it.
         same_visit: probability that both views of a pair show one visit, either of the two, instead of one each.
         geometry: ``independent`` (recommended) or ``shared`` (as in Ren et al., 2022).
         intensity: ``independent`` (recommended) or ``shared`` (as in Ren et al., 2022), down to the noise.
@@ -111,6 +119,7 @@ class ViewSampler:
     def __init__(
         self,
         size: int | tuple[int, int, int] = 96,
+        spacing: float | tuple[float, float, float] | None = None,
         same_visit: float = 0.0,
         geometry: Literal["independent", "shared"] = "independent",
         intensity: Literal["independent", "shared"] = "independent",
@@ -130,6 +139,10 @@ class ViewSampler:
         if not 0 <= same_visit <= 1:
             raise InputError(f"views: same_visit is a probability, not {same_visit}.")
         self.size = (size, size, size) if isinstance(size, int) else size
+        self.spacing = (spacing,) * 3 if isinstance(spacing, (int, float)) else spacing
+        if self.spacing is not None:
+            positive(**{f"views.spacing, axis {axis}": side for axis, side in enumerate(self.spacing)})
+        self.samples: tuple[int, int, int] = (1, 1, 1)  # of the source, averaged in a voxel of the view
         self.same_visit = same_visit
         self.geometry, self.intensity = geometry, intensity
         self.overlap, self.zoom, self.rotation = overlap, zoom, math.radians(rotation)
@@ -143,11 +156,9 @@ class ViewSampler:
         batch = self._choose_visits(batch, generator)
         linear = self.draw_linear(len(batch), generator, batch.affines.device)
         first = self._anywhere(batch, 0, self.in_voxels(linear, batch.affines[:, 0]), generator)
-        if self.geometry == "shared":
-            maps = torch.stack([first, first], 1)
-        else:
-            maps = torch.stack([first, self._place_second(batch, first, generator)], 1)
-        return self.resample_views(batch, maps, generator)
+        shared = self.geometry == "shared"
+        second = self._same_map(batch, first) if shared else self._place_second(batch, first, generator)
+        return self.resample_views(batch, torch.stack([first, second], 1), generator)
 
     def _choose_visits(self, batch: PairBatch, generator: torch.Generator) -> PairBatch:
         if not self.same_visit:
@@ -159,15 +170,17 @@ class ViewSampler:
     def centred(self, batch: PairBatch) -> tuple[View, View]:
         """Unaugmented views of one box, at the centre of the first visit's foreground, for evaluation."""
         self.check(batch)
-        identity = torch.eye(4, dtype=torch.float64, device=batch.affines.device).expand(len(batch), 4, 4)
-        low, high = self.centre_bounds(identity, batch.extent[:, 0])
+        plain = geo.scaling(self.steps(batch.affines[:, 0]))
+        low, high = self.centre_bounds(plain, batch.extent[:, 0])
         middle = self._middle(low)
-        centre = (_centre_of_mass(batch.foreground[:, 0]) - middle).round() + middle
-        first = self.view_to_source(identity, centre.clamp(low, high))
+        centre = (geo.centre_of_mass(batch.foreground[:, 0]) - middle).round() + middle
+        first = self.view_to_source(plain, centre.clamp(low, high))
         return self.resample_views(batch, torch.stack([first, self._same_box(batch, first)], 1), None)
 
     def check(self, batch: PairBatch) -> None:
-        """Refuses sources that are smaller than the views."""
+        """Refuses sources that are smaller than the views; with a working spacing, the data's own check does."""
+        if self.spacing is not None:
+            return
         have = tuple(batch.images.shape[-3:])
         if any(want > got for want, got in zip(self.size, have, strict=True)):
             raise InputError(
@@ -187,11 +200,34 @@ class ViewSampler:
         signs = 1 - 2 * mirror.double()
         return (geo.rotation(angles) @ geo.scaling(zoom * signs)).to(device, non_blocking=True)
 
-    @staticmethod
-    def in_voxels(linear: Tensor, affine: Tensor) -> Tensor:
-        """A linear map in mm along the source's axes, as a map of its indices."""
-        step = geo.spacing(affine)
-        return geo.scaling(1 / step) @ linear @ geo.scaling(step)
+    def resample_to(self, spacing: Sequence[float], steps: np.ndarray) -> None:
+        """Sets the working spacing.
+
+        A view voxel of 1.5 source voxels or more is the mean of several samples, as in whole visits.
+
+        Args:
+            spacing: ``(3,)`` mm.
+            steps: ``(visits, 3)`` voxels of each visit in a step of it. If all are 1, nothing is resampled.
+        """
+        self.spacing, self.samples = None, (1, 1, 1)
+        if (steps != 1).any():
+            d, h, w = (float(side) for side in spacing)
+            self.spacing = d, h, w
+            i, j, k = np.maximum(np.floor(steps.max(0) + 0.5), 1).astype(int).tolist()
+            self.samples = i, j, k
+
+    def steps(self, affine: Tensor) -> Tensor:
+        """Voxels of the source in a view voxel, ``(..., 3)``; exactly 1 within 1 % of the working spacing."""
+        own = geo.spacing(affine)
+        if self.spacing is None:
+            return torch.ones_like(own)
+        steps = torch.tensor(self.spacing, dtype=own.dtype, device=own.device) / own
+        return torch.where((steps - 1).abs() < TOLERANCE, 1.0, steps)
+
+    def in_voxels(self, linear: Tensor, affine: Tensor) -> Tensor:
+        """``L``: a map of view indices from a linear map in mm along the source's axes."""
+        own = geo.spacing(affine)
+        return geo.scaling(1 / own) @ linear @ geo.scaling(own * self.steps(affine))
 
     def view_to_source(self, linear: Tensor, centre: Tensor) -> Tensor:
         """View index → source index: ``c + L (v - (n - 1)/2)``."""
@@ -204,6 +240,14 @@ class ViewSampler:
     def _same_box(batch: PairBatch, first: Tensor) -> Tensor:
         """The map into the second source that shows the same box of the frame."""
         return geo.inverse(batch.affines[:, 1]) @ batch.affines[:, 0] @ first
+
+    def _same_map(self, batch: PairBatch, first: Tensor) -> Tensor:
+        """The first map; for pairs whose voxel sizes differ, the map to the same box."""
+        if self.spacing is None:
+            return first
+        one, other = geo.spacing(batch.affines).unbind(1)
+        alike = (one / other - 1).abs().amax(-1) < TOLERANCE
+        return torch.where(alike[:, None, None], first, self._same_box(batch, first))
 
     def centre_bounds(self, linear: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
         """Centres ``(B, 3)`` that keep the view's box inside the source; the source's middle if it does not fit."""
@@ -240,15 +284,15 @@ class ViewSampler:
         centre = geo.transform(
             anchor, self._middle(first)[None, None]
         )  # (B, 1, 3): the first view's centre in the second source
-        shift = self.draw_shift((n, tries), generator)
+        shift = self.draw_shift((n, tries), generator).to(centre.device) * self.steps(batch.affines[:, None, 1])
         low, high = self.centre_bounds(linear, batch.extent[:, 1, None])
-        maps = self.view_to_source(linear, (centre + shift.to(centre.device)).clamp(low, high))
+        maps = self.view_to_source(linear, (centre + shift).clamp(low, high))
         good = self._shared_part(maps, anchor[:, None]) >= self.overlap * (1 - 1e-6)
         best = maps[torch.arange(n, device=maps.device), good.int().argmax(1)]
         return torch.where(good.any(1)[:, None, None], best, anchor)
 
     def draw_shift(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Shifts ``(*shape, 3)`` in voxels, on the CPU, that leave two boxes the overlap."""
+        """Shifts ``(*shape, 3)`` in voxels of the views, on the CPU, that leave two boxes the overlap."""
         reach = (1 - self.overlap ** (1 / 3)) * torch.tensor(self.size, dtype=torch.float64)
         return (2 * torch.rand(*shape, 3, generator=generator, dtype=torch.float64) - 1) * reach
 
@@ -266,7 +310,8 @@ class ViewSampler:
 
     def resample_views(self, batch: PairBatch, maps: Tensor, generator: torch.Generator | None) -> tuple[View, View]:
         """Resamples both sources once, through ``maps (B, 2, 4, 4)``, then augments intensities."""
-        one_map = self.geometry == "shared" and generator is not None  # centred views have a map for each visit
+        # Centred views, and visits of different voxel sizes, have a map for each visit.
+        one_map = self.geometry == "shared" and generator is not None and self.spacing is None
         clean = self._resample(batch.images, maps, one_map)
         affines = batch.affines @ maps
         image = clean if generator is None else self._augment(clean, geo.spacing(affines), generator)
@@ -291,7 +336,8 @@ class ViewSampler:
         """One call for ``(B, 2, C, ...)``; two visits on one map are channels of one sampling: half the work."""
         if one_map:
             return geo.resample(images.flatten(1, 2), maps[:, 0], self.size).unflatten(1, images.shape[1:3])
-        return geo.resample(images.flatten(0, 1), maps.flatten(0, 1), self.size).unflatten(0, maps.shape[:2])
+        views = geo.resample_mean(images.flatten(0, 1), maps.flatten(0, 1), self.size, self.samples)
+        return views.unflatten(0, maps.shape[:2])
 
     def _augment(self, clean: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
         """Intensity transforms on ``(B, 2, C, ...)``, drawn per pair or per view."""
@@ -301,15 +347,3 @@ class ViewSampler:
         for change in self.transforms:
             images = change(images, spacing, generator)
         return images if shared else images.squeeze(1).unflatten(0, clean.shape[:2])
-
-
-def _centre_of_mass(mask: Tensor) -> Tensor:
-    """``(B, 3)`` mean index of ``(B, D, H, W)`` masks; the middle of the grid for an empty mask."""
-    total = mask.flatten(1).sum(1).double()
-    centre = []
-    for axis, n in enumerate(mask.shape[1:]):
-        others = [a for a in (1, 2, 3) if a != axis + 1]
-        profile = mask.sum(others).double()
-        moment = (profile * torch.arange(n, device=mask.device)).sum(1)
-        centre.append(torch.where(total > 0, moment / total.clamp_min(1), (n - 1) / 2))
-    return torch.stack(centre, 1)

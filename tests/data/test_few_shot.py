@@ -150,5 +150,5 @@ def test_labels_that_are_none(value, words, bids):
 def test_voxel_size_from_the_headers(bids):
     data = NiftiDataModule(bids)
     data.setup("fit")
-    np.testing.assert_allclose(data.voxel_size(), [4, 4, 4])
+    np.testing.assert_allclose(data.voxel_sizes(), np.full((10, 3), 4.0))
     assert isinstance(data, PairDataModule)
