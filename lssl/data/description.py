@@ -29,5 +29,5 @@ def describe(data: Any) -> dict[str, Any]:
         "training_visits": len(visits),
         "median_age_years": None if ages.isna().all() else round(float(np.nanmedian(ages)), 1),
         "channels": [str(name) for name in data.channels()],
-        "spacing_mm": [round(float(side), 4) for side in data.voxel_size()],
+        "spacing_mm": [round(float(side), 4) for side in data.working_spacing()],
     }
