@@ -1,5 +1,7 @@
 """Runs the command line on something tiny."""
 
+import os
+import time
 from pathlib import Path
 
 import lightning as L
@@ -92,6 +94,26 @@ class Interrupt(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         trainer.should_stop = trainer.global_step >= self.step
+
+
+class SignalAt(L.Callback):
+    """Sends a signal to this process, within a step or within the validation after it."""
+
+    def __init__(self, number: int, step: int, validation: bool = False, times: int = 1) -> None:
+        self.number, self.step, self.validation, self.times = number, step, validation, times
+
+    def on_before_optimizer_step(self, trainer, *_):
+        if trainer.global_step == self.step - 1 and not self.validation:
+            self._send()
+
+    def on_validation_batch_start(self, trainer, *_):
+        if self.validation and trainer.global_step == self.step and not trainer.sanity_checking:
+            self._send()
+
+    def _send(self):
+        for _ in range(self.times):
+            os.kill(os.getpid(), self.number)
+            time.sleep(0.3)
 
 
 def sentence(capsys, *args):

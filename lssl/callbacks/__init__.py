@@ -1,5 +1,6 @@
 """Callbacks: monitor, pictures, reports and written embeddings of a run."""
 
+from lssl.callbacks.autosave import AutoSave
 from lssl.callbacks.embeddings import EmbeddingWriter
 from lssl.callbacks.landmarks import Landmarks
 from lssl.callbacks.monitor import RepresentationMonitor
@@ -8,6 +9,7 @@ from lssl.callbacks.report import Report
 from lssl.callbacks.waiting import DataWait
 
 __all__ = [
+    "AutoSave",
     "DataWait",
     "EmbeddingWriter",
     "Landmarks",

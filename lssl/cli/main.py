@@ -78,6 +78,9 @@ def main(args: list[str] | None = None) -> None:
             raise InputError(
                 f"There is no command '{command}'{nearest(command, [*TRAINER_COMMANDS, *LIGHT_COMMANDS, *GROUPS])}"
             )
+    except KeyboardInterrupt:
+        print("\nlssl: stopped by Ctrl-C.", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
         mistake = input_error(error)
         if mistake is None:

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressB
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lssl.callbacks import DataWait, EmbeddingWriter, RepresentationMonitor
+from lssl.callbacks import AutoSave, DataWait, EmbeddingWriter, RepresentationMonitor
 from lssl.checkpoint import read_checkpoint
 from lssl.cli.arguments import asks_for_help, read_arguments
 from lssl.cli.compose import OF_THE_RECIPE, Config, compose
@@ -28,11 +28,20 @@ from lssl.cli.references import from_environment, resolved
 from lssl.data.datamodule import PairDataModule
 from lssl.networks.backbone import Backbone
 from lssl.runs.checkpoint_io import AtomicCheckpointIO
-from lssl.runs.folder import RunFolder, back_up, checkpoint_path, new_run_folder, resolved_text, run_checkpoints
+from lssl.runs.folder import (
+    RunFolder,
+    back_up,
+    checkpoint_path,
+    new_run_folder,
+    release,
+    resolved_text,
+    run_checkpoints,
+)
 from lssl.segmentation.foreign import is_foreign
 from lssl.segmentation.segmenter import Segmenter
 from lssl.task import Task
 from lssl.utils.errors import InputError
+from lssl.utils.stop import StopSignals
 from lssl.utils.trust import check_classes
 from lssl.views.sampler import ViewSampler
 
@@ -55,15 +64,24 @@ class TrainingCLI(LightningCLI):
         config: its settings; ``None`` shows the help requested in ``args``.
         args: the options, for help.
         show: prints the ``config`` or the ``sources`` of its values, and exits.
-        run: whether to run the command; otherwise only its config is checked.
+        ending: takes what is to be done when the run ends; ``None`` only checks the config and runs nothing.
     """
 
     without: Any = None
 
     def __init__(
-        self, command: str, config: Config | None, args: Sequence[str] = (), show: str | None = None, run: bool = True
+        self,
+        command: str,
+        config: Config | None,
+        args: Sequence[str] = (),
+        show: str | None = None,
+        ending: ExitStack | None = None,
     ) -> None:
-        self.command, self.composed, self.show, self.runs = command, config or Config(), show, run
+        self.command, self.composed, self.show = command, config or Config(), show
+        self.runs, self.ending = ending is not None or config is None, ending or ExitStack()
+        self.signals = StopSignals()
+        if ending is not None:
+            ending.enter_context(self.signals)
         values = resolved(self.composed.values)
         if config is not None and not _at(values, "data", "class_path"):
             if not show:
@@ -95,14 +113,14 @@ class TrainingCLI(LightningCLI):
             return
         given = read_arguments(args)
         config = complete(given.files, given.data, given.options)
-        with explained(classes):
-            cls(command, config, show=given.show)
+        with explained(classes), ExitStack() as ending:
+            cls(command, config, show=given.show, ending=ending)
 
     @classmethod
     def check(cls, config: Config) -> None:
         """Checks that ``lssl fit`` can read a config; builds nothing."""
         with explained(registered()), suppress(SystemExit):
-            cls("fit", config, run=False)
+            cls("fit", config)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses; prints the config and exits if requested."""
@@ -138,6 +156,12 @@ class TrainingCLI(LightningCLI):
         parser.add_class_arguments(ViewSampler, "views")
         parser.link_arguments("views", "model.init_args.views", apply_on="instantiate")
         parser.add_lightning_class_args(RepresentationMonitor, "monitor")
+        parser.add_argument(
+            "--max_lost",
+            type=float | None,
+            default=10.0,
+            help="minutes of training that a killed run loses at most; null saves at the end of epochs alone",
+        )
         parser.set_defaults(
             {
                 "trainer.default_root_dir": "runs/run",
@@ -157,7 +181,13 @@ class TrainingCLI(LightningCLI):
             config.ckpt_path = path
         logs = folder
         if self.subcommand == "fit":
-            logs = folder = new_run_folder(folder, resuming=path is not None)
+            claim = new_run_folder(folder, path)
+            self.ending.callback(release, claim)
+            self.save_config_kwargs["claim"] = claim
+            logs = folder = claim.folder
+            config.ckpt_path = path = claim.checkpoint
+            if path is not None:
+                back_up(folder / "metrics.csv")
         else:  # evaluation does not change the run's own metrics
             logs = folder / str(self.subcommand)
             back_up(logs / "metrics.csv")
@@ -177,6 +207,8 @@ class TrainingCLI(LightningCLI):
         callbacks: list[Callback] = [EmbeddingWriter(folder), DataWait()]
         if config.enable_checkpointing is not False:
             callbacks += run_checkpoints(folder)
+            if self.subcommand == "fit":
+                callbacks.append(AutoSave(folder, self.config.fit.max_lost, self.signals))
         if config.enable_progress_bar is not False:
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=20))
         self.trainer_defaults["callbacks"] = callbacks

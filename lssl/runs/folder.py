@@ -2,45 +2,128 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 import lssl
 from lssl.data.description import describe
+from lssl.runs.lock import FolderInUse, RunLock, slurm_job
 from lssl.runs.loggers import store_config
 from lssl.task import CHECKPOINT_FORMAT
 from lssl.utils.errors import InputError
-from lssl.utils.files import refuse_damaged, remove_parts
+from lssl.utils.files import atomic_write, damage, refuse_damaged, remove_parts, writing_failed
 
-__all__ = ["CONFIG", "RunFolder", "back_up", "checkpoint_path", "new_run_folder", "resolved_text", "run_checkpoints"]
+__all__ = [
+    "CONFIG",
+    "Claim",
+    "RunFolder",
+    "back_up",
+    "checkpoint_path",
+    "new_run_folder",
+    "release",
+    "requeued_checkpoint",
+    "resolved_text",
+    "run_checkpoints",
+]
 
 CONFIG = "config.yaml"
 
 
-def new_run_folder(folder: Path, resuming: bool) -> Path:
-    """The folder for a new run: ``folder`` itself, or ``folder-2``, ``-3`` … if it already holds a run.
+@dataclass
+class Claim:
+    """A folder for one run.
 
-    A resumed run stays in its folder; the files it would overwrite are kept under a numbered name.
+    Attributes:
+        folder: to write into.
+        checkpoint: to resume from, or ``None``.
+        lock: the sole right to the folder; ``None`` on all processes but the first, which have no folder of their own.
     """
-    remove_parts(folder / "checkpoints")
-    if resuming or any(folder.glob("hpc_ckpt_*.ckpt")):  # second case: requeued by SLURM, Lightning resumes by itself
-        for name in (CONFIG, "metrics.csv"):
-            back_up(folder / name)
-        return folder
+
+    folder: Path
+    checkpoint: str | None = None
+    lock: RunLock | None = None
+
+
+def new_run_folder(folder: Path, checkpoint: str | None = None) -> Claim:
+    """Claims ``folder`` for a new run; if it holds a run or another run has claimed it, ``folder-2``, ``-3`` and so on.
+
+    A run that resumes from a checkpoint of ``folder`` stays there, and so does one that SLURM has requeued. Nothing in
+    the folder changes yet, temporary files of killed runs aside.
+
+    Args:
+        folder: as configured.
+        checkpoint: to resume from.
+    """
+    if checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents:
+        return _claim(folder, checkpoint)
     number, free = 1, folder
-    while (free / CONFIG).exists():
+    while True:
+        if checkpoint is None and (requeued := requeued_checkpoint(free)):
+            return _claim(free, str(requeued))
+        if not _holds_run(free):
+            with suppress(FolderInUse):
+                claim = _claim(free, checkpoint)
+                if not _holds_run(free):
+                    break
+                release(claim)  # a short run has ended since we looked
         number += 1
         free = folder.with_name(f"{folder.name}-{number}")
     if number > 1:
-        rank_zero_info(f"{folder} holds an earlier run; this one goes to {free}.")
-    return free
+        rank_zero_info(
+            f"{folder} holds an earlier run, or another one writes there; this one goes to {free}. An earlier run is "
+            "continued by --ckpt_path last."
+        )
+    return claim
+
+
+def _claim(folder: Path, checkpoint: str | None) -> Claim:
+    """Takes the lock and removes what killed runs left; only the first process does."""
+    if int(getattr(rank_zero_only, "rank", 0)):
+        return Claim(folder, checkpoint)
+    try:
+        lock = RunLock(folder)
+    except OSError as error:
+        raise writing_failed(folder, error) or error from None
+    remove_parts(folder)
+    remove_parts(folder / "checkpoints")
+    return Claim(folder, checkpoint, lock)
+
+
+def release(claim: Claim) -> None:
+    """Gives a folder back."""
+    if claim.lock is not None:
+        claim.lock.release()
+
+
+def _holds_run(folder: Path) -> bool:
+    patterns = (CONFIG, "config.*.yaml", "metrics*.csv", "hpc_ckpt_*.ckpt", "checkpoints/*.ckpt")
+    return any(next(folder.glob(pattern), None) is not None for pattern in patterns)
+
+
+def requeued_checkpoint(folder: Path) -> Path | None:
+    """What Lightning saved when SLURM requeued this very job; a checkpoint of another job is none of ours."""
+    job = slurm_job()
+    for path in sorted(folder.glob("hpc_ckpt_*.ckpt"), key=_number, reverse=True) if job else ():
+        if damage(path) is None:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if content.get("lssl", {}).get("job") == job:
+                return path
+    return None
+
+
+def _number(path: Path) -> int:
+    return int(re.sub(r"\D", "", path.stem) or 0)
 
 
 def back_up(path: Path) -> None:
@@ -53,10 +136,16 @@ def back_up(path: Path) -> None:
 
 
 def checkpoint_path(given: str | None, folder: Path) -> str | None:
-    """Resolves ``best`` and ``last`` to the run folder's checkpoints; refuses one that is missing or damaged."""
+    """Resolves ``best`` and ``last`` to the run folder's checkpoints; refuses one that is missing or damaged.
+
+    A requeue by SLURM may have saved later than ``last``.
+    """
     if given is None:
         return None
     path = folder / "checkpoints" / f"{given}.ckpt" if given in ("best", "last") else Path(given)
+    if given == "last":
+        saved = [file for file in (path, *folder.glob("hpc_ckpt_*.ckpt")) if file.is_file()]
+        path = max(saved, key=lambda file: file.stat().st_mtime, default=path)
     if not path.is_file():
         raise InputError(f"There is no checkpoint {path}.")
     refuse_damaged(path)
@@ -76,35 +165,65 @@ class RunFolder(SaveConfigCallback):
 
     Args:
         references: key path → reference, for values from the environment, which are not saved.
+        claim: the folder; ``None`` for commands that do not train.
         **options: those of LightningCLI's callback.
     """
 
     def __init__(
-        self, parser: Any, config: Any, references: Mapping[tuple[str, ...], str] | None = None, **options: Any
+        self,
+        parser: Any,
+        config: Any,
+        references: Mapping[tuple[str, ...], str] | None = None,
+        claim: Claim | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(parser, config, overwrite=True, **options)
         self.references = references or {}
         self.data: dict[str, Any] = {}
+        self.lock = claim.lock if claim else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The lock stays in the process that took it."""
+        return {**self.__dict__, "lock": None}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Writes nothing yet, so that a mistake found by the first checks leaves no folder."""
+        """Takes over the folder that the first process claimed; writes nothing yet."""
+        own: Any = trainer
+        own._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the config in training only; testing does not change it."""
+        """Describes the data, for the checkpoints."""
         self.data = describe(trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the config in training only, and after the checkpoint of a resumed run has been loaded."""
         if trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG).write_text(self._text())
+            path = Path(trainer.default_root_dir) / CONFIG
+            back_up(path)
+            with atomic_write(path) as part:
+                part.write_text(self._text())
             store_config(trainer, yaml.safe_load(self._text()))
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Removes what SLURM's requeues saved: the run is complete, and its last checkpoint is later."""
+        folder = Path(trainer.default_root_dir)
+        if trainer.is_global_zero and (folder / "checkpoints" / "last.ckpt").is_file():
+            for path in folder.glob("hpc_ckpt_*.ckpt"):
+                path.unlink(missing_ok=True)
+
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the config, the version of lssl and a description of the data to the checkpoint."""
-        about = {"format": CHECKPOINT_FORMAT, "version": lssl.__version__, "data": self.data}
+        """Adds config, version and a description of the data; refuses if another run has taken the folder."""
+        if self.lock is not None:
+            self.lock.check()
+        about = {"format": CHECKPOINT_FORMAT, "version": lssl.__version__, "data": self.data, "job": slurm_job()}
         checkpoint["lssl"] = {**about, "config": self._text()}
 
     def _text(self) -> str:
-        return resolved_text(self.parser, self.config, self.references)
+        """What the run was started from is not part of its config: a new run with this config starts anew."""
+        config = self.config.clone()
+        if config.get("ckpt_path"):
+            config.ckpt_path = None
+        return resolved_text(self.parser, config, self.references)
 
 
 def resolved_text(parser: Any, config: Any, references: Mapping[tuple[str, ...], str]) -> str:

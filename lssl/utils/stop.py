@@ -1,0 +1,99 @@
+"""Signals that ask a run to stop: noted until it can save, or obeyed at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+__all__ = ["StopSignals", "Stopped"]
+
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # of a scheduler, of Ctrl-C, of a scheduler before its time limit
+TWICE = 0.2  # seconds within which a second Ctrl-C is the same one, sent to the process and to its group
+
+
+class Stopped(SystemExit):
+    """Ends the process with the status that a shell gives to the signal: 143 for SIGTERM, 130 for Ctrl-C.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+class StopSignals:
+    """Handles the signals that ask this process to stop.
+
+    While :attr:`wait` is false, the process stops at once. While it is true, the signal is noted in :attr:`number`, and
+    the owner stops when it has saved; a second Ctrl-C ends the process without saving. Forked workers ignore them:
+    their parent ends them. As a context manager, it restores the earlier handlers.
+
+    Attributes:
+        number: the first signal that arrived while waiting, or ``None``.
+        wait: whether to wait.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.wait = False
+        self._pid, self._last = os.getpid(), 0.0
+        self._earlier: dict[int, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The earlier handlers stay in this process."""
+        return {**self.__dict__, "_earlier": {}}
+
+    def __enter__(self) -> StopSignals:
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+        self._earlier = {}
+
+    def listen(self, *others: int) -> None:
+        """Installs the handlers, also over those that others have installed since; only the main thread can.
+
+        Args:
+            *others: further signals.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._pid = os.getpid()
+        known = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+        for number in {*known, *others}:
+            if signal.getsignal(number) != self._handle:
+                earlier = signal.signal(number, self._handle)
+                self._earlier.setdefault(number, earlier)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        if not self.wait:
+            _say(f"stopped by {name}")
+            raise Stopped(number)
+        now, before = time.monotonic(), self._last
+        self._last = now
+        if self.number is None:
+            self.number = number
+            again = " again" if number == signal.SIGINT else ""
+            _say(f"{name}: the run is saved after this step, then stops; Ctrl-C{again} ends it at once")
+            if hasattr(signal, "SIGCHLD"):  # workers may have got the same signal; torch would raise on their end
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        elif number == signal.SIGINT and now - before > TWICE:
+            _say("ended at once; the last save counts")
+            os._exit(128 + number)
+
+
+def _say(text: str) -> None:
+    """Print may be interrupted by this very handler; a write may not."""
+    with suppress(OSError):
+        os.write(2, f"\nlssl: {text}.\n".encode())

@@ -1,0 +1,202 @@
+"""A run that is asked to stop saves, says how to go on and exits with the signal's status; time saves, too."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shlex
+import signal
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from helpers import TINY_NET, fit
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.demos.boring_classes import BoringModel
+from torch.utils.data import DataLoader
+
+from lssl.callbacks import AutoSave
+from lssl.cli.main import main
+from lssl.utils.errors import InputError
+from lssl.utils.stop import StopSignals
+
+
+def run(tmp_path, *options, **signalled):
+    sender = {"class_path": "helpers.SignalAt", "init_args": signalled}
+    callbacks = [f"--trainer.callbacks={json.dumps(sender)}"] if signalled else []
+    return fit(tmp_path, "demo.yaml", options=["--trainer.max_steps=4", *callbacks, *options], backbone=TINY_NET)
+
+
+def step_of(path: Path) -> int:
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def test_sigterm_saves_after_the_step_and_says_how_to_go_on(tmp_path, caplog):
+    caplog.set_level("INFO")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, number=signal.SIGTERM, step=3)
+    assert stop.value.code == 143
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert step_of(last) == 3
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not list((tmp_path / "run").glob(".*"))
+    _, found, command = caplog.text.partition("Go on with: lssl ")
+    assert found
+    options = ["--trainer.callbacks=null", "--trainer.enable_progress_bar=false"]
+    main([*shlex.split(command.splitlines()[0]), *options])
+    assert step_of(last) == 4
+    assert not (tmp_path / "run-2").exists()
+
+
+class Data(L.LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(torch.randn(64, 32), batch_size=8)
+
+    val_dataloader = train_dataloader
+
+
+def train(folder: Path, *callbacks: L.Callback, max_lost: float | None = None, **options: object) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    saver = AutoSave(folder, max_lost)
+    trainer = L.Trainer(
+        max_epochs=2, callbacks=[*callbacks, saver], default_root_dir=folder, **quiet, **{"devices": 1, **options}
+    )
+    trainer.fit(BoringModel(), Data())
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("number", "validation", "status", "step"),
+    [
+        (signal.SIGINT, False, 130, 3),
+        (signal.SIGUSR1, False, 128 + signal.SIGUSR1, 3),
+        (signal.SIGTERM, True, 143, 8),
+        (signal.SIGINT, True, 130, 8),
+    ],
+)
+def test_every_signal_within_a_step_and_within_a_validation(tmp_path, number, validation, status, step):
+    from helpers import SignalAt
+
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path, SignalAt(number, step, validation))
+    assert stop.value.code == status
+    assert step_of(tmp_path / "checkpoints" / "last.ckpt") == step
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
+    from helpers import SignalAt
+
+    def twice() -> None:
+        train(tmp_path, SignalAt(signal.SIGINT, 3, times=2))
+
+    process = multiprocessing.get_context("fork").Process(target=twice)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 130
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_before_training_a_signal_stops_at_once(tmp_path):
+    class Early(L.Callback):
+        def on_sanity_check_start(self, *_):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stop, StopSignals():
+        train(tmp_path, Early())
+    assert stop.value.code == 143
+    assert not (tmp_path / "checkpoints").exists()
+
+
+class Workerless(torch.utils.data.Dataset):
+    """A worker dies with the group that SIGTERM was sent to, while the run waits for its batch."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        if index == 24:
+            lose_a_worker()
+        return torch.ones(32)
+
+
+def lose_a_worker() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+
+def test_a_worker_that_dies_of_the_same_signal_costs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Data, "train_dataloader", lambda _: DataLoader(Workerless(), batch_size=8))
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path, limit_val_batches=0)
+    assert stop.value.code == 143
+    assert step_of(tmp_path / "checkpoints" / "last.ckpt") == 3
+
+
+def test_what_is_half_done_is_not_saved(tmp_path):
+    class Within(L.Callback):
+        def on_after_backward(self, trainer, *_):
+            lose_a_worker()
+
+    with pytest.raises(RuntimeError, match="killed by signal"):
+        train(tmp_path, Within())
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_time_saves(tmp_path):
+    class Count(L.Callback):
+        steps: list[int]
+
+        def on_save_checkpoint(self, trainer, *_):
+            self.steps.append(trainer.global_step)
+
+    count = Count()
+    count.steps = []
+    train(tmp_path, count, max_lost=1e-9)
+    assert count.steps == list(range(1, 17))
+    count.steps = []
+    train(tmp_path, count, max_lost=60)
+    assert count.steps == []
+    with pytest.raises(InputError, match="max_lost"):
+        AutoSave(tmp_path, 0)
+
+
+def test_slurm_requeues_between_two_steps_and_the_run_goes_on(tmp_path, monkeypatch):
+    from helpers import SignalAt
+
+    for name, value in {"JOB_ID": "7", "NTASKS": "1", "JOB_NAME": "train", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    asked = tmp_path / "asked"
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {asked}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    trainer = train(tmp_path, SignalAt(signal.SIGUSR1, 3), plugins=[SLURMEnvironment()])
+    assert trainer.global_step == 16
+    assert asked.read_text() == "requeue 7\n"
+    assert step_of(tmp_path / "hpc_ckpt_1.ckpt") == 3
+
+
+class OnRank(L.Callback):
+    """A signal reaches one of two processes."""
+
+    def __init__(self, rank: int, number: int | None) -> None:
+        self.rank, self.number = rank, number
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_rank == self.rank and trainer.global_step == 3 and self.number is not None:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_stop_at_the_same_step_whichever_is_asked(tmp_path, rank):
+    with pytest.raises((SystemExit, Exception)):  # the launcher reports the status of its processes in its own way
+        train(tmp_path, OnRank(rank, signal.SIGTERM), strategy="ddp_fork", devices=2)
+    assert step_of(tmp_path / "checkpoints" / "last.ckpt") == 5
+
+
+def test_two_processes_save_by_time(tmp_path):
+    train(tmp_path, max_lost=1e-9, strategy="ddp_fork", devices=2)
+    assert step_of(tmp_path / "checkpoints" / "last.ckpt") == 8
