@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
-from lssl.data.header import READ_ERRORS, affine_mm, damaged, is_gzip, memory_needed, open_image
+from lssl.data.header import affine_mm, damaged, is_gzip, memory_needed, open_image
 from lssl.utils.errors import InputError
 from lssl.utils.memory import refuse_larger_than_memory
 
@@ -242,7 +242,7 @@ def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
     refuse_larger_than_memory(memory_needed(image), f"Reading {path}", "leave it out, or repair its header")
     try:
         voxels = _voxels(image, path)
-    except READ_ERRORS as error:
+    except Exception as error:  # nibabel and gzip raise anything on damaged content
         raise InputError(damaged(path, error)) from error
     turned = apply_orientation(voxels.reshape(voxels.shape[:3]), io_orientation(affine_mm(image, path)))
     return np.ascontiguousarray(turned), grid.affine

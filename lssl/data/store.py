@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ CHUNK, BLOCK = 64, 32
 PLACES = 512
 KEY = "lssl"
 VERSION = 2
-_verified: dict[tuple[str, int], int] = {}  # file and CRC of its metadata → one bit per verified chunk
+_verified: dict[tuple[str, int, int], int] = {}  # file, its time of change, CRC of metadata → a bit per verified chunk
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class StoredVisit:
         origin: which subject and session it is.
         native: the scan it was made from, if that is known.
         sums: CRC-32 of every compressed chunk.
-        key: of the file and its metadata, in the record of verified chunks.
+        key: of the file, its time of change and its metadata, in the record of verified chunks.
     """
 
     array: Any
@@ -100,7 +101,7 @@ class StoredVisit:
     origin: dict[str, str] = field(default_factory=dict)
     native: Native | None = None
     sums: list[int] = field(default_factory=list)
-    key: tuple[str, int] = ("", 0)
+    key: tuple[str, int, int] = ("", 0, 0)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -264,7 +265,9 @@ def read_stored(path: str | Path, frame: bytes | None = None) -> StoredVisit:
         frame: its bytes, if they are already in memory.
     """
     try:
+        changed = 0
         if frame is None:
+            changed = os.stat(path).st_mtime_ns
             array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
         else:
             array = blosc2.ndarray_from_cframe(frame, copy=False)
@@ -291,5 +294,5 @@ def read_stored(path: str | Path, frame: bytes | None = None) -> StoredVisit:
         origin=meta["origin"],
         native=meta["native"] and Native.from_json(meta["native"]),
         sums=meta["sums"],
-        key=(str(path), total),
+        key=(str(path), changed, total),
     )
