@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from lssl.data.batch import Visit
 from lssl.data.bids import match_files
@@ -85,6 +87,12 @@ class NiftiDataModule(PairDataModule):
         self.masks, self.labels = masks, labels
         self.common_frame, self.exclude = common_frame, tuple(exclude)
 
+    def prepare_data(self) -> None:
+        """On several devices, one process checks the files first, so that the others find its answers."""
+        if self.trainer and self.trainer.world_size > 1:
+            with suppress(InputError):  # setup raises it in every process
+                self.visit_table()
+
     def visit_table(self) -> pd.DataFrame:
         """One row per usable visit, with the paths of its image, mask and label map.
 
@@ -95,7 +103,7 @@ class NiftiDataModule(PairDataModule):
         self.excluded += phrases
         for column in (*self._images(), "mask", "label"):
             paths = {path for path in table[column] if path}
-            problems = check_files(paths, column.partition("_")[0])
+            problems = check_files(paths, column.partition("_")[0], rank_zero_info)
             if problems and len(problems) == len(paths) and not self.predicting:
                 raise InputError(problems[min(problems)])
             table, phrases = leave_out(table, problems, column)

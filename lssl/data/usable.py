@@ -27,6 +27,7 @@ __all__ = ["check_files", "known_problems", "leave_out", "unopenable", "without_
 VERSION = 1  # raised when the checks change
 THREADS = min(8, os.cpu_count() or 1)
 NAMED = 5  # visits that a summary names
+MANY = 20  # files whose reading is announced
 READERS: dict[str, Callable[[str], Any]] = {
     "image": read_image,
     "mask": read_mask,
@@ -35,18 +36,22 @@ READERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def check_files(paths: Iterable[str], kind: str) -> dict[str, str]:
+def check_files(paths: Iterable[str], kind: str, on_progress: Callable[[str], None] | None = None) -> dict[str, str]:
     """Checks files; those without a cached answer are read in parallel.
 
     Args:
         paths: files.
         kind: content of the files: ``image``, ``mask``, ``label`` or ``stored`` (a prepared visit).
+        on_progress: is told before many files are read.
 
     Returns:
         Unusable file → the sentence that says why.
     """
     wanted = list(dict.fromkeys(paths))
     known = _read_cache()
+    fresh_ones = sum(f"{kind} {_absolute(path)}" not in known for path in wanted)
+    if on_progress and fresh_ones >= MANY:
+        on_progress(f"{fresh_ones} {kind} files are read to check them, {THREADS} at a time; this is done once.")
     with ThreadPoolExecutor(THREADS) as pool:
         entries = list(pool.map(lambda path: _check(path, kind, known.get(f"{kind} {path}")), map(_absolute, wanted)))
     fresh = {f"{kind} {_absolute(path)}": entry for path, entry in zip(wanted, entries, strict=True) if "hash" in entry}

@@ -119,7 +119,7 @@ def _inside(batch: PairBatch, pair: int, visit: int) -> Tensor:
 def _oddness(voxels: Tensor) -> str:
     finite = voxels.isfinite()
     if not finite.all():
-        return f"holds {count(int((~finite).sum()), 'voxel')} that are NaN or infinite"
+        return f"is NaN or infinite in {count(int((~finite).sum()), 'voxel')}"
     low, high = (float(value) for value in voxels.aminmax())
     if low == high:
         return f"is constant ({low:g}) within its box"

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lssl.data.nifti import Grid, read_grid
 from lssl.data.pairs import count, visit_name
-from lssl.data.usable import check_files
+from lssl.data.usable import check_files, known_problems
 from lssl.prepare.cohort import add_overlays
 from lssl.utils.errors import InputError
 
@@ -19,7 +19,9 @@ __all__ = ["Finding", "inspect_overlays", "unusable"]
 Finding = tuple[str, str]
 
 
-def unusable(table: pd.DataFrame, column: str, kind: str, rows: np.ndarray | None = None) -> list[Finding]:
+def unusable(
+    table: pd.DataFrame, column: str, kind: str, rows: np.ndarray | None = None, read: bool = True
+) -> list[Finding]:
     """Reads files of a column once; the visits whose file cannot be used, with the reason.
 
     Args:
@@ -27,10 +29,12 @@ def unusable(table: pd.DataFrame, column: str, kind: str, rows: np.ndarray | Non
         column: of paths; empty ones are skipped.
         kind: what the files hold, see :func:`lssl.data.usable.check_files`.
         rows: reads these only; ``None`` reads all.
+        read: otherwise, only what is known from an earlier reading is told.
     """
     paths = table[column].astype(str).tolist()
     wanted = {row: paths[row] for row in (range(len(paths)) if rows is None else rows.tolist()) if paths[row]}
-    problems = check_files(wanted.values(), kind)
+    present = [path for path in wanted.values() if read or Path(path).exists()]  # headers tell which files are missing
+    problems = check_files(present, kind) if read else known_problems(present, kind)
     return [(visit_name(table, row), problems[path]) for row, path in wanted.items() if path in problems]
 
 

@@ -187,11 +187,12 @@ def _repeated(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _raw(folder: Path, suffix: str, subjects: int, spacing: float, select: str, everything: bool) -> Inspection:
     """Of a BIDS folder, or of a table of visits."""
+    given, folder = folder, folder.absolute()  # what is kept of a file is kept under its absolute path
     listed = folder.suffix in (".csv", ".tsv") and not folder.is_dir()
     table, left_out = csv_table(folder) if listed else bids_table(folder, suffix, select=select)
     table = order_visits(table)
     left_out += order_notes(table)
-    report = Inspection(str(folder), "table" if listed else "BIDS", table, [suffix], left_out)
+    report = Inspection(str(given), "table" if listed else "BIDS", table, [suffix], left_out)
     names, images = _names(table), table["image"].tolist()
     grids = _headers(report, names, images)
     _refuse_moved(report, table, grids)
@@ -209,16 +210,20 @@ def _raw(folder: Path, suffix: str, subjects: int, spacing: float, select: str, 
 
 
 def _contents(report: Inspection, folder: Path, grids: list[Any], chosen: list[str], everything: bool) -> None:
-    """Masks and label maps of the chosen subjects; with ``everything`` those of all, and all images."""
+    """Masks and label maps of the chosen subjects; with ``everything`` those of all, and all images.
+
+    What an earlier look at everything found in files that have not changed is reported again.
+    """
     from lssl.prepare.contents import inspect_overlays, unusable
 
     rows = np.flatnonzero(report.table["subject"].isin(chosen) | everything)
     report.overlays, found, notes = inspect_overlays(folder, report.table, grids, rows)
+    for column in ("image", "mask", "label"):
+        if column == "image" or not everything:
+            found += unusable(report.table, column, column, read=everything)
     if everything:
-        found += unusable(report.table, "image", "image")
         report.looked_at = int(report.table["subject"].nunique())
-    known = set(report.suspicious)
-    report.suspicious += [finding for finding in found if finding not in known]
+    report.suspicious = list(dict.fromkeys([*report.suspicious, *found]))
     report.left_out += notes
 
 

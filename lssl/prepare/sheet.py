@@ -68,7 +68,9 @@ def show(report: Inspection, console: Console) -> None:
 
 
 def _show_suspicious(report: Inspection, console: Console) -> None:
-    looked = "" if report.kind == "prepared" else f" (voxels of {report.looked_at} subjects were looked at)"
+    every = report.table["subject"].nunique()
+    some = f" (voxels were read of {report.looked_at} of {every} subjects; --all reads those of all)"
+    looked = "" if report.kind == "prepared" or report.looked_at == every else some
     if not report.suspicious:
         console.print(f"No suspicious visits{looked}.")
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonargparse
 import lightning as L
@@ -428,3 +429,18 @@ def test_a_label_map_of_several_visits_needs_visits_that_are_aligned(tmp_path):
     assert any("2 visits (sub-a ses-01, …) share the label of their subject" in note for note in source.notes)
     source = setup(tmp_path / "raw", masks=pattern)
     assert any("share the mask of their subject, as if they were aligned" in note for note in source.notes)
+
+
+def test_many_files_are_announced_and_one_process_checks_them_for_all(bids, monkeypatch, caplog):
+    monkeypatch.setattr(usable, "MANY", 10)
+    source = NiftiDataModule(bids)
+    source.trainer = SimpleNamespace(world_size=2)
+    with caplog.at_level("INFO"):
+        source.prepare_data()
+    assert "10 image files are read to check them" in caplog.text
+    monkeypatch.setattr(usable, "READERS", {})  # the others find its answers
+    caplog.clear()
+    other = NiftiDataModule(bids)
+    other.setup()
+    assert len(other.table) == 10
+    assert "are read to check" not in caplog.text

@@ -36,16 +36,16 @@ def test_validation_stops_before_best_is_written(task, tmp_path):
     run = trainer(tmp_path)
     data = Held("val")
     data.few_shot.steps = 2
-    with pytest.raises(InputError, match=r"Validation after step 2: sub-\d ses-\d holds 1 voxel that"):
+    with pytest.raises(InputError, match=r"Validation after step 2: sub-\d ses-\d is NaN or infinite in 1 voxel"):
         run.fit(TASKS[task](), datamodule=data)
     assert not (tmp_path / "checkpoints" / "best.ckpt").exists()
 
 
 def test_test_and_prediction_name_the_visit(tmp_path):
     data = Held("test", split=(0.34, 0.33, 0.33))
-    with pytest.raises(InputError, match=r"Test: sub-\d ses-\d holds 1 voxel"):
+    with pytest.raises(InputError, match=r"Test: sub-\d ses-\d is NaN or infinite in 1 voxel"):
         trainer(tmp_path).test(strategy(), datamodule=data)
-    with pytest.raises(InputError, match=r"Prediction: sub-\d ses-\d holds 1 voxel"):
+    with pytest.raises(InputError, match=r"Prediction: sub-\d ses-\d is NaN or infinite in 1 voxel"):
         trainer(tmp_path).predict(strategy(), datamodule=data)
 
 
@@ -76,7 +76,7 @@ def test_odd_visits_are_told_apart(make_batch):
     batch.images[1, 0, 0, :5, :4, :3] = 0.25
     batch.images[2, 1, 0, 1, 1, 1] = -2e4
     assert odd_visits({"labelled": batch}) == [
-        "the visit in row 1 holds 2 voxels that are NaN or infinite",
+        "the visit in row 1 is NaN or infinite in 2 voxels",
         "the visit in row 2 is constant (0.25) within its box",
         "the visit in row 5 holds values up to 2e+04, while tissue is about 1",
     ]

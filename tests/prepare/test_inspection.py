@@ -145,6 +145,29 @@ def test_everything_is_read_once_and_fit_knows(tmp_path, capsys, monkeypatch):
     assert "1 visit that cannot be read (sub-a ses-M012: " in source.summary
 
 
+def test_what_was_found_once_is_told_again_and_once(tmp_path, capsys, monkeypatch):
+    """A label map of a subject that a quick look leaves out; a relative path names the same files."""
+    root = tmp_path / "bids"
+    for subject in "abc":
+        volume = scan(None, (12.0, 12.0, 12.0), ord(subject))
+        save(volume, image_path(root, subject, "M000"))
+        volume.voxels = volume.foreground * (-1.0 if subject == "c" else 1.0)
+        save(volume, root / f"derivatives/x/sub-{subject}/ses-M000/anat/sub-{subject}_ses-M000_dseg.nii.gz")
+    image = nib.load(image_path(root, "b", "M000"))
+    voxels = image.get_fdata()
+    voxels[0, 0, 0] = np.inf
+    nib.save(nib.Nifti1Image(voxels, image.affine), image_path(root, "b", "M000"))
+    monkeypatch.chdir(tmp_path)
+    main(["inspect", "bids", "--subjects", "1"])
+    text = capsys.readouterr().out
+    assert "voxels were read of 1 of 3 subjects; --all reads those of all" in text
+    assert "negative" not in text
+    found = told(capsys, "bids", "--all")["suspicious"]
+    assert sorted(entry["visit"] for entry in found) == ["sub-b ses-M000", "sub-c ses-M000"]
+    monkeypatch.setattr(usable, "READERS", {})  # nothing more is read
+    assert told(capsys, "bids", "--subjects", "0")["suspicious"] == found
+
+
 def mistake(capsys, *args: str) -> str:
     with pytest.raises(SystemExit) as stop:
         main(["inspect", *args])
