@@ -2,8 +2,9 @@
 
 Jiang, Sun, Guo, Hou, Wang, Gao, Wang, Lu: "Anatomical Invariance Modeling and Semantic Alignment for Self-supervised
 Learning in 3D Medical Image Analysis", ICCV 2023 (arXiv 2302.05615). A query crop Q and a key crop K show the same
-anatomy of two visits or two subjects (:class:`lssl.correspondence.matched_views.MatchedViews`). The online network sees
-them with three quarters of their blocks masked. The teacher, a moving average of the encoder, sees the full crops.
+anatomy of two visits or two subjects (:class:`lssl.correspondence.matched_views.MatchedViews`); matches between
+subjects are the paper's core. The online network sees the crops with three quarters of their blocks masked. The
+teacher, a moving average of the encoder, sees them in full.
 
 ============== ============================================================================================== ======
 term           formula                                                                                        weight
@@ -32,6 +33,7 @@ nothing. Where the two differ, the default follows the figures, and an option ma
 * In the code both sides share the attention, and Y comes from the teacher's decoder. Here, as in figure 3, keys,
   values, ζ and ψ are moving averages, and the teacher has no decoder.
 * The code uses one mask of columns for the whole batch. Here every crop has its own mask of blocks.
+* Alice pools the mean of the bottleneck, here mean and maximum (``pool``).
 * Masked voxels are 0. In the figures a ViT's encoder skips masked tokens. Convolutions and Swin's windows cannot skip
   them, so masked tokens are replaced instead (:class:`lssl.views.masking.BlockMasking`).
 
@@ -177,6 +179,8 @@ class AnatomicalInvariance(Strategy):
     Args:
         backbone: network and taps; transformers name their ``tokens``.
         encoder: tap of V and Y; its features are also pooled.
+        pool: features of ``inter``: the ``mean`` of each channel (Alice), or its maximum too, as after an instance norm
+            the mean is the same for every crop.
         decoder: tap of H; Alice's is the first stage of the decoder.
         matching: how the key crop is matched to the query crop; ``None`` takes :class:`Matching` with its defaults.
             The log has the shares of matched pairs.
@@ -210,6 +214,7 @@ class AnatomicalInvariance(Strategy):
         projection: int = 256,
         norm: Literal["batch", "layer", "none"] = "batch",
         momentum: float = 0.996,
+        pool: Literal["mean_and_max", "mean"] = "mean_and_max",
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
@@ -218,7 +223,7 @@ class AnatomicalInvariance(Strategy):
         if projection % self.alignment.heads:
             raise InputError(f"alignment: {self.alignment.heads} heads do not divide the projection of {projection}.")
         backbone.check_taps([encoder, decoder])
-        self.encoder, self.decoder, self.full = encoder, decoder, reconstruct == "full"
+        self.encoder, self.decoder, self.full, self.maximum = encoder, decoder, reconstruct == "full", pool != "mean"
         self.taps = self.taps_of({"inter": [encoder], "intra": [encoder, decoder]})
         self.matched = MatchedViews(self.views, matching)
         self.masking = BlockMasking(backbone, self.views.size, block, mask_ratio)
@@ -226,7 +231,7 @@ class AnatomicalInvariance(Strategy):
         followed: dict[str, nn.Module] = {"backbone": backbone}
         channels = backbone.taps[encoder].channels
         if self.uses("inter"):
-            self.pooled = Projector(2 * channels, hidden, projection, 3, norm)
+            self.pooled = Projector((1 + self.maximum) * channels, hidden, projection, 3, norm)
             self.pooled_last = self.objective.last_layer(projection)
             followed |= {"pooled": self.pooled, "pooled_last": self.pooled_last}
         if self.uses("intra"):
@@ -297,11 +302,14 @@ class AnatomicalInvariance(Strategy):
 
     def _inter(self, online: Tensor, full: Tensor, seen: Tensor) -> Tensor:
         """Compares pooled embeddings with the teacher's of the other crop."""
-        z = self.pooled(mean_and_max(online, seen))
+        z = self.pooled(self._pool(online, seen))
         self.log_metric("feature_std", feature_std(z))
         with torch.no_grad():
-            target = self._slow("pooled_last")(self._slow("pooled")(mean_and_max(full)))
+            target = self._slow("pooled_last")(self._slow("pooled")(self._pool(full)))
         return self._compare("inter", self.pooled_last(z), torch.cat(target.chunk(2)[::-1]))
+
+    def _pool(self, features: Tensor, seen: Tensor | None = None) -> Tensor:
+        return mean_and_max(features, seen)[:, : (1 + self.maximum) * features.shape[1]]
 
     def _intra(self, online: Tensor, decoded: Tensor, full: Tensor, seen: Tensor, first: View, second: View) -> Tensor:
         """Compares student and teacher by conditional alignment within each crop."""
@@ -310,6 +318,8 @@ class AnatomicalInvariance(Strategy):
         asked = cells if self.alignment.condition == "all" else visible
         chosen = seen.flatten(1).topk(asked).indices[..., None]
         q = self.query(rowwise(self.psi, to_rows(online).gather(1, chosen.expand(-1, -1, online.shape[1]))))
+        if not self.uses("inter"):
+            self.log_metric("feature_std", feature_std(q.flatten(0, 1)))
         answer = self.attention(q, rowwise(self.phi, to_rows(decoded)))
         with torch.no_grad():
             target = self._slow("attention")(q, rowwise(self._slow("psi"), to_rows(full)))

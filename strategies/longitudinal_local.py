@@ -46,7 +46,8 @@ from torch import Tensor, nn
 from lssl.data.batch import PairBatch
 from lssl.losses import Covariance, DenseInfoNCE, NegativeCosine, Orthogonality, Variance
 from lssl.networks.backbone import Backbone
-from lssl.networks.heads import Projector, TapHeads
+from lssl.networks.heads import Projector, TapHeads, feature_std
+from lssl.networks.initialise import published_init
 from lssl.strategy import Strategy
 from lssl.utils.distributed import gather
 from lssl.utils.errors import InputError
@@ -136,6 +137,8 @@ class LongitudinalLocal(Strategy):
         hidden: width of the projectors' hidden layers.
         projection: width of z (D).
         projector_layers: number of Linear layers of a projector.
+        init: initial weights of network and heads: torch's, or ``published``
+            (:func:`lssl.networks.initialise.published_init`).
         **common: see :class:`lssl.task.Task`. A term of weight 0 gets no head.
     """
 
@@ -161,6 +164,7 @@ class LongitudinalLocal(Strategy):
         hidden: int = 2048,
         projection: int = 2048,
         projector_layers: int = 3,
+        init: Literal["torch", "published"] = "torch",
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
@@ -189,6 +193,8 @@ class LongitudinalLocal(Strategy):
                 backbone.out_channels, backbone.in_channels, 3, padding=1, bias=False, padding_mode=backbone.padding
             )
         self.variance, self.covariance, self.orthogonality = Variance(), Covariance(), Orthogonality()
+        if init == "published":
+            self.apply(published_init)
 
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """See the module's table."""
@@ -196,10 +202,11 @@ class LongitudinalLocal(Strategy):
         features = self.backbone(images, self.taps, output=self.uses("reconstruction"))
         zero = images.new_zeros(())
         terms: dict[str, Tensor] = {}
-        drawn, projected = {}, {}
+        drawn, projected, stds = {}, {}, []
         for tap in self.compared:
             drawn[tap] = points_mm, weight = self._draw(first, second, tap)
             z = projected[tap] = self._project(tap, features[tap], first, second, points_mm)
+            stds.append(feature_std(torch.cat(z).flatten(0, 1)))
             share = self.tap_weights[tap]
             if self.uses("similarity"):
                 p = self.predictors.rows(tap, torch.cat(z)).chunk(2) if tap in self.predictors else z
@@ -208,6 +215,8 @@ class LongitudinalLocal(Strategy):
             if tap in self.regularised:
                 for name, value in self._spread(z, weight).items():
                     terms[name] = terms.get(name, zero) + share * value
+        if stds:
+            self.log_metric("feature_std", torch.stack(stds).mean())
         if self.uses("orthogonality"):
             terms["orthogonality"] = self._orthogonality(features, first, second, drawn, projected)
         if self.uses("reconstruction"):

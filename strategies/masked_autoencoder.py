@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
 from lssl.networks.backbone import Backbone
+from lssl.networks.heads import feature_std, to_rows
 from lssl.strategy import Strategy
 from lssl.utils.errors import InputError
 from lssl.views.masking import BlockMasking
@@ -42,7 +43,7 @@ class MaskedAutoencoder(Strategy):
     """The network fills in masked blocks of both visits (MAE, He et al., 2022; nnssl, Wald et al., 2025).
 
     The log shows ``explained``, the share of the masked voxels' variance that the prediction explains: 0 for a
-    constant, 1 for a perfect prediction.
+    constant, 1 for a perfect prediction. ``feature_std`` is of the network's output, at every fourth voxel.
 
     Args:
         backbone: network whose output has the image's size; taps are not used.
@@ -84,6 +85,7 @@ class MaskedAutoencoder(Strategy):
         error = difference.square() if self.distance == "l2" else difference.abs()
         chosen = torch.ones_like(masked) if self.full else masked
         self.log_metric("explained", self._explained(difference, clean, masked))
+        self.log_metric("feature_std", feature_std(to_rows(output[:, :, ::4, ::4, ::4]).flatten(0, 1)))
         return {"reconstruction": _mean(error, chosen).mean()}
 
     def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:

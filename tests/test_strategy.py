@@ -274,3 +274,16 @@ def test_strategies_pickle(name):
     strategy = STRATEGIES[name](ViewSampler(16, overlap=0.7))
     twin = pickle.loads(pickle.dumps(strategy))
     assert twin.state_dict().keys() == strategy.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_logs_the_deviation_of_its_features(name, monkeypatch):
+    """Above 0 for images that differ, at most 1 by its definition."""
+    monkeypatch.setattr(Strategy, "global_rank", 0)
+    torch.manual_seed(0)
+    strategy = STRATEGIES[name](ViewSampler(16, overlap=0.7)).eval()
+    data = both()
+    data.setup("fit")
+    strategy.seed("fit", 0)
+    strategy._step(next(iter(data.val_dataloader())))
+    assert 0 < strategy.logged["feature_std"].item() <= 1.0

@@ -31,8 +31,10 @@ METRICS = {
 }
 """The metrics and their names in the table.
 
-``dice``, ``hd95`` and ``asd`` compare a visit with its truth: overlap, 95th percentile of the surface distances
-(Hausdorff) and their mean, both over both surfaces. A structure that is absent from the truth is left out. A structure
+``dice``, ``hd95`` and ``asd`` compare a visit with its truth. ``hd95`` is the larger of two directed 95th percentiles,
+as in MONAI (``compute_hausdorff_distance(percentile=95)``): of the distances from the predicted to the true surface,
+and back. Tools that take one percentile of both surfaces' pooled distances give other values, never larger ones.
+``asd`` is the mean over both surfaces. A structure that is absent from the truth is left out. A structure
 that was not found has Dice 0 and no distance, so ``missed`` is reported as well: otherwise an empty prediction would
 have the best distances. ``aspc``, ``stcs``, ``trajectory_error`` and ``reversal_rate`` are described in
 :mod:`lssl.metrics`, each with the score of a constant prediction. True change worsens two of them, so these also show

@@ -64,6 +64,7 @@ def test_distances_against_brute_force():
     apart = torch.cdist(surface_points(mine == 1), surface_points(true == 1))
     one, other = apart.amin(1), apart.amin(0)
     assert value(rows, "hd95") == pytest.approx(max(one.quantile(0.95).item(), other.quantile(0.95).item()), rel=1e-4)
+    assert value(rows, "hd95") > torch.cat([one, other]).quantile(0.95).item() + 0.1  # the pooled percentile is another
     assert value(rows, "asd") == pytest.approx(torch.cat([one, other]).mean().item(), rel=1e-4)
     assert value(rows, "volume") == pytest.approx(5 * 4 * 5 * 3.0)
     assert value(rows, "true_volume") == pytest.approx(5 * 5 * 4 * 3.0)

@@ -414,3 +414,15 @@ def test_settings_that_cannot_be_are_refused(batch, make_batch):
         idle._step(batch)
     with pytest.raises(InputError, match="batch_size to 2"):
         terms(make(objective="info_nce"), make_batch(1, (28, 26, 24), affine="same"))
+
+
+@pytest.mark.parametrize("pool", ["mean", "mean_and_max"])
+def test_what_is_pooled(pool, batch):
+    """Means by hand, over the visible cells for the network; the maximum only where it is asked for."""
+    strategy = make(pool=pool)
+    features, seen = torch.randn(3, 6, 4, 4, 4), (torch.rand(3, 1, 4, 4, 4) > 0.5).float()
+    pooled = strategy._pool(features, seen)
+    mean = torch.stack([f[:, s[0] > 0].mean(1) for f, s in zip(features, seen, strict=True)])
+    torch.testing.assert_close(pooled[:, :6], mean, rtol=1e-3, atol=1e-4)
+    assert pooled.shape[1] == strategy.pooled[0].in_features == (6 if pool == "mean" else 12)
+    assert terms(strategy, batch)["inter"].isfinite()

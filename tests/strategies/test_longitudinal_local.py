@@ -331,3 +331,23 @@ def test_nothing_to_learn_is_refused(make, batch):
     assert not [name for name, _ in strategy.named_parameters() if not name.startswith("backbone")]
     with pytest.raises(InputError, match="every term has weight 0, so there is nothing to learn"):
         strategy._step(batch)
+
+
+def test_published_initial_weights():
+    """Deviations by fan-in: 16 channels × 27 voxels give √(2 / 432) = 0.068, torch's default 0.028."""
+    torch.manual_seed(0)
+    made = LongitudinalLocal(Backbone(), hidden=256, projection=256, init="published")
+    torch.manual_seed(0)
+    default = LongitudinalLocal(Backbone(), hidden=256, projection=256)
+    name = "backbone.network.conv_0.conv_1.conv.weight"
+    own, other = (dict(strategy.named_parameters())[name] for strategy in (made, default))
+    assert own.std().item() == pytest.approx((2 / 432) ** 0.5, rel=0.03)
+    assert other.std().item() == pytest.approx((1 / (3 * 432)) ** 0.5, rel=0.03)
+    linear = next(m for m in made.projectors.modules() if isinstance(m, torch.nn.Linear) and m.in_features == 256)
+    assert linear.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.03)
+    norms = [m.weight for m in made.backbone.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+    scale = torch.cat(norms)
+    assert scale.mean().item() == pytest.approx(1.0, abs=0.005)
+    assert scale.std().item() == pytest.approx(0.02, rel=0.1)
+    flat = [m for m in made.modules() if isinstance(m, torch.nn.BatchNorm1d) and m.affine]
+    assert all((m.weight == 1).all() for m in flat)
