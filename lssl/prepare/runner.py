@@ -26,6 +26,7 @@ from lssl.prepare.overlays import overlay_lines
 from lssl.prepare.subject import current, prepare_subject, record_path, settings
 from lssl.utils.errors import InputError, input_error
 from lssl.utils.files import atomic_write, digest, read_json, write_json
+from lssl.utils.stop import end_with_parent
 
 __all__ = ["COLUMNS", "DATASET", "QUALITY", "TABLE", "PrepareOutcome", "assemble", "prepare"]
 
@@ -201,7 +202,8 @@ def _pool(
     subjects: list[CohortSubject], options: Options, out: Path, workers: int
 ) -> Iterator[tuple[CohortSubject, str | None]]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(min(workers, max(1, len(subjects))), mp_context=context) as pool:
+    number = min(workers, max(1, len(subjects)))
+    with ProcessPoolExecutor(number, context, end_with_parent, (os.getpid(),)) as pool:
         queue = iter(subjects)
         running: dict[Future[str | None], CohortSubject] = {}
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import lightning as L
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 import lssl
@@ -20,10 +22,12 @@ from lssl.data.header import file_affine, open_image
 from lssl.data.store import read_stored
 from lssl.runs.folder import back_up
 from lssl.segmentation.native import to_native
+from lssl.utils.files import atomic_write, digest
 
-__all__ = ["SegmentationWriter", "write_label"]
+__all__ = ["SegmentationWriter", "entities", "write_label"]
 
 FOLDER = "segmentations"
+HASHED = re.compile("x[0-9a-f]{8}$")
 STORED = ".b2nd"  # files of a prepared folder
 
 
@@ -39,13 +43,19 @@ class SegmentationWriter(L.Callback):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.subjects: dict[str, str] = {}
+        self.sessions: dict[str, str] = {}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Writes the description of the folder and the names of the values."""
         self.rows, classes = [], pl_module.known_classes()
+        table = trainer.datamodule.table  # type: ignore[attr-defined]
+        self.subjects, self.sessions = entities("sub", table["subject"]), entities("ses", table["session"])
         folder = _folder(trainer)
         if not trainer.is_global_zero:
             return
+        if changed := [f"{name!r} → {label}" for name, label in self.subjects.items() if HASHED.search(label)]:
+            rank_zero_warn(f"Names that would be one in BIDS get a hash in their files: {', '.join(changed[:5])}.")
         folder.mkdir(parents=True, exist_ok=True)
         about = {"Name": "lssl segmentations", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
         made = {**about, "GeneratedBy": [{"Name": "lssl", "Version": lssl.__version__}]}
@@ -66,9 +76,9 @@ class SegmentationWriter(L.Callback):
         visit = trainer.datamodule.table.iloc[int(batch.session[0, 0])]  # type: ignore[attr-defined]
         label = outputs.pop("label").cpu().numpy()
         affine = batch.affines[0, 0].cpu().numpy()
-        entities = [_entity("sub", visit["subject"])] + [_entity("ses", visit["session"])] * bool(visit["session"])
-        name = "_".join([*entities, "desc-lssl_dseg.nii.gz"])
-        path = _folder(trainer).joinpath(*entities, "anat", name)
+        folders = [self.subjects[visit["subject"]]] + [self.sessions[visit["session"]]] * bool(visit["session"])
+        name = "_".join([*folders, "desc-lssl_dseg.nii.gz"])
+        path = _folder(trainer).joinpath(*folders, "anat", name)
         source = str(visit["image"]) if "image" in visit else ""
         if source.endswith(STORED) and (native := read_stored(source).native):
             label, affine, source = to_native(label, affine, native), native.affine, native.file
@@ -130,18 +140,21 @@ def _take_codes(image: Any, of: Any) -> None:
     image.set_sform(sform if usable else None, int(of.header["sform_code"]) if usable else 0)
 
 
-def _entity(key: str, name: str) -> str:
-    """``sub-01`` from ``01`` or ``sub-01``; BIDS allows letters and digits."""
-    return f"{key}-{re.sub('[^A-Za-z0-9]', '', name.removeprefix(f'{key}-'))}"
+def entities(key: str, names: Iterable[str]) -> dict[str, str]:
+    """Name → BIDS entity, as ``sub-01`` from ``01`` or ``sub-01``; distinct names have distinct entities.
+
+    BIDS allows letters and digits only. Names that would then be the same, perhaps on a file system that does not tell
+    ``a`` from ``A``, get a hash of the whole name, and so does a name without letters and digits.
+    """
+    kept = {name: re.sub("[^A-Za-z0-9]", "", name.removeprefix(f"{key}-")) for name in dict.fromkeys(names)}
+    count = Counter(label.casefold() for label in kept.values())
+    alone = {name: bool(label) and count[label.casefold()] == 1 for name, label in kept.items()}
+    return {name: f"{key}-{label}{'' if alone[name] else 'x' + digest(name)[:8]}" for name, label in kept.items()}
 
 
 def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with atomic_write(path) as part:
         part.write_text(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _folder(trainer: L.Trainer) -> Path:

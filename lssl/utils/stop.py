@@ -1,16 +1,18 @@
-"""Signals that ask a run to stop: noted until it can save, or obeyed at once."""
+"""Ends of processes: signals noted until a run can save, or obeyed at once; workers that end with their parent."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-__all__ = ["StopSignals", "Stopped"]
+__all__ = ["StopSignals", "Stopped", "end_with_parent"]
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # of a scheduler, of Ctrl-C, of a scheduler before its time limit
 TWICE = 0.2  # seconds within which a second Ctrl-C is the same one, sent to the process and to its group
@@ -91,6 +93,25 @@ class StopSignals:
         elif number == signal.SIGINT and now - before > TWICE:
             _say("ended at once; the last save counts")
             os._exit(128 + number)
+
+
+def end_with_parent(parent: int) -> None:
+    """Ends this worker when its parent ends, also if that is killed; a worker calls it first.
+
+    On Linux the kernel does it, within any computation; elsewhere a thread looks every second.
+
+    Args:
+        parent: number of its process.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _say(text: str) -> None:

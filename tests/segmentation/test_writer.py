@@ -1,14 +1,18 @@
 """Label maps on the grid, axes and codes of the file they were made from; whole or not at all."""
 
+from types import SimpleNamespace
+
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 
 from lssl.data.nifti import read_image
 from lssl.data.store import Native
 from lssl.segmentation.native import to_native
-from lssl.segmentation.writer import _entity, write_label
+from lssl.segmentation.writer import SegmentationWriter, entities, write_label
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPI", "SAR"])
@@ -56,9 +60,33 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, mon
 
 
 def test_names():
-    assert _entity("sub", "sub-oms01") == "sub-oms01"
-    assert _entity("sub", "phantom-0001") == "sub-phantom0001"
-    assert _entity("ses", "visit_2") == "ses-visit2"
+    assert entities("sub", ["sub-oms01", "phantom-0001"]) == {
+        "sub-oms01": "sub-oms01",
+        "phantom-0001": "sub-phantom0001",
+    }
+    assert entities("ses", ["visit_2", "visit_2"]) == {"visit_2": "ses-visit2"}
+
+
+def test_distinct_visits_have_distinct_files(tmp_path):
+    """Names that are equal in BIDS' alphabet: six visits became four label maps."""
+    names = [("01-A", "a"), ("01A", "a"), ("../../x", "a"), ("x", "a"), ("sub-x", "a"), ("__", "a_b"), ("__", "ab")]
+    table = pd.DataFrame(names, columns=["subject", "session"]).assign(age=1.0)
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(table=table), default_root_dir=tmp_path / "run", is_global_zero=True, global_rank=0
+    )
+    classes = SimpleNamespace(names=["brain"], values=[[1]])
+    model, writer = SimpleNamespace(known_classes=lambda: classes, classes=classes), SegmentationWriter()
+    with pytest.warns(UserWarning, match="'01-A' → sub-01Ax"):
+        writer.on_predict_start(trainer, model)
+    for row in range(len(table)):
+        label = torch.zeros(4, 4, 4)
+        label.view(-1)[: row + 1] = 1
+        batch = SimpleNamespace(session=torch.tensor([[row, row]]), affines=torch.eye(4).expand(1, 2, 4, 4))
+        writer.on_predict_batch_end(trainer, model, {"label": label}, batch, row)
+    files = list(tmp_path.rglob("*.nii.gz"))
+    assert all((tmp_path / "run") in path.parents for path in files)
+    assert len({str(path).casefold() for path in files}) == len(files)
+    assert sorted(int(nib.load(path).get_fdata().sum()) for path in files) == list(range(1, len(table) + 1))
 
 
 def test_mgz_and_an_empty_sform_keep_their_own_grid(tmp_path):
