@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark test coverage slow lint clean
+.PHONY: help setup demo benchmark test coverage slow fuzz lint clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ coverage: lint ## as test, and the share of lines that it ran
 
 slow: setup ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+fuzz: setup ## damaged files, odd tables and odd settings, minutes; LSSL_FUZZ=2000 tries more of each
+	OMP_NUM_THREADS=1 LSSL_FUZZ=$${LSSL_FUZZ:-200} $(BIN)/python -m pytest -n 2 --dist load tests/fuzz
 
 lint: setup ## ruff, mypy and bandit
 	$(BIN)/ruff format --check .

@@ -54,7 +54,8 @@ def show_command(args: list[str]) -> None:
 def _one_run(run: RunLog) -> list[Table]:
     """First, last and best value of every term, then of every kind at every tap."""
     steps = max(int(curve[0][-1]) for curve in run.curves.values())
-    model = str(run.config.get("model", {}).get("class_path", "")).rpartition(".")[2]
+    group = run.config.get("model")
+    model = str(group.get("class_path", "")).rpartition(".")[2] if isinstance(group, dict) else ""
     title = f"{run.name}: " + (f"{model}, " if model else "") + f"up to step {steps}"
     terms = Table("", *("first", "last", "best"), title=title, title_justify="left")
     for column in terms.columns[1:]:

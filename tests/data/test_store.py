@@ -163,3 +163,20 @@ def test_a_visit_knows_the_scan_it_came_from(tmp_path):
     assert (back.file, back.shape) == (native.file, native.shape)
     np.testing.assert_array_equal(back.affine, native.affine)
     np.testing.assert_array_equal(back.matrix, native.matrix)
+
+
+def test_a_file_that_is_damaged_after_it_was_read_is_verified_anew(visit):
+    path = visit[0]
+    size = path.stat().st_size
+    read_stored(path).box((0, 0, 0), SHAPE)
+    whole = bytearray(path.read_bytes())
+    refused = 0
+    for place in range(size // 4, size // 2, size // 40):
+        damaged = bytearray(whole)
+        damaged[place] ^= 16
+        path.write_bytes(damaged)
+        try:
+            read_stored(path).box((0, 0, 0), SHAPE)
+        except InputError:
+            refused += 1
+    assert refused >= 9

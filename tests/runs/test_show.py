@@ -113,3 +113,11 @@ def test_figures_beside_the_loss_have_their_own_sense():
     senses = {"train/inter": -1, "train/inter/agreement": 1, "val/match/score": 0, "train/explained": 1, "val/dice": 1}
     senses |= {"train/feature_std": 0, "val/loss": -1, "learning_rate": 0, "monitor/rank/bottleneck": 1}
     assert {name: better(name) for name in senses} == senses
+
+
+@pytest.mark.parametrize("content", [b"\xed\xff", b"[1, 2]", b"model: text", b"{", b"model: {class_path: [1]}"])
+def test_a_config_that_is_none_costs_only_the_title(tmp_path, capsys, content):
+    (tmp_path / "metrics.csv").write_text("step,epoch,train/loss\n1,0,2.0\n2,0,1.0\n")
+    (tmp_path / "config.yaml").write_bytes(content)
+    main(["show", str(tmp_path)])
+    assert "train/loss" in capsys.readouterr().out
