@@ -1,9 +1,41 @@
 """Sources of pairs: each module makes a visit table of one kind of storage and reads its visits.
 
-Nothing is imported here, so that naming one source does not load the libraries of the others:
-``from lssl.datamodules.nifti import NiftiDataModule``.
+Names are imported on first use, so that one source does not load the libraries of the others:
+``from lssl.datamodules import NiftiDataModule``.
 """
 
 from __future__ import annotations
 
-__all__: list[str] = []
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lssl.data.datamodule import PairDataModule
+
+    from .label_maps import LabelMapDataModule
+    from .nifti import NiftiDataModule
+    from .phantom import PhantomDataModule
+    from .prepared import PreparedDataModule
+
+__all__ = [
+    "LabelMapDataModule",
+    "NiftiDataModule",
+    "PairDataModule",
+    "PhantomDataModule",
+    "PreparedDataModule",
+]
+
+_HOMES = {
+    "LabelMapDataModule": "lssl.datamodules.label_maps",
+    "NiftiDataModule": "lssl.datamodules.nifti",
+    "PairDataModule": "lssl.data.datamodule",
+    "PhantomDataModule": "lssl.datamodules.phantom",
+    "PreparedDataModule": "lssl.datamodules.prepared",
+}
+
+if not TYPE_CHECKING:  # for a type checker it would make every unknown name Any
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'lssl.datamodules' has no attribute '{name}'")
+        return getattr(importlib.import_module(_HOMES[name]), name)

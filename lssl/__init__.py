@@ -9,8 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lssl.checkpoint import load
     from lssl.data.batch import PairBatch, Visit
     from lssl.data.datamodule import PairDataModule
+    from lssl.features import load_backbone
     from lssl.networks.backbone import Backbone
     from lssl.networks.heads import Projector
     from lssl.segmentation.segmenter import Segmenter
@@ -34,6 +36,8 @@ __all__ = [
     "ViewSampler",
     "Visit",
     "__version__",
+    "load",
+    "load_backbone",
 ]
 
 __version__ = "0.1.0"
@@ -51,6 +55,8 @@ _HOMES = {
     "View": "lssl.views.sampler",
     "ViewSampler": "lssl.views.sampler",
     "Visit": "lssl.data.batch",
+    "load": "lssl.checkpoint",
+    "load_backbone": "lssl.features",
 }
 
 if not TYPE_CHECKING:  # for a type checker it would make every unknown name Any

@@ -14,10 +14,12 @@ from lssl.networks.backbone import Backbone
 from lssl.task import Task, check_format
 from lssl.utils.errors import InputError
 from lssl.utils.files import refuse_damaged
+from lssl.utils.schedules import WarmupCosine
+from lssl.utils.structure import unpack
 from lssl.utils.trust import check_classes
 from lssl.views.sampler import ViewSampler
 
-__all__ = ["load_task", "read_checkpoint"]
+__all__ = ["checkpoint_of", "load", "load_task", "read_checkpoint"]
 
 _OF_THE_RUN = {"backbone", "views", "optimizer", "schedule"}  # linked to other groups, or used in training only
 
@@ -37,15 +39,35 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def checkpoint_of(run: str | Path) -> Path:
+    """The file itself, or the best or last checkpoint of a run folder."""
+    if Path(run).is_file():
+        return Path(run)
+    for name in ("best", "last"):
+        if (path := Path(run) / "checkpoints" / f"{name}.ckpt").is_file():
+            return path
+    raise InputError(f"{run} is neither a checkpoint nor a run folder with one in checkpoints/.")
+
+
+def load(path: str | Path) -> Task[Any]:
+    """The trained task of a run folder or a checkpoint, on the CPU, in evaluation mode.
+
+    The checkpoint may come from ``lssl fit`` or from a Trainer in Python. Optimizer and schedule are not rebuilt.
+    """
+    return load_task(checkpoint_of(path))
+
+
 def load_task(path: str | Path) -> Task[Any]:
     """Rebuilds the task of a checkpoint, with its weights, on the CPU.
 
     The checkpoint's config names the class, which is imported if it is trusted, see :mod:`lssl.utils.trust`.
 
     Args:
-        path: a checkpoint written by ``lssl fit``.
+        path: a checkpoint written by ``lssl fit``, or by a Trainer in Python.
     """
     checkpoint = read_checkpoint(path)
+    if "structure" in checkpoint["lssl"]:
+        return _unpacked(checkpoint, str(path))
     config: dict[str, Any] = yaml.safe_load(checkpoint["lssl"]["config"])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Backbone, "backbone")
@@ -71,6 +93,22 @@ def load_task(path: str | Path) -> Task[Any]:
         raise InputError(f"{path}: {model['class_path']} of its config cannot be built here: {error}") from None
     task: Task[Any] = parser.instantiate(parsed).model
     task.on_load_checkpoint(checkpoint)  # gives a Segmenter its classes
+    task.load_state_dict(checkpoint["state_dict"])
+    return task.eval()
+
+
+def _unpacked(checkpoint: dict[str, Any], path: str) -> Task[Any]:
+    """The task of a checkpoint whose Trainer had no config: its structure is stored instead."""
+    structure = checkpoint["lssl"]["structure"]
+    if isinstance(structure, str):
+        raise InputError(
+            f"{path}: its task could not be stored ({structure}); build it as in training and give it the file's "
+            f"state_dict."
+        )
+    task = unpack(structure, path)
+    if not isinstance(task, Task):
+        raise InputError(f"{path} holds a {type(task).__name__}, which is no task of lssl.")
+    task.optimizer, task.schedule = torch.optim.AdamW, WarmupCosine
     task.load_state_dict(checkpoint["state_dict"])
     return task.eval()
 

@@ -1,1 +1,42 @@
-"""One file per method; each reads top to bottom like its paper."""
+"""One file per method; each reads top to bottom like its paper.
+
+Names are imported on first use: ``from lssl.strategies import LongitudinalLocal``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .anatomical_embedding import AnatomicalEmbedding
+    from .anatomical_invariance import AnatomicalInvariance
+    from .global_contrastive import GlobalContrastive
+    from .longitudinal_local import LongitudinalLocal
+    from .masked_autoencoder import MaskedAutoencoder
+    from .prior_guided_local import PriorGuidedLocal
+
+__all__ = [
+    "AnatomicalEmbedding",
+    "AnatomicalInvariance",
+    "GlobalContrastive",
+    "LongitudinalLocal",
+    "MaskedAutoencoder",
+    "PriorGuidedLocal",
+]
+
+_HOMES = {
+    "AnatomicalEmbedding": "lssl.strategies.anatomical_embedding",
+    "AnatomicalInvariance": "lssl.strategies.anatomical_invariance",
+    "GlobalContrastive": "lssl.strategies.global_contrastive",
+    "LongitudinalLocal": "lssl.strategies.longitudinal_local",
+    "MaskedAutoencoder": "lssl.strategies.masked_autoencoder",
+    "PriorGuidedLocal": "lssl.strategies.prior_guided_local",
+}
+
+if not TYPE_CHECKING:  # for a type checker it would make every unknown name Any
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'lssl.strategies' has no attribute '{name}'")
+        return getattr(importlib.import_module(_HOMES[name]), name)

@@ -16,7 +16,7 @@ FILES = sorted(path for room in ("lssl", "strategies", "datamodules") for path i
 FLOORS = (
     ("__main__",),
     ("benchmark",),
-    ("cli",),
+    ("cli", "features"),
     ("callbacks", "datamodules", "export", "segmentation", "strategies"),
     ("correspondence", "evaluation"),
     ("checkpoint", "runs"),

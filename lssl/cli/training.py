@@ -252,7 +252,13 @@ def complete(files: Sequence[str], data: str | None = None, options: Sequence[tu
         and not _at(config.values, "backbone", "network")
         and not is_foreign(path)
     ):
-        theirs = yaml.safe_load(read_checkpoint(path)["lssl"]["config"])
+        about = read_checkpoint(path)["lssl"]
+        if "structure" in about:
+            raise InputError(
+                f"{path} comes from a Trainer in Python, so it has no config of its network; name it, as with --config "
+                f"network/unet."
+            )
+        theirs = yaml.safe_load(about["config"])
         network = {"backbone": theirs["backbone"], "views": {"size": theirs["views"]["size"]}}
         check_classes(network, path)
         config = compose(files, data, options, network, path)

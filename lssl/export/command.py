@@ -45,6 +45,8 @@ def export_command(args: Sequence[str]) -> None:
     chosen: argparse.Namespace = parser.parse_args(list(args))
     if "" not in sys.path:
         sys.path.insert(0, "")  # a method or network of one's own, beside the config
+    from lssl.checkpoint import checkpoint_of
+
     difference = export_network(
         checkpoint_of(chosen.run), chosen.out, chosen.to, chosen.image, chosen.spacing, chosen.license, chosen.python
     )
@@ -53,16 +55,6 @@ def export_command(args: Sequence[str]) -> None:
         f"{chosen.out}: {files}.\nRebuilt without lssl, its answers differ by {difference:.1e} of the largest value.\n"
         f"Next: python {chosen.out / 'rebuild.py'}"
     )
-
-
-def checkpoint_of(run: Path) -> Path:
-    """The file itself, or the best or last checkpoint of a run folder."""
-    if run.is_file():
-        return run
-    for name in ("best", "last"):
-        if (path := run / "checkpoints" / f"{name}.ckpt").is_file():
-            return path
-    raise InputError(f"{run} is neither a checkpoint nor a run folder with one in checkpoints/.")
 
 
 def export_network(
@@ -96,8 +88,10 @@ def export_network(
 
     if out.is_file() or (out.exists() and any(out.iterdir())):
         raise InputError(f"{out} is not empty; name a new folder, so that nothing is mixed.")
-    task: Any = load_task(checkpoint)
     stored = read_checkpoint(checkpoint)
+    if "structure" in stored["lssl"]:
+        raise InputError(f"{checkpoint} comes from a Trainer in Python, without a config; export runs of lssl fit.")
+    task: Any = load_task(checkpoint)
     backbone = task.backbone
     meta = described(task, stored, spacing, license)
     backbone.network.to(memory_format=torch.contiguous_format)

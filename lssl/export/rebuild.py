@@ -15,17 +15,18 @@ HERE = Path(__file__).parent
 META = json.loads((HERE / "metadata.json").read_text()) if (HERE / "metadata.json").exists() else {}
 
 
-def load() -> nn.Module:
+def load(folder: Path = HERE) -> nn.Module:
     """The network with its weights; with ``META["classes"]``, it gives their logits."""
-    module, _, name = META["network"]["class"].rpartition(".")
-    network = getattr(importlib.import_module(module), name)(**_arguments(META["network"]["arguments"]))
-    _fill(network, "model")
+    meta = META if folder == HERE else json.loads((folder / "metadata.json").read_text())
+    module, _, name = meta["network"]["class"].rpartition(".")
+    network = getattr(importlib.import_module(module), name)(**_arguments(meta["network"]["arguments"]))
+    _fill(network, folder / "model")
     for part in network.modules():  # how borders are padded is no weight, so no state_dict holds it
         if isinstance(part, nn.Conv3d) and (part.padding == "same" or any(n != 0 for n in part.padding)):
-            part.padding_mode = META["padding"]
-    if META["classes"]:
-        head = nn.Conv3d(META["head"][0], META["head"][1], 1)
-        _fill(head, "head")
+            part.padding_mode = meta["padding"]
+    if meta["classes"]:
+        head = nn.Conv3d(meta["head"][0], meta["head"][1], 1)
+        _fill(head, folder / "head")
         network = nn.Sequential(network, head)
     return network.eval()
 
@@ -50,13 +51,13 @@ def features(network: nn.Module, image: Tensor) -> dict[str, Tensor]:
             hook.remove()
 
 
-def _fill(module: nn.Module, name: str) -> None:
-    if (file := HERE / f"{name}.safetensors").exists():
+def _fill(module: nn.Module, path: Path) -> None:
+    if (file := path.with_suffix(".safetensors")).exists():
         from safetensors.torch import load_model
 
         load_model(module, str(file))
     else:
-        module.load_state_dict(torch.load(HERE / f"{name}.pt", weights_only=True))
+        module.load_state_dict(torch.load(path.with_suffix(".pt"), weights_only=True))
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:

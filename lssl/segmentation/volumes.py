@@ -16,7 +16,7 @@ from lssl.utils.errors import InputError
 from lssl.utils.memory import refuse_larger_than_memory
 from lssl.views import geometry as geo
 
-__all__ = ["check_memory", "check_visits", "only_label", "segment", "working_grid"]
+__all__ = ["check_memory", "check_visits", "only_label", "resampled", "segment", "working_grid"]
 
 CHUNK = 8  # classes resampled at a time, to limit memory
 
@@ -108,7 +108,7 @@ def segment(
     own, wanted = own.double().cpu(), wanted.double().cpu()
     size, matrix = working_grid(image.shape[1:], own, wanted)
     probability: Any = sliding_window_inference(
-        _resampled(image, size, matrix)[None], list(window), 4, predict, overlap=window_overlap, mode="gaussian"
+        resampled(image, size, matrix)[None], list(window), 4, predict, overlap=window_overlap, mode="gaussian"
     )
     if size == list(image.shape[1:]) and torch.equal(matrix, torch.eye(4, dtype=matrix.dtype)):
         return probability[0].argmax(0)
@@ -123,8 +123,8 @@ def segment(
     return label
 
 
-def _resampled(image: Tensor, size: Sequence[int], matrix: Tensor) -> Tensor:
-    """The image on the working grid; a coarser voxel is the mean of samples within it."""
+def resampled(image: Tensor, size: Sequence[int], matrix: Tensor) -> Tensor:
+    """The image on the grid of :func:`working_grid`; a coarser voxel is the mean of samples within it."""
     if size == list(image.shape[1:]) and torch.equal(matrix, torch.eye(4, dtype=matrix.dtype)):
         return image
     return geo.resample_mean(image[None], matrix[None].to(image.device), size, _samples(matrix))[0]

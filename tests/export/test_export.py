@@ -105,8 +105,8 @@ def test_a_network_that_answers_differently_is_refused(run, tmp_path, monkeypatc
 
     (tmp_path / "programs").mkdir()
     text = (targets.HERE / "rebuild.py").read_text()
-    assert 'META["padding"]' in text
-    (tmp_path / "programs/rebuild.py").write_text(text.replace('META["padding"]', '"zeros"'))
+    assert 'meta["padding"]' in text
+    (tmp_path / "programs/rebuild.py").write_text(text.replace('meta["padding"]', '"zeros"'))
     monkeypatch.setattr(targets, "HERE", tmp_path / "programs")
     with pytest.raises(InputError, match="Nothing was written: the network rebuilt without lssl answers differently"):
         export_network(run / "checkpoints/last.ckpt", tmp_path / "out", "safetensors")
