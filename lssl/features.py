@@ -211,9 +211,8 @@ def load_backbone(
 def _trained(checkpoint: Path) -> tuple[Backbone, Sequence[int], Sequence[float] | None]:
     """Network, sides of the views and voxel size of a checkpoint."""
     task = load(checkpoint)
-    own = getattr(task, "spacing", None)  # a Segmenter's
-    about = read_checkpoint(checkpoint)["lssl"].get("data") or {}
-    return task.backbone, task.views.size, about.get("spacing_mm") if own is None else own.tolist()
+    stored = read_checkpoint(checkpoint)
+    return task.backbone, task.views.size, stored.get("spacing") or (stored["lssl"].get("data") or {}).get("spacing_mm")
 
 
 def _exported(folder: Path) -> tuple[Backbone, Sequence[int], Sequence[float] | None]:

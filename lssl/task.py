@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -11,20 +10,17 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import lightning as L
 import numpy as np
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-import lssl
-from lssl.data.description import describe
+from lssl.data.description import record
 from lssl.data.source import DataSource
 from lssl.guards import EvaluationGuard, FiniteGuard, SkippedReads
 from lssl.networks.backbone import Backbone
 from lssl.utils.errors import InputError
 from lssl.utils.schedules import WarmupCosine
-from lssl.utils.structure import pack
 from lssl.views.sampler import View, ViewSampler
 from lssl.views.working_spacing import WorkingSpacing
 
@@ -83,7 +79,6 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         self.on_nonfinite = on_nonfinite
         self.logged: dict[str, Tensor] = {}
         self.latest_terms: dict[str, Tensor] = {}
-        self._about_data: dict[str, Any] = {}
         self._since_log: dict[str, tuple[Tensor, int]] = {}
         self._chosen_weights = dict(loss_weights or {})
         self.declare_terms(self.LOSS_WEIGHTS)
@@ -242,7 +237,7 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         if self.working_spacing.mm is not None:
             checkpoint["spacing"] = self.working_spacing.mm
         if "lssl" not in checkpoint:  # no command line, which would have stored its config
-            checkpoint["lssl"] = self._about()
+            checkpoint["lssl"] = record(self, CHECKPOINT_FORMAT)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores both; refuses a checkpoint of another format."""
@@ -278,22 +273,6 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
                 f"(and the network's own option, if it is given by class_path) to {len(names)}, or give data with "
                 f"{taken}."
             )
-
-    def _about(self) -> dict[str, Any]:
-        """What :func:`lssl.load` rebuilds the task from: its structure, or the reason why it cannot be stored."""
-        kind, backbone = type(self), self.backbone
-        config = {
-            "model": {"class_path": f"{kind.__module__}.{kind.__qualname__}"},
-            "backbone": {"padding": backbone.padding, "in_channels": backbone.in_channels},
-            "views": {"size": list(self.views.size)},
-        }
-        self._about_data = self._about_data or describe(getattr(self._trainer, "datamodule", None))
-        about = {"format": CHECKPOINT_FORMAT, "version": lssl.__version__, "data": self._about_data}
-        try:
-            structure: Any = pack(self, (self.optimizer, self.schedule))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            structure = str(error)
-        return {**about, "config": yaml.safe_dump(config), "structure": structure}
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

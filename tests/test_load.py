@@ -15,9 +15,11 @@ from monai.networks.nets import BasicUNet, DynUNet
 
 import lssl
 from lssl import Backbone, Segmenter, ViewSampler
+from lssl.data.description import record
 from lssl.datamodules import PhantomDataModule
 from lssl.segmentation.pretrained import load_pretrained
 from lssl.strategies import PriorGuidedLocal
+from lssl.task import CHECKPOINT_FORMAT
 from lssl.utils.errors import InputError
 from lssl.utils.structure import pack, unpack
 
@@ -154,9 +156,7 @@ def test_what_cannot_be_stored_is_said_when_it_is_loaded(saved, tmp_path):
     task.views.extra = lambda: None
     try:
         stored = torch.load(path, weights_only=True)
-        task._about_data = {}
-        task.trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
-        stored["lssl"] = task._about()
+        stored["lssl"] = record(task, CHECKPOINT_FORMAT)
     finally:
         del task.views.extra
     torch.save(stored, tmp_path / "lambda.ckpt")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
+import lssl
 from lssl.data.source import DataSource
+from lssl.utils.structure import pack
 
-__all__ = ["describe"]
+__all__ = ["describe", "record"]
 
 
 def describe(data: Any) -> dict[str, Any]:
@@ -31,3 +35,28 @@ def describe(data: Any) -> dict[str, Any]:
         "channels": [str(name) for name in data.channels()],
         "spacing_mm": [round(float(side), 4) for side in data.working_spacing()],
     }
+
+
+def record(task: Any, number: int) -> dict[str, Any]:
+    """What a checkpoint holds in the place of a config, if a Trainer in Python writes it; :func:`lssl.load` reads it.
+
+    Args:
+        task: the trained task.
+        number: of the checkpoint's format.
+
+    Returns:
+        Format, version, data, the few settings that others read, and the task's structure; or, where it cannot be
+        pickled, the reason.
+    """
+    kind, backbone = type(task), task.backbone
+    config = {
+        "model": {"class_path": f"{kind.__module__}.{kind.__qualname__}"},
+        "backbone": {"padding": backbone.padding, "in_channels": backbone.in_channels},
+        "views": {"size": list(task.views.size)},
+    }
+    about = {"format": number, "version": lssl.__version__, "config": yaml.safe_dump(config)}
+    try:
+        structure: Any = pack(task, (task.optimizer, task.schedule))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        structure = str(error)
+    return {**about, "data": describe(getattr(task._trainer, "datamodule", None)), "structure": structure}
