@@ -19,6 +19,8 @@ from lssl.data.description import record
 from lssl.data.source import DataSource
 from lssl.guards import EvaluationGuard, FiniteGuard, SkippedReads
 from lssl.networks.backbone import Backbone
+from lssl.resume import ExactResume
+from lssl.utils.distributed import every_rank
 from lssl.utils.errors import InputError
 from lssl.utils.schedules import WarmupCosine
 from lssl.views.sampler import View, ViewSampler
@@ -228,12 +230,15 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Guards against what is not finite, and counts skipped visits; an override adds to these."""
-        return [FiniteGuard(self.on_nonfinite), EvaluationGuard(), SkippedReads()]
+        """Callbacks that every run has, also one with a plain Trainer; an override adds to these."""
+        guards = [FiniteGuard(self.on_nonfinite), EvaluationGuard(), SkippedReads()]
+        given = any(isinstance(callback, ExactResume) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return guards if given else [ExactResume(), *guards]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores the sums behind the next log's means, the working spacing and, without a config, the structure."""
-        checkpoint["since_log"] = dict(self._since_log)
+        """Stores the sums behind the next log's means of every rank, the working spacing, perhaps the structure."""
+        own = {name: (total.cpu(), count) for name, (total, count) in self._since_log.items()}
+        checkpoint["since_log"] = every_rank(own)
         if self.working_spacing.mm is not None:
             checkpoint["spacing"] = self.working_spacing.mm
         if "lssl" not in checkpoint:  # no command line, which would have stored its config
@@ -248,9 +253,9 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
             changed = self.working_spacing.restore(checkpoint["spacing"], source)
             if source is not None and (changed or not self.trainer.training):
                 self.use_spacing(source)
-        self._since_log = {
-            name: (total.to(self.device), count) for name, (total, count) in checkpoint.get("since_log", {}).items()
-        }
+        ranks = checkpoint.get("since_log", [])
+        own = ranks[self.global_rank] if self.global_rank < len(ranks) else {}
+        self._since_log = {name: (total.to(self.device), count) for name, (total, count) in own.items()}
 
     def use_spacing(self, data: DataSource, announce: bool = True) -> None:
         """Brings the views of all visits to the working spacing; see :meth:`WorkingSpacing.use`."""

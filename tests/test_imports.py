@@ -23,7 +23,7 @@ FLOORS = (
     ("pictures",),
     ("strategy",),
     ("task",),
-    ("guards", "prepare", "synthetic", "views"),
+    ("guards", "prepare", "resume", "synthetic", "views"),
     ("data", "losses", "metrics", "networks"),
     ("utils",),
 )

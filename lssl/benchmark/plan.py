@@ -233,7 +233,7 @@ def _trainer(out: Path, name: str, config: Mapping[str, Any], callbacks: list[di
     """Output folder and measurements of a cell; they override its config file."""
     folder = str(out / "cells" / name / "run")
     csv = {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "class_path": "lssl.runs.loggers.RunCSVLogger",
         "init_args": {"save_dir": folder, "name": "", "version": ""},
     }
     loggers = config.get("trainer", {}).get("logger") or []

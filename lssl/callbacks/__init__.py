@@ -7,11 +7,13 @@ from lssl.callbacks.monitor import RepresentationMonitor
 from lssl.callbacks.pictures import Pictures
 from lssl.callbacks.report import Report
 from lssl.callbacks.waiting import DataWait
+from lssl.resume import ExactResume
 
 __all__ = [
     "AutoSave",
     "DataWait",
     "EmbeddingWriter",
+    "ExactResume",
     "Landmarks",
     "Pictures",
     "Report",

@@ -91,12 +91,14 @@ class RepresentationMonitor(L.Callback):
             rank_zero_info(f"The monitor took {share:.1%} of the training time ({self.spent:.1f} s).")
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint: what a resumed run compares with."""
-        return {"first": self.first}
+        """For the checkpoint: what a resumed run compares with, and what it has warned of."""
+        warned, suspects = sorted(self._warned), sorted(self._suspects)
+        return {"first": self.first, "figures": self.figures, "warned": warned, "suspects": suspects}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores this state."""
-        self.first = state_dict["first"]
+        self.first, self.figures = state_dict["first"], state_dict.get("figures", {})
+        self._warned, self._suspects = set(state_dict.get("warned", ())), set(state_dict.get("suspects", ()))
 
     def _due(self, step: int) -> bool:
         return step % self.every == 0 or step in (self.every // 4, self.every // 2)

@@ -34,6 +34,10 @@ class DataWait(L.Callback):
         """Of the time of all steps but the first."""
         return self.waited / max(self.waited + self.worked, 1e-9)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts waiting; a run that resumes within an epoch does not start it."""
+        self._mark = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts waiting for the epoch's first batch."""
         self._mark = time.perf_counter()

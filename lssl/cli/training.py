@@ -166,7 +166,7 @@ class TrainingCLI(LightningCLI):
             {
                 "trainer.default_root_dir": "runs/run",
                 "trainer.logger": {
-                    "class_path": "lightning.pytorch.loggers.CSVLogger",
+                    "class_path": "lssl.runs.loggers.RunCSVLogger",
                     "init_args": {"save_dir": "runs/run", "name": "", "version": ""},
                 },
             }
@@ -186,8 +186,6 @@ class TrainingCLI(LightningCLI):
             self.save_config_kwargs["claim"] = claim
             logs = folder = claim.folder
             config.ckpt_path = path = claim.checkpoint
-            if path is not None:
-                back_up(folder / "metrics.csv")
         else:  # evaluation does not change the run's own metrics
             logs = folder / str(self.subcommand)
             back_up(logs / "metrics.csv")

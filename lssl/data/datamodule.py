@@ -19,7 +19,7 @@ from lssl.data.batch import Visit
 from lssl.data.boxes import crop, source_box
 from lssl.data.duplicates import check_duplicates
 from lssl.data.few_shot import FewShot, choose_labelled, repeated
-from lssl.data.loading import PairDataset, PairSampler, pair_loader
+from lssl.data.loading import PairDataset, PairSampler, continue_training, pair_loader, same_length
 from lssl.data.pairs import (
     ORDERED_POLICIES,
     SPLITS,
@@ -124,8 +124,6 @@ class PairDataModule(L.LightningDataModule):
         self.supervised = self.unlabelled_pairs = self.predicting = False
         self.label_names: dict[int, str] = {}
         self.voxels_per_step: np.ndarray | None = None  # of the working spacing, once a task has set it
-        self._samplers: dict[str, PairSampler] = {}
-        self._epochs: dict[str, int] = {}
         self.table: pd.DataFrame = pd.DataFrame()
         self.subjects: list[str] = []
         self.excluded: list[str] = []
@@ -165,7 +163,7 @@ class PairDataModule(L.LightningDataModule):
     def reader(self) -> PairDataModule:
         """A copy for the workers, without the trainer, which cannot be sent to spawned workers."""
         reader = copy.copy(self)
-        reader.trainer, reader._samplers = None, {}
+        reader.trainer = None
         return reader
 
     def inspect(self, table: pd.DataFrame) -> None:
@@ -239,16 +237,6 @@ class PairDataModule(L.LightningDataModule):
         self.summary = summarise(self.table, index, singles, self.excluded, self.notes)
         rank_zero_info(self.summary)
 
-    def state_dict(self) -> dict[str, int]:
-        """For the checkpoint: the number of epochs drawn so far."""
-        return {**self._epochs, **{name: sampler.epoch for name, sampler in self._samplers.items()}}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continues the order from where the checkpoint was written."""
-        self._epochs = dict(state_dict)
-        for name, sampler in self._samplers.items():
-            sampler.epoch = state_dict.get(name, 0)
-
     def use_labels(self, unlabelled_pairs: bool) -> None:
         """Switches the loaders to training on labels.
 
@@ -287,33 +275,34 @@ class PairDataModule(L.LightningDataModule):
         return points.double() if same else torch.full(points.shape, float("nan"), dtype=torch.float64)
 
     def train_dataloader(self) -> DataLoader | dict[str, DataLoader]:
-        """Pairs with random boxes, in the order of :class:`PairSampler`; see :meth:`use_labels` for the dict."""
+        """Pairs with random boxes, in the order of :class:`PairSampler`; see :meth:`use_labels` for the dict.
+
+        In a resumed run, the loaders start where the checkpoint was written.
+        """
         if not self.supervised:
-            return self._train_pairs("epoch")
+            pairs = self._train_pairs()
+            continue_training([pairs], self.trainer)
+            return pairs
         rows = repeated(self.labelled_rows("train"), self.few_shot)
         dataset = self._dataset(np.stack([rows, rows], 1), self.source_size)
-        sampler = self._sampler("labelled", dataset, True, None)
+        sampler = PairSampler(dataset, True, self.seed)
         loaders = {"labelled": pair_loader(dataset, self.few_shot.batch_size, self.num_workers, sampler=sampler)}
         if self.unlabelled_pairs:
-            loaders["unlabelled"] = self._train_pairs("epoch", np.zeros(len(self.table), dtype=bool))
-        return loaders
+            loaders["unlabelled"] = self._train_pairs(np.zeros(len(self.table), dtype=bool))
+        same_length(loaders)
+        continue_training(loaders.values(), self.trainer)
+        return dict(loaders)
 
-    def _train_pairs(self, name: str, visible: np.ndarray | None = None) -> DataLoader:
+    def _train_pairs(self, visible: np.ndarray | None = None) -> DataLoader:
         if not len(self.train_pairs):
             raise InputError(f"There are no pairs of visits to train on, because of this: {self.summary}")
         dataset = self._dataset(self.train_pairs, self.source_size, visible)
         weights = None
         if self.balance:
             weights = balanced_weights(self.table, self._subject, self.train_pairs, self.balance, self.every_pair)
-        sampler = self._sampler(name, dataset, self.every_pair, weights)
+        sampler = PairSampler(dataset, self.every_pair, self.seed, weights)
         drop_last = len(sampler) > self.batch_size
         return pair_loader(dataset, self.batch_size, self.num_workers, sampler=sampler, drop_last=drop_last)
-
-    def _sampler(self, name: str, dataset: PairDataset, every_pair: bool, weights: np.ndarray | None) -> PairSampler:
-        """A sampler whose epochs are counted under a name."""
-        sampler = PairSampler(dataset, every_pair, self.seed, self._epochs.get(name, 0), weights)
-        self._samplers[name] = sampler
-        return sampler
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every validation pair with its centred box, in fixed order; an empty list if there are no pairs."""

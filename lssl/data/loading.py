@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain, islice
+from typing import Any, cast
 
+import lightning as L
 import numpy as np
 import torch
 from torch import distributed
@@ -18,7 +21,15 @@ from lssl.data.batch import Visit, collate
 from lssl.data.read_errors import FAILURES, FilledLoader, SkipList, collate_readable, other_pairs, read_error
 from lssl.utils.errors import InputError
 
-__all__ = ["PairDataset", "PairSampler", "one_thread", "pair_loader"]
+__all__ = [
+    "PairDataset",
+    "PairLoader",
+    "PairSampler",
+    "continue_training",
+    "one_thread",
+    "pair_loader",
+    "same_length",
+]
 
 
 class PairDataset(Dataset[tuple[Visit, Visit] | None]):
@@ -122,55 +133,88 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
 
 
 class PairSampler(DistributedSampler):
-    """Yields ``(row, later row, seed)``: the training order of one epoch, independent of the number of workers.
+    """Yields ``(row, later row, seed)`` for each item of one epoch of this rank: the order of training.
 
-    Every draw of an epoch comes from one generator seeded by (seed, epoch), so all ranks agree on the order. Each rank
-    then takes every W-th pair; a list that does not divide evenly is continued from its beginning. The sampler counts
-    epochs itself, and the datamodule keeps the count in the checkpoint: Lightning's own count skips one on resuming.
+    The order is a function of (seed, epoch, position) alone. Iterating changes nothing, so it does not matter how many
+    workers there are, how far they prefetch, or how often Lightning makes an iterator.
+
+    Every draw of a pass comes from one generator seeded by (seed, epoch, pass), so all ranks agree on the order. Each
+    rank then takes every W-th pair; a list that does not divide evenly is continued from its beginning, so all ranks
+    have equally many items. An epoch is one pass, unless :meth:`lengthen` asks for more.
 
     Args:
         dataset: the training pairs, sorted by subject.
-        every_pair: takes all pairs in each epoch, instead of one random pair per subject.
+        every_pair: takes all pairs in each pass, instead of one random pair per subject.
         seed: of the whole order.
-        epoch: the first one.
-        weights: ``(pairs,)``; pairs are then drawn by weight, with replacement. The length of an epoch does not change.
+        weights: ``(pairs,)``; pairs are then drawn by weight, with replacement. The length of a pass does not change.
+
+    Attributes:
+        epoch: the epoch that iterating yields; Lightning calls :meth:`set_epoch` before each.
+        start: items of this epoch and rank that are skipped, because an interrupted run has used them.
     """
 
-    def __init__(
-        self, dataset: PairDataset, every_pair: bool, seed: int, epoch: int = 0, weights: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, dataset: PairDataset, every_pair: bool, seed: int, weights: np.ndarray | None = None) -> None:
         world, rank = 1, 0
         if distributed.is_available() and distributed.is_initialized():
             world, rank = distributed.get_world_size(), distributed.get_rank()
         super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed)
         self.pairs = dataset.pairs
         subject = dataset.subject[self.pairs[:, 0]]
-        start = np.arange(len(subject)) if every_pair else np.flatnonzero(np.diff(subject, prepend=-1))
-        self.start = torch.from_numpy(start)
-        self.number = torch.from_numpy(np.diff(start, append=len(subject)))
-        self.num_samples = math.ceil(len(start) / world)
-        self.total_size = self.num_samples * world
-        self.epoch = epoch
+        first = np.arange(len(subject)) if every_pair else np.flatnonzero(np.diff(subject, prepend=-1))
+        self.first = torch.from_numpy(first)
+        self.number = torch.from_numpy(np.diff(first, append=len(subject)))
+        self.per_pass = self.num_samples = math.ceil(len(first) / world)
+        self.start = 0
         self.cumulative = None if weights is None else torch.from_numpy(np.cumsum(weights))
 
+    def lengthen(self, items: int) -> None:
+        """Makes an epoch of so many items on each rank, from as many passes as that takes."""
+        self.num_samples = items
+
     def set_epoch(self, epoch: int) -> None:
-        """Ignored; see the class."""
+        """Chooses the epoch; another one than the current starts at its first item."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def continue_at(self, epoch: int, items: int) -> None:
+        """Chooses the epoch and skips its first items, of which nothing is read."""
+        self.epoch, self.start = epoch, items
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
+        before, after = self.start // self.per_pass, math.ceil(self.num_samples / self.per_pass)
+        items = chain.from_iterable(map(partial(self._one_pass, self.epoch), range(before, after)))
+        skipped = before * self.per_pass
+        return islice(items, self.start - skipped, max(self.start, self.num_samples) - skipped)
+
+    def _one_pass(self, epoch: int, number: int) -> Iterator[tuple[int, int, int]]:
+        mixed = np.random.SeedSequence([self.seed, epoch, number]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
-        draw = torch.rand(len(self.start), dtype=torch.float64, generator=generator)
-        chosen = self.start + (draw * self.number).long()
+        draw = torch.rand(len(self.first), dtype=torch.float64, generator=generator)
+        chosen = self.first + (draw * self.number).long()
         if self.cumulative is not None:
             chosen = torch.searchsorted(self.cumulative, draw * self.cumulative[-1], right=True)
             chosen = chosen.clamp_max(len(self.pairs) - 1)
         order = chosen[torch.randperm(len(chosen), generator=generator)]
-        order = order.repeat(math.ceil(self.total_size / len(order)))[: self.total_size]
-        seeds = torch.randint(2**62, (self.total_size,), generator=generator)
+        total = self.per_pass * self.num_replicas
+        order = order.repeat(math.ceil(total / len(order)))[:total]
+        seeds = torch.randint(2**62, (total,), generator=generator)
         mine = slice(self.rank, None, self.num_replicas)
         rows = self.pairs[order[mine].numpy()]
         return zip(rows[:, 0].tolist(), rows[:, 1].tolist(), seeds[mine].tolist(), strict=True)
+
+
+class PairLoader(DataLoader):
+    """A DataLoader that a run may resume within an epoch: its sampler starts where the run was interrupted.
+
+    The trainer's progress holds that position. The two methods only tell Lightning that the loader is resumable.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing."""
 
 
 def one_thread(_: int) -> None:
@@ -181,7 +225,7 @@ def one_thread(_: int) -> None:
 def pair_loader(dataset: PairDataset, batch_size: int, num_workers: int, **options: Any) -> DataLoader:
     """Batches of a dataset as PairBatch; ``options`` are further ones of torch's DataLoader."""
     skips = dataset.skips is not None
-    loader = FilledLoader if skips and "sampler" not in options else DataLoader
+    loader: type[DataLoader] = FilledLoader if skips and "sampler" not in options else PairLoader
     return loader(
         dataset,
         batch_size=batch_size,
@@ -190,5 +234,34 @@ def pair_loader(dataset: PairDataset, batch_size: int, num_workers: int, **optio
         worker_init_fn=one_thread,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(torch.initial_seed()),  # an iterator must not draw from the global one
         **options,
     )
+
+
+def same_length(loaders: Mapping[str, DataLoader]) -> None:
+    """Lengthens the epochs of shorter training loaders to that of the longest, so that none starts over within one."""
+    longest = max(map(len, loaders.values()))
+    for loader in loaders.values():
+        if len(loader) < longest:
+            cast(PairSampler, loader.sampler).lengthen(longest * int(loader.batch_size or 1))
+
+
+def continue_training(loaders: Iterable[DataLoader], trainer: L.Trainer | None) -> bool:
+    """Sets training loaders to where a trainer stands, or is to resume; returns whether that changed anything.
+
+    Args:
+        loaders: of training. Those without a :class:`PairSampler` are left as they are.
+        trainer: its progress counts; without one, loaders stay at their first epoch.
+    """
+    if trainer is None:
+        return False
+    loop: Any = trainer.fit_loop
+    batches = loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0
+    changed = False
+    for loader in loaders:
+        if isinstance(sampler := loader.sampler, PairSampler):
+            place = loop.epoch_progress.current.processed, batches * int(loader.batch_size or 1)
+            changed |= place != (sampler.epoch, sampler.start)
+            sampler.continue_at(*place)
+    return changed

@@ -95,32 +95,31 @@ def ordered_taps(runs: Sequence[RunLog]) -> list[str]:
 
 
 def read_run(folder: Path) -> RunLog:
-    """Reads ``metrics.csv`` of a run folder, and the earlier ``metrics.1.csv`` … of a resumed run."""
+    """Reads ``metrics.csv`` of a run folder; a resumed run continues that of the run before it."""
     if not folder.is_dir():
         near = (
             sorted(str(path.parent) for path in folder.parent.glob("*/metrics.csv")) if folder.parent.is_dir() else []
         )
         there = f" {folder.parent} holds the runs {', '.join(near)}." if near else ""
         raise InputError(f"There is no run folder {folder}.{there}")
-    parts = sorted(folder.glob("metrics.*.csv"), key=lambda path: int(path.stem.rpartition(".")[2]))
-    files = [path for path in [*parts, folder / "metrics.csv"] if path.is_file()]
-    if not files:
+    path = folder / "metrics.csv"
+    if not path.is_file():
         inside = sorted(str(path.parent) for path in folder.glob("*/metrics.csv"))
         hint = (
             f"did you mean {inside[0]}?" if inside else "runs logged to TensorBoard or W&B alone are looked at there."
         )
         raise InputError(f"{folder} holds no metrics.csv, so it is no run of lssl fit that logs to CSV: {hint}")
-    return RunLog(folder, _curves(files), _config(folder / "config.yaml"))
+    return RunLog(folder, _curves(path), _config(folder / "config.yaml"))
 
 
-def _curves(files: list[Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """If a resumed run logged a step twice, the last value counts."""
+def _curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """If a step was logged twice, the last value counts."""
     try:
-        table = pd.concat([pd.read_csv(path) for path in files], ignore_index=True)
+        table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-        raise InputError(f"{files[-1]} is damaged or empty.") from None
+        raise InputError(f"{path} is damaged or empty.") from None
     if "step" not in table:
-        raise InputError(f"{files[-1]} has no column step, so it is no log of lssl fit.")
+        raise InputError(f"{path} has no column step, so it is no log of lssl fit.")
     curves = {}
     for name in table.columns.drop(["step", "epoch"], errors="ignore"):
         values = pd.to_numeric(table[name], errors="coerce")

@@ -1,4 +1,4 @@
-"""Weights & Biases for run folders: offline or online, resumed under one id, grouped, with config and checkpoint."""
+"""Loggers of run folders: metrics.csv, which a resumed run continues; Weights & Biases, resumed under one id."""
 
 from __future__ import annotations
 
@@ -7,12 +7,42 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["RunWandb", "store_config"]
+__all__ = ["RunCSVLogger", "RunWandb", "store_config"]
 
 ID = "wandb_id.txt"
+
+
+class RunCSVLogger(CSVLogger):
+    """Lightning's CSVLogger, except that an earlier ``metrics.csv`` stays until there is something to write.
+
+    So nothing is lost if a checkpoint cannot be loaded; :class:`lssl.resume.ExactResume` then continues the file.
+    """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer of ``metrics.csv``; the first access makes the folder."""
+        if self._experiment is None:
+            self._experiment = _LateWriter(log_dir=self.log_dir)
+        return self._experiment
+
+
+class _LateWriter(ExperimentWriter):
+    """Deletes an earlier file when it first writes, unless its columns have been taken over."""
+
+    def _check_log_dir_exists(self) -> None:
+        """Keeps what is there."""
+
+    def save(self) -> None:
+        """Writes the recorded rows."""
+        if self.metrics and not self.metrics_keys:
+            Path(self.metrics_file_path).unlink(missing_ok=True)
+        super().save()
 
 
 class RunWandb(WandbLogger):

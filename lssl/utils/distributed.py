@@ -19,7 +19,7 @@ from torch import Tensor, distributed
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-__all__ = ["gather", "no_sync", "rank", "sync_metrics", "weighted_mean", "world_size"]
+__all__ = ["every_rank", "gather", "no_sync", "rank", "sync_metrics", "weighted_mean", "world_size"]
 
 _alone = ContextVar("no_sync", default=False)
 
@@ -43,6 +43,15 @@ def world_size() -> int:
 def rank() -> int:
     """This process among them."""
     return distributed.get_rank() if world_size() > 1 else 0
+
+
+def every_rank(value: Any) -> list[Any]:
+    """The picklable values of all ranks, in rank order; tensors must be on the CPU, and all ranks must call."""
+    everyone: list[Any] = [value]
+    if world_size() > 1:
+        everyone *= world_size()
+        distributed.all_gather_object(everyone, value)
+    return everyone
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -89,8 +98,7 @@ def sync_metrics(metrics: Iterable[Metric]) -> None:
     parts = total.split([value.numel() for *_, value in sums])
     for (metric, name, value), part in zip(sums, parts, strict=True):
         setattr(metric, name, part.view_as(value).to(value.dtype))
-    everyone: list[Any] = [None] * world_size()
-    distributed.all_gather_object(everyone, [torch.cat(value).cpu() for *_, value in lists])
+    everyone = every_rank([torch.cat(value).cpu() for *_, value in lists])
     for (metric, name, parts_here), rows in zip(lists, zip(*everyone, strict=True), strict=True):
         setattr(metric, name, [row.to(parts_here[0].device) for row in rows])
 

@@ -102,8 +102,9 @@ def test_a_resumed_run_continues_exactly_and_loses_nothing(tmp_path):
         checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
         assert checkpoint["global_step"] == 4
         weights[name] = checkpoint["state_dict"]
-    assert (run / "metrics.1.csv").is_file()
     assert (run / "config.1.yaml").is_file()
+    assert (run / "metrics.csv").read_text() == (tmp_path / "whole" / "run" / "metrics.csv").read_text()
+    assert not list(run.glob("metrics.*.csv"))
     for key, value in weights["whole"].items():
         torch.testing.assert_close(weights["halves"][key], value, rtol=0, atol=0, msg=key)
 

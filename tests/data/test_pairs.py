@@ -12,7 +12,7 @@ import torch
 
 from lssl.data import loading
 from lssl.data.batch import PairBatch, Visit
-from lssl.data.datamodule import PairDataModule
+from lssl.data.datamodule import PairDataModule, PairSampler
 from lssl.data.pairs import build_pairs, evenly, given_split, order_notes, order_visits, split_subjects
 from lssl.utils.errors import InputError
 
@@ -162,9 +162,7 @@ def test_summary_counts_everything():
 def test_one_pair_per_subject_and_epoch_or_all():
     source = toy()
     sampler = source.train_dataloader().sampler
-    epochs = []
-    for _ in range(40):
-        epochs.append(list(sampler))
+    epochs = [order_of(sampler, epoch) for epoch in range(40)]
     subject = source._subject
     for order in epochs:
         assert sorted(subject[row] for row, _, _ in order) == sorted(set(subject[source.train_pairs[:, 0]]))
@@ -176,17 +174,45 @@ def test_one_pair_per_subject_and_epoch_or_all():
         assert sorted(item[:2] for item in every) == sorted(map(tuple, source.train_pairs.tolist()))
 
 
-def test_order_is_repeatable_and_changes_with_epoch_and_seed():
+def order_of(sampler: PairSampler, epoch: int) -> list[tuple[int, int, int]]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_order_is_a_function_of_seed_epoch_and_position():
     sampler = toy().train_dataloader().sampler
-    first = list(sampler)
-    assert first == list(toy().train_dataloader().sampler)
-    assert first != list(toy(seed=1).train_dataloader().sampler)
-    second = list(sampler)
+    first, second = order_of(sampler, 0), order_of(sampler, 1)
     assert second != first
-    resumed = toy()
-    resumed.load_state_dict({"epoch": 1})
-    assert list(resumed.train_dataloader().sampler) == second
-    assert resumed.state_dict() == {"epoch": 2}
+    assert list(sampler) == second  # asking twice does not move it on
+    assert order_of(sampler, 0) == first == list(toy().train_dataloader().sampler)
+    assert first != list(toy(seed=1).train_dataloader().sampler)
+    for start in range(len(second) + 1):
+        sampler.continue_at(1, start)
+        sampler.set_epoch(1)  # as Lightning does before the resumed epoch
+        assert list(sampler) == second[start:]
+        assert len(sampler) == len(second)
+    assert order_of(sampler, 2) != second
+    assert len(order_of(sampler, 2)) == len(second)
+
+
+def test_a_lengthened_epoch_takes_further_passes():
+    """Each pass holds every subject once, in an order of its own."""
+    sampler = toy().train_dataloader().sampler
+    one = list(sampler)
+    long = 3 * len(one) + 2
+    sampler.lengthen(long)
+    order = list(sampler)
+    assert len(order) == len(sampler) == long
+    passes = [order[start : start + len(one)] for start in range(0, long, len(one))]
+    assert passes[0] == one
+    subject = toy()._subject
+    for other in passes[1:3]:
+        assert sorted(subject[row] for row, *_ in other) == sorted(subject[row] for row, *_ in one)
+        assert other != one
+    assert len({seed for *_, seed in order}) == long
+    for start in (0, 1, len(one) - 1, len(one), len(one) + 3, long):
+        sampler.continue_at(0, start)
+        assert list(sampler) == order[start:]
 
 
 def test_ranks_share_one_order_evenly(monkeypatch):

@@ -60,13 +60,11 @@ def test_runs_side_by_side(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"terms.png", "monitors.png"}
 
 
-def test_a_resumed_run_is_read_as_one_and_its_later_values_win(tmp_path):
-    run = folder(tmp_path / "run", "step,train/loss\n0,9\n10,8\n20,7\n", "metrics.2.csv")
-    folder(run, "step,train/loss\n11,5\n20,4\n", "metrics.10.csv")
-    folder(run, "step,train/loss\n21,3\n")
+def test_a_step_that_was_logged_twice_counts_once(tmp_path):
+    run = folder(tmp_path / "run", "step,train/loss\n0,9\n10,8\n20,7\n10,5\n")
     steps, values = read_run(run).curves["train/loss"]
-    np.testing.assert_array_equal(steps, [0, 10, 11, 20, 21])
-    np.testing.assert_array_equal(values, [9, 8, 5, 4, 3])
+    np.testing.assert_array_equal(steps, [0, 10, 20])
+    np.testing.assert_array_equal(values, [9, 5, 7])
 
 
 def test_what_is_better_and_in_which_order(tmp_path):
