@@ -246,7 +246,7 @@ def test_a_dataset_travels_to_spawned_workers_without_the_trainer():
     source = toy()
     source.trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     dataset = pickle.loads(pickle.dumps(source.train_dataloader().dataset))
-    assert dataset.read.__self__.trainer is None
+    assert dataset.read.read.__self__.trainer is None
     assert source.trainer is not None
     assert len(dataset) == len(source.train_pairs)
 
