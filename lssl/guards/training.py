@@ -86,6 +86,7 @@ class FiniteGuard(L.Callback):
         self.on_nonfinite = on_nonfinite
         self.skipped = 0
         self._saved = self._in_a_row = self._step = 0
+        self._batch: tuple[int, Any] = 0, None
         self._pending: deque[_Record] = deque()
         self._suspect: tuple[_Record, dict[str, float]] | None = None
         self._largest: Tensor | None = None
@@ -114,7 +115,7 @@ class FiniteGuard(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keeps the buffers as they are before an update's first batch."""
-        self._step = trainer.global_step + 1
+        self._step, self._batch = trainer.global_step + 1, (batch_idx, batch)
         self._largest = None
         forget_terms(pl_module)
         if self.on_nonfinite == "skip" and not self._buffers:
@@ -154,25 +155,29 @@ class FiniteGuard(L.Callback):
                 torch.where(self._finite, tensor, before, out=tensor)
                 continue
             for value in _state(optimizer, tensor):
-                if value.device == tensor.device:
-                    value.masked_fill_(~self._finite, 0)
+                value.masked_fill_(~self._finite, 0)
         self._before = []
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Sends this step's values to the host, and reads those of earlier steps."""
-        terms = _terms(pl_module, outputs)
+        self._record(pl_module, outputs)
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self._read(trainer, pl_module, 0 if every and self._step % every == 0 else LAG)
+
+    def _record(self, module: L.LightningModule, outputs: Any = None) -> None:
+        """Sends the values of the latest step, once: another callback may save before the step has ended for this."""
+        terms = _terms(module, outputs)
         updated = self._largest is not None
         if terms or updated:
             values = [*terms.values(), *([self._largest] if self._largest is not None else [])]
             host, copied = _to_host(torch.stack([value.detach().float() for value in values]))
             names = [*terms, *([GRADIENT] if updated else [])]
-            self._pending.append(_Record(self._step, batch_idx, names, host, copied, updated, batch))
-        self._largest = None  # a batch that could not be read gives no step
-        forget_terms(pl_module)
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        self._read(trainer, pl_module, 0 if every and self._step % every == 0 else LAG)
+            number, batch = self._batch
+            self._pending.append(_Record(self._step, number, names, host, copied, updated, batch))
+        self._largest, self._batch = None, (0, None)
+        forget_terms(module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reads all values before the weights are validated."""
@@ -199,6 +204,8 @@ class FiniteGuard(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuses to save weights or optimizer state that are not finite."""
+        if trainer.training:
+            self._record(pl_module)
         self._read(trainer, pl_module)
         tensors = {name: value for name, value in checkpoint["state_dict"].items() if name not in self._never_finite}
         for optimizer in trainer.optimizers:
@@ -297,8 +304,9 @@ def _to_host(values: Tensor) -> tuple[Tensor, Any]:
 
 
 def _state(optimizer: Optimizer, weight: Tensor) -> list[Tensor]:
-    """Tensors that an optimizer keeps of a weight."""
-    return [value for value in optimizer.state.get(weight, {}).values() if isinstance(value, Tensor)]
+    """Tensors that an optimizer keeps of a weight, on its device: a step counted on the host is left alone."""
+    values = [value for value in optimizer.state.get(weight, {}).values() if isinstance(value, Tensor)]
+    return [value for value in values if value.device == weight.device]
 
 
 def not_finite(tensors: Mapping[str, Any]) -> list[str]:

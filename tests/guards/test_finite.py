@@ -156,6 +156,20 @@ def test_weights_that_overflow_are_not_saved(tmp_path):
     assert saved(tmp_path)["global_step"] == 2
 
 
+class Save(L.Callback):
+    """Saves at the end of a step, before the guard has seen it, as saving by time does."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.save_checkpoint(trainer.default_root_dir + "/now.ckpt")
+
+
+def test_saving_at_once_after_a_bad_step_names_its_visit(tmp_path):
+    run = trainer(tmp_path, Plant(one_nan, 3), Save(), max_steps=6, limit_val_batches=0, log_every_n_steps=50)
+    with pytest.raises(InputError, match=r"Step 3: similarity is nan, loss is nan; .* is NaN or infinite in 1 voxel"):
+        run.fit(strategy(), datamodule=Noise(split=(1.0, 0.0, 0.0), subjects=16))
+    assert torch.load(tmp_path / "now.ckpt", weights_only=False)["global_step"] == 2
+
+
 def test_weights_that_start_broken_are_refused(tmp_path):
     made = strategy()
     next(made.parameters()).data.fill_(torch.nan)
