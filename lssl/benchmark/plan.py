@@ -32,7 +32,7 @@ REPORTS = ("lssl.callbacks.Report", "lssl.callbacks.report.Report", "Report")  #
 STAGE_KEYS = {
     "pretrain": ("config", *GROUPS),
     "finetune": ("config", "learning_rates", "budgets", *GROUPS),
-    "strategies": ("config", "part", *GROUPS),
+    "strategies": ("config", "part", "partial", "pretrained", *GROUPS),
 }
 
 
@@ -157,26 +157,18 @@ def _rows(text: Mapping[str, Any], name: str, own: Mapping[str, Any] | None, out
     pretrain, finetune = text.get("pretrain") or {}, text["finetune"]
     base = _base(finetune.get("config"), shared, finetune, {}, beside)
     for seed in text["seeds"]:
-        start = None
-        if own is not None:
+        start, weights = None, None if own is None else own.get("pretrained")
+        if own is not None and not weights:
             start = f"pretrain/{name}/seed-{seed}"
+            weights = str(out / "cells" / start / "run" / "checkpoints" / "last.ckpt")
             config = _base([*_paths(own), *_paths(pretrain)], shared, pretrain, own, beside)
             fixed = {"seed_everything": seed, "trainer": _trainer(out, start, config, _pretraining_callbacks(config))}
             yield Cell(start, "pretrain", name, seed, out / "cells" / start, merged(config, fixed), needs=None)
-        part = (own or {}).get("part", "network")
+        given = {"pretrained": weights, **{key: own[key] for key in ("part", "partial") if own and key in own}}
         for labelled, budget in _settings(text, own is None):
             for rate in text["finetune"]["learning_rates"]:
-                yield _tuning(
-                    merged(base, finetune["budgets"][budget]),
-                    out,
-                    name,
-                    seed,
-                    labelled,
-                    budget,
-                    float(rate),
-                    start,
-                    part,
-                )
+                tuned = merged(base, finetune["budgets"][budget])
+                yield _tuning(tuned, out, name, seed, labelled, budget, float(rate), start, given)
 
 
 def _tuning(
@@ -188,7 +180,7 @@ def _tuning(
     budget: str,
     rate: float,
     start: str | None,
-    part: str,
+    given: Mapping[str, Any],
 ) -> Cell:
     """One fine-tuning cell. Its epoch is as long as its budget, so it is validated once, at the end."""
     many = "all" if labelled is None else labelled
@@ -196,13 +188,10 @@ def _tuning(
     few: dict[str, Any] = {"subjects": labelled, "seed": seed, "steps": base["trainer"]["max_steps"]}
     if labelled is None:
         few["visits"] = None
-    checkpoint = None if start is None else str(out / "cells" / start / "run" / "checkpoints" / "last.ckpt")
     fixed = {
         "seed_everything": seed,
         "data": {"init_args": {"few_shot": few}},
-        "model": {
-            "init_args": {"pretrained": checkpoint, "part": part, "optimizer": {"init_args": {"lr": rate}}},
-        },
+        "model": {"init_args": {"part": "network", **given, "optimizer": {"init_args": {"lr": rate}}}},
         "trainer": {"check_val_every_n_epoch": 1, **_trainer(out, name, base, [])},
     }
     config = merged(base, fixed)
@@ -314,11 +303,21 @@ def _check(text: Mapping[str, Any], strategies: Mapping[str, Any]) -> None:
         if name != SCRATCH and not isinstance(own, Mapping):
             raise InputError(f"strategies: '{name}' needs settings, at least a config or a model.")
         _check_keys(own or {}, STAGE_KEYS["strategies"], f"strategies.{name}.")
+        _check_file(name, own or {})
         if own is not None and own.get("part", "network") not in ("network", "encoder"):
             raise InputError(f"strategies.{name}.part is '{own['part']}'; give network or encoder.")
     _check_finetune(finetune)
-    if len(strategies) > 1 and "max_steps" not in ((text.get("pretrain") or {}).get("trainer") or {}):
+    trained = [name for name, own in strategies.items() if own is not None and not own.get("pretrained")]
+    if trained and "max_steps" not in ((text.get("pretrain") or {}).get("trainer") or {}):
         raise InputError("pretrain.trainer.max_steps is missing: the strategies need a common number of steps.")
+
+
+def _check_file(name: str, own: Mapping[str, Any]) -> None:
+    """A row that starts from a file is not pretrained here."""
+    if own.get("pretrained") and (both := [key for key in ("config", *GROUPS) if key in own]):
+        raise InputError(f"strategies.{name}: it starts from a file (pretrained), so it takes no {both[0]}.")
+    if own.get("pretrained") and not Path(own["pretrained"]).is_file():
+        raise InputError(f"strategies.{name}.pretrained: there is no file {own['pretrained']}.")
 
 
 def _check_data(cells: Sequence[Cell]) -> None:

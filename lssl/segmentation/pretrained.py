@@ -20,6 +20,7 @@ from lssl.utils.errors import InputError
 __all__ = ["load_pretrained"]
 
 PREFIX = "backbone.network."
+BAR = 0.9  # share of the weights that a file of other software must have, unless `partial`
 
 
 @torch.no_grad()
@@ -37,7 +38,8 @@ def load_pretrained(
         backbone: to start from the checkpoint.
         path: of a checkpoint of any strategy, or of a plain state_dict or ``.safetensors`` file of other software.
         part: the whole ``network``, or its ``encoder``, which is everything that the coarsest tap depends on.
-        partial: loads tensors of the same name and shape, instead of refusing a different network.
+        partial: loads tensors of the same name and shape, instead of refusing a different network. A file of other
+            software is refused only if less than 0.9 of the weights match: its last layer has other classes.
         adapt_channels: if the number of image channels differs from the checkpoint's, every channel gets the mean of
             the first convolution's weights over channels. The mean is scaled so that equal channels give the same
             response as before.
@@ -46,18 +48,23 @@ def load_pretrained(
     Returns:
         What matched, in words.
     """
-    ours: dict[str, Tensor] = dict(backbone.network.state_dict())
+    every_name = backbone.network.state_dict()
+    ours = _each_once(every_name)
     theirs, method, padding, before = _foreign(path, ours) if is_foreign(path) else _own(path)
+    theirs = {name: value for name, value in theirs.items() if name in ours or name not in every_name}
+    whole = len(ours)
     if part == "encoder":
         ours, theirs = (_within(state, backbone) for state in (ours, theirs))
     adapted = _adapted(ours, theirs) if adapt_channels else {}
     theirs |= adapted
     fitting = [name for name, value in ours.items() if name in theirs and theirs[name].shape == value.shape]
-    if not partial and (wrong := _differences(ours, theirs)):
+    share = sum(ours[name].numel() for name in fitting) / max(1, sum(value.numel() for value in ours.values()))
+    wrong = _differences(ours, theirs)
+    if not partial and wrong and (padding or share < BAR):
         network = "the backbone of its config" if padding else "its network as backbone"
         raise InputError(
-            f"The network of {path} differs from this one in {len(wrong)} tensors ({'; '.join(wrong[:3])}"
-            f"{'; …' if len(wrong) > 3 else ''}); use {network}"
+            f"The network of {path} differs from this one in {len(wrong)} tensors ({_some(wrong)}); "
+            f"{share:.0%} of the weights match; use {network}"
             f"{_adapt_hint(ours, theirs)}, or set model.init_args.partial to true to take what fits."
         )
     if not fitting:
@@ -68,9 +75,11 @@ def load_pretrained(
     moved = sum(parameters[name].numel() for name in fitting if name in parameters)
     every = sum(parameter.numel() for parameter in parameters.values())
     text = (
-        f"Pretrained {part} by {method} ({path}): {len(fitting)} of {len(backbone.network.state_dict())} tensors and "
+        f"Pretrained {part} by {method} ({path}): {len(fitting)} of {whole} tensors and "
         f"{moved:,} of {every:,} parameters of the network matched; the head is new."
     )
+    if wrong and not padding:
+        text += f" {share:.0%} of the weights of the {part}; left as they were: {_some(wrong)}."
     if adapted:
         text += f" The first convolution was averaged over channels and repeated ({', '.join(adapted)})."
     if not padding:
@@ -95,9 +104,18 @@ def _own(path: str | Path) -> tuple[dict[str, Tensor], str, str, list[float]]:
 def _foreign(path: str | Path, ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str, str, list[float]]:
     """Tensors of a file that lssl did not write, by our names; its padding and spacing are unknown."""
     weights = read_weights(path)
-    theirs, old, new = renamed(weights, ours)
-    how = f", names '{old}*' read as '{new}*'" if old or new else ""
-    return theirs, f"other software ({len(theirs)} of {len(weights)} tensors of the file{how})", "", []
+    theirs, how = renamed(weights, ours)
+    return theirs, f"other software ({len(theirs)} of {len(weights)} tensors of the file{how and f', {how}'})", "", []
+
+
+def _each_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state_dict without second names of one tensor, as MONAI's DynUNet has."""
+    seen: dict[int | str, str] = {}
+    return {name: value for name, value in state.items() if seen.setdefault(value.data_ptr() or name, name) == name}
+
+
+def _some(phrases: Sequence[str]) -> str:
+    return "; ".join(phrases[:3]) + ("; …" if len(phrases) > 3 else "")
 
 
 def _within(state: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:

@@ -204,3 +204,25 @@ def test_only_a_report_keeps_its_options_in_pretraining(name, tmp_path):
     plan = read_plan(write_plan(tmp_path, pretrain={"trainer": {"max_steps": 5, "callbacks": [callback]}}))
     ours = cell(plan, "pretrain/good").config["trainer"]["callbacks"][1:]
     assert ours == ([callback] if name == "lssl.callbacks.Report" else [{"class_path": "lssl.callbacks.Report"}])
+
+
+def test_a_row_may_start_from_a_file(tmp_path):
+    file = tmp_path / "anatomix.pth"
+    file.write_bytes(b"weights")
+    row = {"pretrained": str(file), "part": "encoder", "partial": True}
+    plan = read_plan(write_plan(tmp_path, strategies={"file": row}))
+    assert {cell.stage for cell in plan.cells} == {"finetune"}
+    mine = [cell for cell in plan.cells if cell.strategy == "file"]
+    assert len(mine) == 3 * 2 * 2  # seeds, rates, budgets
+    for cell in mine:
+        init = cell.config["model"]["init_args"]
+        assert (init["pretrained"], init["part"], init["partial"], cell.needs) == (str(file), "encoder", True, None)
+    before = cell_fingerprints(plan)[mine[0].name]
+    file.write_bytes(b"others")
+    assert cell_fingerprints(plan)[mine[0].name] != before
+    for wrong, said in (
+        ({"pretrained": "no.pth"}, "there is no file no.pth"),
+        ({**row, "model": {}}, "takes no model"),
+    ):
+        with pytest.raises(InputError, match=said):
+            read_plan(write_plan(tmp_path, strategies={"file": wrong}))
