@@ -12,10 +12,19 @@ from torch import Tensor
 
 from lssl.data.batch import Visit
 from lssl.data.pairs import SPLITS, count, split_subjects
-from lssl.synthetic.base import SyntheticDataModule
+from lssl.synthetic.base import SyntheticDataModule, share_of_subjects, spread_evenly
 from lssl.synthetic.label_map_anatomy import class_names, find_maps, read_map
 from lssl.synthetic.label_map_image import scan
-from lssl.synthetic.label_map_subject import LONGEST, MapSubject, canonical, draw_subject, locate, volumes
+from lssl.synthetic.label_map_subject import (
+    LONGEST,
+    LONGEST_FAST,
+    MapSubject,
+    canonical,
+    draw_subject,
+    locate,
+    structure_rates,
+    volumes,
+)
 from lssl.synthetic.phantom_image import residual
 from lssl.utils.errors import InputError
 
@@ -33,9 +42,10 @@ class LabelMapDataModule(SyntheticDataModule):
 
     The first subject of each map has its unchanged anatomy. With more ``subjects`` than maps, further subjects have an
     anatomy deformed by a random affine map and a smooth warp. Between a subject's visits a smooth known deformation
-    makes the lateral ventricles grow and thins the cortex, at the subject's own yearly rates; contrast, bias field,
-    noise and a rigid misregistration of at most half a voxel and half a degree differ by visit. Images are T1-weighted
-    in their order of fluid, grey and white matter. A visit is bit-identical for the same maps, seed, subject and visit.
+    changes every structure at a known yearly rate (:meth:`rates`): lateral ventricles grow, the others shrink.
+    Contrast, bias field, noise and a rigid misregistration of at most half a voxel and half a degree differ by visit.
+    Images are T1-weighted in their order of fluid, grey and white matter. A visit is bit-identical for the same maps,
+    seed, subject and visit.
 
     Subjects of one map share a split: the share in ``split`` is one of maps. ``classes`` names the labels 0, 1, … in
     order; the foreground is the head; the spinal cord belongs to no class.
@@ -48,12 +58,14 @@ class LabelMapDataModule(SyntheticDataModule):
         size: voxels along each axis, or along all three, around the brain.
         spacing: mm between voxels; the spacing of the maps or less keeps their detail.
         interval: mean years between visits; single intervals vary by up to a quarter of it.
+        fast: share of subjects that change as in Alzheimer's disease, ventricles by 8 to 10 % and hippocampi by -4 to
+            -5 % a year. With such subjects a course lasts 4 years at most, without them 6.
         cache: keeps visits in memory once they are made, about 5 MB each at 80×104×88.
         seed: of the population, the split, the order and the boxes.
         **options: see :class:`.base.PairDataModule`.
     """
 
-    KIND, LONGEST = "subject", LONGEST
+    KIND = "subject"
     knows_correspondence = True
 
     def __init__(
@@ -65,10 +77,13 @@ class LabelMapDataModule(SyntheticDataModule):
         size: int | tuple[int, int, int] = (80, 104, 88),
         spacing: float = 2.0,
         interval: float = 2.0,
+        fast: float = 0.0,
         cache: bool = True,
         seed: int = 0,
         **options: Any,
     ) -> None:
+        self.fast = share_of_subjects(fast=fast)
+        self.LONGEST = LONGEST_FAST if fast else LONGEST
         super().__init__(visits, size, spacing, interval, cache, seed, **options)
         self.maps = find_maps(root)
         self.count = len(self.maps) if subjects is None else subjects
@@ -122,7 +137,8 @@ class LabelMapDataModule(SyntheticDataModule):
 
     def subject(self, index: int) -> MapSubject:
         """Anatomy, shape and rates of a subject."""
-        return draw_subject(self.maps[index % len(self.maps)], self.seed, index, index >= len(self.maps))
+        path = self.maps[index % len(self.maps)]
+        return draw_subject(path, self.seed, index, index >= len(self.maps), spread_evenly(self.fast, index))
 
     def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
         """Exact positions, in a second visit of the same map, of points of a first visit.
@@ -153,5 +169,5 @@ class LabelMapDataModule(SyntheticDataModule):
         return volumes(self.subject(index), self.time(index, visit), self.lateral)
 
     def rates(self, index: int) -> dict[str, float]:
-        """Change of the logarithm of the volumes of "ventricles" and "cortex" per year, at the first visit."""
-        return dict(self.subject(index).rates)
+        """Change of the logarithm of the volume of each structure per year, at the first visit."""
+        return structure_rates(self.subject(index))

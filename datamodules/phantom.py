@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
 from lssl.data.batch import Visit
-from lssl.synthetic.base import SyntheticDataModule
-from lssl.synthetic.phantom_ageing import LONGEST, canonical, locate, volumes
+from lssl.synthetic.base import SyntheticDataModule, share_of_subjects, spread_evenly
+from lssl.synthetic.phantom_ageing import LONGEST, LONGEST_FAST, canonical, locate, structure_rates, volumes
 from lssl.synthetic.phantom_anatomy import STRUCTURES
 from lssl.synthetic.phantom_image import Scan, residual, scan, subject
+from lssl.synthetic.phantom_subject import PhantomSubject
 from lssl.utils.errors import InputError
 
 __all__ = ["PhantomDataModule"]
@@ -35,12 +35,14 @@ class PhantomDataModule(SyntheticDataModule):
         spacing: mm between voxels. 64 voxels of 3 mm hold a whole head.
         interval: mean years between visits; single intervals vary by up to a quarter of it.
         single_visit_fraction: share of subjects with a single visit.
+        fast: share of subjects that change as in Alzheimer's disease, ventricles by 8 to 10 % and hippocampi by -4 to
+            -5 % a year. With such subjects a course lasts 6 years at most, without them 12.
         cache: keeps visits in memory once they are made, about 2 MB each at 64³.
         seed: of the population, the split, the order and the boxes.
         **options: see :class:`.base.PairDataModule`.
     """
 
-    KIND, LONGEST = "phantom", LONGEST
+    KIND = "phantom"
     knows_correspondence = True
     common_frame = True  # the middle of every head is the origin
 
@@ -52,24 +54,26 @@ class PhantomDataModule(SyntheticDataModule):
         spacing: float = 3.0,
         interval: float = 2.0,
         single_visit_fraction: float = 0.0,
+        fast: float = 0.0,
         cache: bool = True,
         seed: int = 0,
         **options: Any,
     ) -> None:
+        self.fast = share_of_subjects(fast=fast)
+        self.LONGEST = LONGEST_FAST if fast else LONGEST
         super().__init__(visits, size, spacing, interval, cache, seed, **options)
         if subjects < 1 or visits < 1:
             raise InputError(f"There are {subjects} phantom subjects with {visits} visits; give at least one of each.")
-        if not 0 <= single_visit_fraction <= 1:
-            raise InputError(f"single_visit_fraction is {single_visit_fraction:g}; give a share between 0 and 1.")
-        self.count, self.single_visit_fraction = subjects, single_visit_fraction
+        self.count = subjects
+        self.single_visit_fraction = share_of_subjects(single_visit_fraction=single_visit_fraction)
         self.label_names = STRUCTURES
 
     def visit_table(self) -> pd.DataFrame:
         """One row per visit; ``index`` and ``visit`` are the numbers that :meth:`scan` takes."""
         rows = []
         for index in range(self.count):
-            baseline = subject(self.seed, index).age
-            for visit in range(1 if self._single(index) else self.visits):
+            baseline = self.subject(index).age
+            for visit in range(1 if spread_evenly(self.single_visit_fraction, index) else self.visits):
                 time = self.time(index, visit)
                 rows.append((f"phantom-{index:04d}", f"visit-{visit:02d}", baseline + time, time, index, visit))
         return pd.DataFrame(rows, columns=["subject", "session", "age", "time", "index", "visit"])
@@ -81,7 +85,12 @@ class PhantomDataModule(SyntheticDataModule):
 
     def scan(self, index: int, visit: int) -> Scan:
         """Image, labels, head mask, affine and true misregistration of a visit."""
-        return scan(self.seed, index, visit, self.time(index, visit), self.size, self.spacing)
+        fast = spread_evenly(self.fast, index)
+        return scan(self.seed, index, visit, self.time(index, visit), self.size, self.spacing, fast)
+
+    def subject(self, index: int) -> PhantomSubject:
+        """Shape, tissue and rates of a subject."""
+        return subject(self.seed, index, spread_evenly(self.fast, index))
 
     def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
         """Exact positions, in a second visit, of points of a first visit; the subjects may differ.
@@ -101,8 +110,8 @@ class PhantomDataModule(SyntheticDataModule):
         index2, visit2 = self._visit_number(second)
         rigid = residual(self.seed, index, visit, self.spacing)
         true = rigid[:3, :3] @ points.double().T + rigid[:3, 3:]
-        common = canonical(subject(self.seed, index), true, self.time(index, visit))
-        there = locate(subject(self.seed, index2), common, self.time(index2, visit2))
+        common = canonical(self.subject(index), true, self.time(index, visit))
+        there = locate(self.subject(index2), common, self.time(index2, visit2))
         rigid = residual(self.seed, index2, visit2, self.spacing)
         return (rigid[:3, :3].T @ (there - rigid[:3, 3:])).T
 
@@ -111,13 +120,14 @@ class PhantomDataModule(SyntheticDataModule):
 
         Voxel counts of a label map differ: a voxel less than half filled by a sulcus belongs to the cortex.
         """
-        return volumes(subject(self.seed, index), self.time(index, visit))
+        return volumes(self.subject(index), self.time(index, visit))
 
     def rates(self, index: int) -> dict[str, float]:
-        """True change of the logarithm of the volumes of "ventricles", "hippocampus" and "cortex" per year."""
-        return dict(subject(self.seed, index).rates)
+        """True change of the logarithm of volumes per year, at the first visit.
 
-    def _single(self, index: int) -> bool:
-        """Spreads the single visits evenly, so that adding subjects does not change the first ones."""
-        share = self.single_visit_fraction
-        return math.floor((index + 1) * share + 1e-9) > math.floor(index * share + 1e-9)
+        "ventricles", "hippocampus" and "cortex" are prescribed; the labels, by name, follow from them (see
+        :func:`phantom_ageing.structure_rates`).
+        """
+        someone = self.subject(index)
+        named = {STRUCTURES[label]: rate for label, rate in structure_rates(someone).items() if label in STRUCTURES}
+        return {**named, **someone.rates}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,20 @@ from lssl.data.datamodule import PairDataModule
 from lssl.synthetic.phantom_image import visit_time
 from lssl.utils.errors import InputError
 
-__all__ = ["SyntheticDataModule"]
+__all__ = ["SyntheticDataModule", "share_of_subjects", "spread_evenly"]
+
+
+def share_of_subjects(**options: float) -> float:
+    """The value of one option, refused unless it is between 0 and 1."""
+    ((name, share),) = options.items()
+    if not 0 <= share <= 1:
+        raise InputError(f"{name} is {share:g}; give a share of the subjects between 0 and 1.")
+    return share
+
+
+def spread_evenly(share: float, index: int) -> bool:
+    """Whether the subject ``index`` is one of a share that is spread evenly: more subjects do not change the first."""
+    return math.floor((index + 1) * share + 1e-9) > math.floor(index * share + 1e-9)
 
 
 class SyntheticDataModule(PairDataModule):

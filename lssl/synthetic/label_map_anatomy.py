@@ -1,11 +1,12 @@
-"""One label map: its codes, its place in the frame, and the two fields along which it ages.
+"""One label map: its codes, its place in the frame, and the fields along which it ages.
 
 The *map frame* is the file's, in mm, moved so that the middle of the cerebrum (the box around its cortex and white
 matter) is at 0. A field w (mm of displacement per mm of amplitude, at most 1) says where the image is to be fetched
 from: at ``X + α w(X)`` instead of ``X``.
 
 * ``ventricles``: ``∇(G ∗ 1_ventricles)``, G a Gaussian. It points into the lateral ventricles, so with α > 0 the walls
-  show fluid and the ventricles are larger.
+  show fluid and the ventricles are larger. Hippocampus, thalamus, caudate and lentiform nucleus have such fields, too,
+  and shrink with α < 0.
 * ``cortex``: ``-∇(G ∗ 1_brain)``, faded out below the cortex and towards the skull. It points out of the brain and is
   longest at its surface, so with α > 0 the outermost cortex shows the fluid before it, and the cortex is thinner.
 
@@ -26,7 +27,6 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from lssl.data.nifti import read_grid, read_label
-from lssl.synthetic.label_map_cells import Surface
 from lssl.utils.errors import InputError
 
 __all__ = ["AGEING", "STRUCTURES", "LabelMap", "class_names", "classes", "find_maps", "read_map", "sample_labels"]
@@ -44,8 +44,16 @@ STRUCTURES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "brainstem": ((16, 28, 60), ()),  # with ventral diencephalon
 }
 
-#: What changes with age: numbers, and mm (the Gaussian's σ) over which the change fades.
-AGEING: dict[str, tuple[tuple[int, ...], float]] = {"ventricles": ((4, 5, 43, 44), 5.0), "cortex": ((3, 42), 4.0)}
+#: Structures whose rates are prescribed, and mm (the Gaussian's σ) over which the change fades. What is left, white
+#: matter, cerebellum and brainstem, changes as its neighbours leave it.
+AGEING: dict[str, float] = {
+    "lateral ventricle": 5.0,
+    "cortex": 4.0,
+    "hippocampus and amygdala": 3.0,
+    "thalamus": 4.0,
+    "caudate": 3.0,
+    "lentiform": 4.0,
+}
 
 _FACE, _LARGEST = 500, 1023  # numbers from here on are tissue around the brain's cavity; the largest of them
 _FLUID = 24  # around the brain
@@ -68,24 +76,31 @@ class LabelMap:
 
     @functools.cached_property
     def fields(self) -> Tensor:
-        """``(2, 3, D, H, W)`` float16, of `AGEING`; made when first needed."""
+        """``(K, 3, D, H, W)`` float16, of `AGEING`; made when first needed."""
         return torch.from_numpy(_fields(self.numbers.numpy()[self.code.numpy()], self.affine.numpy()))
 
     @functools.cached_property
-    def response(self) -> Tensor:
-        """``(2, 2)``: change of the logarithm of the volumes of `AGEING` (rows) per mm of each amplitude, at first.
+    def effects(self) -> Tensor:
+        """``(9, K)``: change of the logarithm of the volumes of `STRUCTURES` per mm of each amplitude, at first.
 
-        To first order, what is fetched from ``X + α w(X)`` has moved to ``X - α w(X)``; volumes follow from that.
+        To first order, what is fetched from ``X + α w(X)`` has moved to ``X - α w(X)``: a structure loses the flux of w
+        through its surface, which Gauss's theorem sums over its voxels. The flux through a voxel's face is that of the
+        interpolated field: the mean of both sides, smoothed by (1, 6, 1)/8 along the face.
         """
-        rows, little = [], 0.01
-        for numbers, _ in AGEING.values():
-            chosen = torch.isin(self.numbers, torch.tensor(numbers))
-            surface = Surface(chosen[self.code.long()], self.affine)
-            before = surface.volume(surface.corners)
-            for amplitude in little * torch.eye(2, dtype=torch.float64):
-                moved = 2 * surface.corners - self.pull(surface.corners, amplitude)
-                rows.append((surface.volume(moved) / before).log() / little)
-        return torch.stack(rows).view(2, 2)
+        linear = torch.linalg.inv(self.affine[:3, :3])
+        of_voxel = classes(self.numbers, False)[self.code.long()].flatten().long()
+        sizes = torch.bincount(of_voxel, minlength=len(STRUCTURES) + 1).double()
+        columns = []
+        for field in self.fields:
+            along = torch.tensordot(linear, field.double(), 1)  # in voxels, along the axes
+            outflow = torch.stack([_outflow(along[axis], axis) for axis in range(3)]).sum(0)
+            columns.append(-torch.bincount(of_voxel, outflow.flatten(), len(STRUCTURES) + 1) / sizes)
+        return torch.stack(columns, 1)[1:]
+
+    @functools.cached_property
+    def response(self) -> Tensor:
+        """``(K, K)``: the rows of :attr:`effects` of `AGEING`."""
+        return self.effects[[list(STRUCTURES).index(name) for name in AGEING]]
 
     def index(self, points: Tensor) -> Tensor:
         """Index of points ``(N, 3)`` of the map frame."""
@@ -93,7 +108,7 @@ class LabelMap:
         return points @ inverse[:3, :3].T + inverse[:3, 3]
 
     def pull(self, points: Tensor, amplitude: Tensor) -> Tensor:
-        """``X + Σ_k α_k w_k(X)`` for points ``(N, 3)`` and amplitudes ``(2,)`` in mm."""
+        """``X + Σ_k α_k w_k(X)`` for points ``(N, 3)`` and amplitudes ``(K,)`` in mm."""
         if not amplitude.any():
             return points
         total = torch.tensordot(amplitude.to(points.dtype), self.fields.to(points.dtype), 1)
@@ -172,7 +187,7 @@ def _cut_spinal_cord(label: np.ndarray, affine: np.ndarray) -> None:
 
 
 def _fields(label: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The two fields of `AGEING`, each at most 1 long."""
+    """The fields of `AGEING`, each at most 1 long."""
     to_voxels = np.linalg.inv(affine[:3, :3])
 
     def blurred(mask: np.ndarray, sigma: float) -> np.ndarray:
@@ -181,12 +196,27 @@ def _fields(label: np.ndarray, affine: np.ndarray) -> np.ndarray:
     def gradient(volume: np.ndarray) -> np.ndarray:
         return np.einsum("ba,b...->a...", to_voxels.astype(np.float32), np.stack(np.gradient(volume)))
 
-    ventricles, cortex = (np.isin(label, numbers) for numbers, _ in AGEING.values())
+    masks = {name: np.isin(label, STRUCTURES[name][0] + STRUCTURES[name][1]) for name in AGEING}
     skull_stripped = (label > 0) & (label < _FACE)
     brain = skull_stripped & (label != _FLUID)
-    inner = blurred(brain & ~cortex, _RIBBON)
+    inner = blurred(brain & ~masks["cortex"], _RIBBON)
     shell = np.clip(1 - 2 * inner, 0, 1) * np.clip(2 * blurred(skull_stripped, _SKULL) - 1, 0, 1)
-    outward = -gradient(blurred(brain, AGEING["cortex"][1]))
+    outward = -gradient(blurred(brain, AGEING["cortex"]))
     length = np.linalg.norm(outward, axis=0)
-    fields = [gradient(blurred(ventricles, AGEING["ventricles"][1])), outward / (length + length.max() / 4) * shell]
+    found = {name: gradient(blurred(mask, AGEING[name])) for name, mask in masks.items() if name != "cortex"}
+    found["cortex"] = outward / (length + length.max() / 4) * shell
+    fields = [found[name] for name in AGEING]
     return np.stack([field / np.linalg.norm(field, axis=0).max() for field in fields]).astype(np.float16)
+
+
+def _outflow(flow: Tensor, axis: int) -> Tensor:
+    """``(D, H, W)``: what leaves each voxel through its two faces across an axis, of a flow along that axis."""
+    for other in {0, 1, 2} - {axis}:
+        ends = flow.narrow(other, 0, 1), flow.narrow(other, flow.shape[other] - 1, 1)
+        padded = torch.cat([ends[0], flow, ends[1]], other)
+        low, middle, high = (padded.narrow(other, begin, flow.shape[other]) for begin in range(3))
+        flow = (low + 6 * middle + high) / 8
+    ends = flow.narrow(axis, 0, 1), flow.narrow(axis, flow.shape[axis] - 1, 1)
+    padded = torch.cat([ends[0], flow, ends[1]], axis)
+    faces = (padded.narrow(axis, 0, flow.shape[axis] + 1) + padded.narrow(axis, 1, flow.shape[axis] + 1)) / 2
+    return faces.diff(dim=axis)

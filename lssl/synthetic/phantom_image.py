@@ -47,9 +47,9 @@ class Scan:
 
 
 @functools.lru_cache(maxsize=4096)
-def subject(seed: int, index: int) -> PhantomSubject:
+def subject(seed: int, index: int, fast: bool = False) -> PhantomSubject:
     """`draw_subject`, remembered."""
-    return draw_subject(seed, index)
+    return draw_subject(seed, index, fast)
 
 
 def visit_time(seed: int, index: int, visit: int, interval: float) -> float:
@@ -72,7 +72,9 @@ def residual(seed: int, index: int, visit: int, spacing: float) -> Tensor:
     return matrix
 
 
-def scan(seed: int, index: int, visit: int, time: float, size: tuple[int, int, int], spacing: float) -> Scan:
+def scan(
+    seed: int, index: int, visit: int, time: float, size: tuple[int, int, int], spacing: float, fast: bool = False
+) -> Scan:
     """The visit ``visit`` of subject ``index``, ``time`` years after its first, on a grid around the head.
 
     Args:
@@ -82,8 +84,9 @@ def scan(seed: int, index: int, visit: int, time: float, size: tuple[int, int, i
         time: years since the subject's first visit.
         size: voxels along each axis.
         spacing: mm between voxels.
+        fast: whether the subject ages as in Alzheimer's disease.
     """
-    someone, stream = subject(seed, index), generator("scan", seed, index, visit)
+    someone, stream = subject(seed, index, fast), generator("scan", seed, index, visit)
     affine = torch.eye(4, dtype=torch.float64) * spacing
     affine[:3, 3] = torch.tensor(_CENTRE, dtype=torch.float64) - spacing * (torch.tensor(size) - 1) / 2
     affine[3, 3] = 1

@@ -72,8 +72,8 @@ def waves(stream: torch.Generator, count: int, shortest: float, longest: float) 
 FOLD_WAVES, FOLD_PHASE = waves(generator("folds of the average brain"), 28, 19.0, 26.0)
 
 
-def draw_subject(seed: int, index: int) -> PhantomSubject:
-    """The subject ``index`` of the population ``seed``."""
+def draw_subject(seed: int, index: int, fast: bool = False) -> PhantomSubject:
+    """The subject ``index`` of the population ``seed``; a fast one ages as in Alzheimer's disease, else alike."""
     stream = generator("subject", seed, index)
     age = uniform(stream, 55, 80)
     old, severity = (age - 55) / 25, uniform(stream, 0, 1)
@@ -101,10 +101,22 @@ def draw_subject(seed: int, index: int) -> PhantomSubject:
         tissue={
             name: uniform(stream, 0.97, 1.03) for name in ("white", "cortex", "deep", "csf", "fat", "muscle", "bone")
         },
-        rates={
-            "ventricles": 0.015 + 0.040 * severity + uniform(stream, 0, 0.010),
-            "hippocampus": -(0.005 + 0.022 * severity + uniform(stream, 0, 0.006)),
-            "cortex": -(0.003 + 0.006 * severity + uniform(stream, 0, 0.002)),
-        },
+        rates=_rates(severity, [uniform(stream, 0, end) for end in (0.010, 0.006, 0.002)], fast),
         gradient=0.25 * torch.randn(3, generator=stream, dtype=torch.float64).clamp(-2, 2),
     )
+
+
+def _rates(severity: float, chance: list[float], fast: bool) -> dict[str, float]:
+    """Yearly rates: of healthy ageing, or of Alzheimer's disease (see `label_map_subject.RATES` for sources)."""
+    a, b, c = chance
+    if fast:
+        return {
+            "ventricles": 0.080 + 0.015 * severity + a / 2,
+            "hippocampus": -(0.040 + 0.008 * severity + b / 3),
+            "cortex": -(0.011 + 0.003 * severity + c / 2),
+        }
+    return {
+        "ventricles": 0.015 + 0.040 * severity + a,
+        "hippocampus": -(0.005 + 0.022 * severity + b),
+        "cortex": -(0.003 + 0.006 * severity + c),
+    }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lssl.datamodules.phantom import PhantomDataModule
 from lssl.synthetic import phantom_ageing as ageing
+from lssl.synthetic.phantom_ageing import LONGEST_FAST, RATED, jacobian, volumes
 from lssl.synthetic.phantom_anatomy import STRUCTURES
 from lssl.synthetic.phantom_image import residual, scan, subject
 from lssl.utils.errors import InputError
@@ -128,6 +130,38 @@ def test_volumes_follow_the_rates(index):
             assert rate == pytest.approx(someone.rates[name], rel=0.05)
         previous = after
     assert before[16] == pytest.approx(previous[16], rel=0.03)
+
+
+def test_fast_subjects_follow_their_rates_and_are_like_the_others_else():
+    """Ventricles 8 to 10 %, hippocampi -4 to -5 % a year, for six years, without a fold."""
+    plain, fast = subject(0, 3), subject(0, 3, True)
+    assert plain.age == fast.age
+    assert torch.equal(plain.scale, fast.scale)
+    assert 0.08 <= fast.rates["ventricles"] <= 0.10
+    assert -0.05 <= fast.rates["hippocampus"] <= -0.04
+    before, after = volumes(fast), volumes(fast, LONGEST_FAST)
+    for name, labels in RATED.items():
+        rate = math.log(sum(after[n] for n in labels) / sum(before[n] for n in labels)) / LONGEST_FAST
+        assert rate == pytest.approx(fast.rates[name], rel=0.05)
+    worst = replace(fast, rates={"ventricles": 0.10, "hippocampus": -0.05, "cortex": -0.015})
+    box = [torch.arange(low, high, 4.0).double() for low, high in ((-80, 80), (-110, 80), (-80, 85))]
+    points = torch.stack(torch.meshgrid(*box, indexing="ij")).flatten(1)
+    assert jacobian(worst, points, LONGEST_FAST).min() > 0.1
+
+
+def test_every_structure_has_a_declared_rate():
+    """Against the volumes two years later: within a tenth, or 0.1 % a year, as rates are those of the first visit."""
+    data = PhantomDataModule(subjects=4, visits=2, size=16, spacing=12.0, fast=0.25)
+    assert [data.subject(index).rates["ventricles"] > 0.07 for index in range(4)] == [False, False, False, True]
+    declared = data.rates(1)
+    assert {"ventricles", "hippocampus", "cortex"} <= set(declared)
+    before, after = volumes(data.subject(1)), volumes(data.subject(1), 2.0)
+    for label in before:
+        if label in STRUCTURES:
+            found = math.log(after[label] / before[label]) / 2
+            assert found == pytest.approx(declared[STRUCTURES[label]], rel=0.1, abs=1e-3), STRUCTURES[label]
+    with pytest.raises(InputError, match="too many"):
+        PhantomDataModule(subjects=4, visits=4, interval=2.0, fast=0.5)
 
 
 def test_rates_differ_between_subjects():
