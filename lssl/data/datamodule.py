@@ -334,6 +334,7 @@ class PairDataModule(L.LightningDataModule):
     def _dataset(
         self, pairs: np.ndarray, size: tuple[int, int, int] | None, visible: np.ndarray | None = None
     ) -> PairDataset:
-        skips = SkipList(self.trainer.default_root_dir if self.trainer else None) if self.on_error == "skip" else None
+        folder = self.trainer.default_root_dir if self.trainer else None
+        skips = SkipList(folder, self.single_visits == "same") if self.on_error == "skip" else None
         rest = (self._subject, self._age, self._time, size, self.transform, visible, name_bytes(self.table), skips)
         return PairDataset(BoxReader(self.reader().read_pair, self.voxels_per_step), pairs, *rest)

@@ -111,7 +111,7 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
     def _candidates(self, row: int, later: int, seed: int, drawn: bool) -> Iterator[tuple[int, int]]:
         yield row, later
         if self.skips is not None and drawn:
-            yield from other_pairs(self.pairs, self.subject, row, later, seed)
+            yield from other_pairs(self.pairs, self.subject, row, later, seed, self.skips.same_visit)
 
     def _names(self, row: int, later: int) -> str:
         if self.names is None:

@@ -2,8 +2,9 @@
 
 Start-up checks find what is wrong with files beforehand (:mod:`lssl.data.usable`). A file may still be damaged later,
 or a network drive may fail. ``on_error: skip`` then draws another pair of the **same** subject, by the item's own seed,
-so the draw depends on neither workers nor history. A subject without any readable pair is left out of the batch, and a
-batch without pairs is passed over. In evaluation, a pair is left out and not replaced.
+so the draw depends on neither workers nor history. If no pair can be read, a visit is paired with itself, as subjects
+with one visit are (``single_visits: same``). A subject without any readable pair is left out of the batch, and a batch
+without pairs is passed over. In evaluation, a pair is left out and not replaced.
 
 A method that needs a number of pairs (batch norm in its heads) may refuse a smaller batch.
 
@@ -34,6 +35,7 @@ __all__ = ["FAILURES", "FilledLoader", "SkipList", "collate_readable", "other_pa
 
 #: What reading a file may raise; anything else is a bug and keeps its traceback.
 FAILURES = (InputError, OSError, EOFError, zlib.error, pickle.UnpicklingError)
+COLUMNS = ("visits", "why", "instead")
 
 
 def read_error(error: Exception, visits: str) -> InputError:
@@ -44,7 +46,9 @@ def read_error(error: Exception, visits: str) -> InputError:
     return InputError(f"{visits} cannot be read ({reason}); restore the file, or leave the visit out with exclude.")
 
 
-def other_pairs(pairs: np.ndarray, subject: np.ndarray, row: int, later: int, seed: int) -> list[tuple[int, int]]:
+def other_pairs(
+    pairs: np.ndarray, subject: np.ndarray, row: int, later: int, seed: int, same_visit: bool = False
+) -> list[tuple[int, int]]:
     """The other pairs of a pair's subject, in an order drawn by a seed.
 
     Args:
@@ -53,11 +57,18 @@ def other_pairs(pairs: np.ndarray, subject: np.ndarray, row: int, later: int, se
         row: first visit of the pair.
         later: second visit.
         seed: of the item.
+        same_visit: each visit with itself comes last.
     """
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(found: np.ndarray) -> list[tuple[int, int]]:
+        order = torch.randperm(len(found), generator=generator)
+        return [(one, two) for one, two in found[order.numpy()].tolist()]
+
     own = np.unique(pairs[subject[pairs[:, 0]] == subject[row]], axis=0)
-    others = own[(own != (row, later)).any(1)]
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-    return [(one, two) for one, two in others[order.numpy()].tolist()]
+    others = drawn(own[(own != (row, later)).any(1)])
+    alone = drawn(np.repeat(np.unique(own)[:, None], 2, axis=1)) if same_visit else []
+    return [*others, *(pair for pair in alone if pair not in others and pair != (row, later))]
 
 
 class SkipList:
@@ -65,9 +76,11 @@ class SkipList:
 
     Args:
         folder: the run folder; ``None`` lists nothing.
+        same_visit: whether a visit may be paired with itself.
     """
 
-    def __init__(self, folder: str | Path | None) -> None:
+    def __init__(self, folder: str | Path | None, same_visit: bool = False) -> None:
+        self.same_visit = same_visit
         together = distributed.is_available() and distributed.is_initialized()
         self.alone = not together or distributed.get_world_size() == 1
         self.path = None if folder is None else _list_of(Path(folder), distributed.get_rank() if together else 0)
@@ -81,9 +94,14 @@ class SkipList:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        row, flags = _line(visits, str(error), instead), os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
-            os.write(file, _line(visits, str(error), instead))
+            file = os.open(self.path, flags | os.O_EXCL, 0o666)
+            row = _line(*COLUMNS) + row
+        except FileExistsError:
+            file = os.open(self.path, flags, 0o666)
+        try:
+            os.write(file, row)
         finally:
             os.close(file)
 
@@ -93,7 +111,7 @@ def skipped_reads(folder: str | Path) -> list[list[str]]:
     rows = []
     for path in sorted(Path(folder).glob("skipped_reads*.csv")):
         with path.open(newline="") as file:
-            rows += [row for row in csv.reader(file) if row]
+            rows += [row for row in csv.reader(file) if row and tuple(row) != COLUMNS]
     return rows
 
 

@@ -19,16 +19,18 @@ class SkippedReads(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.number = self._earlier = 0
+        self.number = self._earlier = self._known = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Counts from here on: a resumed run continues the list."""
-        self._earlier, self.number = len(skipped_reads(trainer.default_root_dir)), 0
+        self._earlier, self.number, self._known = len(skipped_reads(trainer.default_root_dir)), 0, 0
 
-    def _count(self, trainer: L.Trainer) -> None:
+    def _count(self, trainer: L.Trainer, last: bool = False) -> None:
+        """Warns of visits that are new, and of the number at the end."""
         rows = skipped_reads(trainer.default_root_dir)[self._earlier :]
-        if len(rows) > self.number:
-            self.number = len(rows)
+        known, self.number = len({tuple(row[:2]) for row in rows}), len(rows)
+        if known > self._known or (last and rows):
+            self._known = known
             first, why, _ = rows[0]
             rank_zero_warn(
                 f"{count(self.number, 'pair')} skipped so far because of visits that cannot be read, the first being "
@@ -41,7 +43,7 @@ class SkippedReads(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """After the run."""
-        self._count(trainer)
+        self._count(trainer, last=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """After validation."""

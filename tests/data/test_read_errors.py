@@ -46,7 +46,7 @@ def made(bad, workers=0, batch_size=2, folder=None, **options):
     data = Failing(bad, subjects=4, split=(1.0, 0.0, 0.0), num_workers=workers, batch_size=batch_size, **options)
     data.setup("fit")
     if folder is not None:
-        data.trainer = type("Trainer", (), {"default_root_dir": str(folder), "global_rank": 0})
+        data.trainer = trainer(folder)
     return data
 
 
@@ -88,6 +88,18 @@ def test_which_pair_is_drawn_depends_on_the_seed_alone():
     assert seen == {seed: other_pairs(pairs, subject, 0, 1, seed) for seed in range(20)}
     assert {tuple(order) for order in seen.values()} == {((0, 2), (1, 2)), ((1, 2), (0, 2))}
     assert other_pairs(pairs, subject, 3, 4, 0) == []
+    assert sorted(other_pairs(pairs, subject, 3, 4, 0, same_visit=True)) == [(3, 3), (4, 4)]
+    three = other_pairs(pairs, subject, 0, 1, 0, same_visit=True)
+    assert sorted(three[:2]) == [(0, 2), (1, 2)]
+    assert sorted(three[2:]) == [(0, 0), (1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(("single", "instead"), [("same", "sub-1 ses-2"), ("drop", "nothing")])
+def test_the_last_visit_of_a_subject_is_used_as_a_single_visit_is(single, instead, tmp_path):
+    read = everything(made({3, 4}, folder=tmp_path, on_error="skip", single_visits=single))
+    assert ((5, 5) in read) == (single == "same")
+    assert [row[2] for row in skipped_reads(tmp_path)] == [instead]
+    assert (tmp_path / "skipped_reads.csv").read_text().startswith("visits,why,instead")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
