@@ -50,8 +50,8 @@ class ExactResume(L.Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         place = place_of(trainer)
-        unvalidated = place.in_epoch and place.after_batch and place.batches > 0 and self._validated != place.total
-        validation = unvalidated and validation_due(trainer)
+        is_open = place.in_epoch and place.after_batch and place.batches > 0
+        validation = is_open and self._validated != place.total and validation_due(trainer)
         own: dict[str, Any] = {"random": random_state(pl_module.device)}
         if not at_step_boundary(trainer):
             own["gradients"] = gradients(pl_module)
@@ -60,6 +60,7 @@ class ExactResume(L.Callback):
         checkpoint[KEY] = {
             "ranks": self._loaded["ranks"] if self._loaded and waiting else every_rank(own),
             "batches": place.all_batches,
+            "open": is_open,
             "validated": -1 if validation else place.total,
             "text": text,
             "row": open_row(trainer, place),
@@ -95,9 +96,9 @@ class ExactResume(L.Callback):
         trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lets Lightning begin if only the validation after the last step is missing; it would end at once."""
+        """Lets Lightning begin if only the end after the last step is missing; it would do nothing."""
         loop = trainer.fit_loop.epoch_loop
-        if self._loaded is not None and self._validated < 0 and trainer.global_step == loop.max_steps:
+        if self._loaded is not None and self._loaded["open"] and trainer.global_step == loop.max_steps:
             loop.max_steps += 1
             self._extra_step = True
 
@@ -106,8 +107,9 @@ class ExactResume(L.Callback):
         if self._loaded is None:
             return
         loop: Any = trainer.fit_loop
-        if not (validation_due(trainer) and sum(loop.epoch_loop.val_loop.max_batches)):
-            self._end_extra_step(trainer)
+        validation = loop.epoch_loop.val_loop
+        if self._extra_step and not (self._validated < 0 and validation_due(trainer) and sum(validation.max_batches)):
+            validation._has_run = loop.epoch_loop.batch_progress.is_last_batch = True  # only the epoch's end is missing
         if continue_training([each for each in loop._combined_loader.flattened if hasattr(each, "sampler")], trainer):
             iter(loop._data_fetcher)
         place, found, ranks = place_of(trainer), self._loaded["batches"], len(self._loaded["ranks"])
@@ -132,13 +134,21 @@ class ExactResume(L.Callback):
     ) -> None:
         """Restores those of a checkpoint within an epoch, and corrects the step that Lightning logs at."""
         self._restore(trainer, pl_module)
-        if pl_module.automatic_optimization:  # Lightning counts one step too many or too few after resuming
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        _correct_step(trainer)
         forget_step(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restores what is not restored yet, if only the end of an epoch was missing, before others save."""
+        self._restore(trainer, pl_module)
+        self._end_extra_step(trainer)
+        _correct_step(trainer)
 
     def _end_extra_step(self, trainer: L.Trainer) -> None:
         if self._extra_step:
-            trainer.fit_loop.epoch_loop.max_steps -= 1
+            loop: Any = trainer.fit_loop
+            loop.epoch_loop.max_steps -= 1
+            progress = loop.epoch_loop.batch_progress
+            progress.is_last_batch = progress.current.processed >= loop.max_batches
             self._extra_step = False
 
     def _restore(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -149,3 +159,9 @@ class ExactResume(L.Callback):
         own = state["ranks"][trainer.global_rank]
         set_random_state(own["random"], pl_module.device)
         set_gradients(pl_module, own.get("gradients", {}))
+
+
+def _correct_step(trainer: L.Trainer) -> None:
+    """Sets the step that Lightning logs at, of which it counts one too many or too few after resuming."""
+    if trainer.lightning_module.automatic_optimization:
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step

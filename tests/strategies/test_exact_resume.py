@@ -94,6 +94,13 @@ class Saves(ModelCheckpoint):
             setattr(self, f"on_{hook}", lambda trainer, *_, hook=hook, wanted=wanted: wanted and save(hook, trainer))
 
 
+class End(L.Callback):
+    """Saves at the end, in every process."""
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "end.ckpt")
+
+
 class Stops(L.Callback):
     """Ends a run after a batch, as a time limit would."""
 
@@ -122,13 +129,20 @@ def train(
     data = Noise(batch_size=2, num_workers=workers, few_shot=few)
     logger = RunCSVLogger(folder, name="", version="")
     settings = {"max_steps": 9, "log_every_n_steps": 2, **QUIET, **settings}
-    trainer = L.Trainer(default_root_dir=folder, logger=logger, callbacks=[Draws(), *callbacks], **settings)
+    trainer = L.Trainer(default_root_dir=folder, logger=logger, callbacks=[Draws(), End(), *callbacks], **settings)
     module = task(name)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    trainer.save_checkpoint(folder / "end.ckpt")
+    if not (folder / "end.ckpt").exists():  # a run that was complete
+        trainer.save_checkpoint(folder / "end.ckpt")
     assert sum(isinstance(callback, ExactResume) for callback in trainer.callbacks) == 1
+    return ended(folder)
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """Everything that must be equal at the end of a run."""
     end = torch.load(folder / "end.ckpt", weights_only=True)  # plain types alone
-    kept = ("state_dict", "optimizer_states", "lr_schedulers", "exact_resume", "since_log", "epoch", "global_step")
+    kept = ("state_dict", "optimizer_states", "lr_schedulers", "exact_resume", "since_log", "global_step")
+    del end["exact_resume"]["open"]  # differs if a complete run is resumed and has nothing to do
     loops = {name: end["loops"]["fit_loop"][name] for name in ("epoch_progress", "epoch_loop.batch_progress")}
     return {name: end[name] for name in kept} | loops
 
