@@ -137,8 +137,9 @@ class FiniteGuard(L.Callback):
             return
         self._finite = finite = self._largest.isfinite()
         with torch.no_grad():
+            bad = ~finite
             for weight in weights:
-                weight.grad.masked_fill_(~finite, 0)
+                weight.grad.masked_fill_(bad, 0)
             for buffer, before in self._buffers:
                 torch.where(finite, buffer, before, out=buffer)
             self._buffers = []
@@ -150,12 +151,13 @@ class FiniteGuard(L.Callback):
     def _undo(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """After the optimizer's step: a bad one leaves no trace; state that it made anew is 0."""
         assert self._finite is not None
+        bad = ~self._finite
         for tensor, before in self._before:
             if before is not None:
                 torch.where(self._finite, tensor, before, out=tensor)
                 continue
             for value in _state(optimizer, tensor):
-                value.masked_fill_(~self._finite, 0)
+                value.masked_fill_(bad, 0)
         self._before = []
 
     def on_train_batch_end(
