@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -35,7 +35,14 @@ OptimizerFactory = Callable[[Iterable], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
 
-class Task(L.LightningModule, ABC, Generic[Batch]):
+class _TakesNetworks(ABCMeta):
+    """Methods read ``backbone.taps`` in ``__init__``, so a plain network becomes a Backbone before it."""
+
+    def __call__(cls, backbone: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(Backbone.of(backbone), *args, **kwargs)
+
+
+class Task(L.LightningModule, Generic[Batch], metaclass=_TakesNetworks):
     """A network trained on a few named loss terms.
 
     Subclasses implement :meth:`losses`; this class seeds, weights, sums and logs the terms, and configures the
@@ -43,7 +50,7 @@ class Task(L.LightningModule, ABC, Generic[Batch]):
     an uninterrupted one would have drawn, and validation draws the same every time.
 
     Args:
-        backbone: network and taps.
+        backbone: network and taps; in Python also a plain network, see :meth:`lssl.networks.backbone.Backbone.of`.
         views: how views are drawn.
         loss_weights: term → weight, overriding :attr:`LOSS_WEIGHTS`. A term without a weight has weight 1; weight 0
             switches a term off.

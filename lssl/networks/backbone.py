@@ -76,6 +76,10 @@ class Backbone(nn.Module):
         tokens: str | None = None,
     ) -> None:
         super().__init__()
+        if hasattr(network, "_orig_mod"):
+            raise InputError(
+                "backbone: torch.compile hides the submodules that taps name; give the network uncompiled."
+            )
         self.network = unet(in_channels) if network is None else network
         modules = dict(self.network.named_modules())
         self._paths = unet_taps() if taps is None else dict(taps)
@@ -110,7 +114,22 @@ class Backbone(nn.Module):
                     features["output"] = result
             except StopForward:
                 pass
+        if silent := [name for name in taps if name not in features]:
+            raise InputError(
+                f"backbone: tap '{silent[0]}' ('{self._paths[silent[0]]}') gave nothing; torch.compile leaves out "
+                f"the hooks that read taps, so give the network uncompiled."
+            )
         return {name: tokens_to_map(value, image.shape[2:]) for name, value in features.items()}
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Backbone:
+        """A backbone as it is; a plain network with the taps of :func:`unet_taps`, and the channels it takes."""
+        if isinstance(network, Backbone):
+            return network
+        if not isinstance(network, nn.Module):
+            raise InputError(f"backbone: give a Backbone or a network, not {type(network).__name__}.")
+        first = next((part.in_channels for part in network.modules() if isinstance(part, nn.Conv3d)), 1)
+        return cls(network, in_channels=first)
 
     def path_of(self, tap: str) -> str:
         """Path of a tap's submodule within the network."""
