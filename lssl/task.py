@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABCMeta, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lssl.data.description import record
 from lssl.data.source import DataSource
 from lssl.guards import EvaluationGuard, FiniteGuard, SkippedReads
-from lssl.networks.backbone import Backbone
+from lssl.networks.backbone import Backbone, TakesNetworks
 from lssl.resume import ExactResume
 from lssl.utils.distributed import every_rank
 from lssl.utils.errors import InputError
@@ -35,14 +35,7 @@ OptimizerFactory = Callable[[Iterable], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
 
-class _TakesNetworks(ABCMeta):
-    """Methods read ``backbone.taps`` in ``__init__``, so a plain network becomes a Backbone before it."""
-
-    def __call__(cls, backbone: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(Backbone.of(backbone), *args, **kwargs)
-
-
-class Task(L.LightningModule, Generic[Batch], metaclass=_TakesNetworks):
+class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
     """A network trained on a few named loss terms.
 
     Subclasses implement :meth:`losses`; this class seeds, weights, sums and logs the terms, and configures the

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from abc import ABCMeta
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from lssl.networks.feature_geometry import StopForward, Tap, measure, tapped, tokens_to_map
 from lssl.utils.errors import InputError, nearest
 
-__all__ = ["Backbone", "Tap", "unet", "unet_taps"]
+__all__ = ["Backbone", "TakesNetworks", "Tap", "unet", "unet_taps"]
 
 _TOKENS = "(tokens)"  # reserved name beside those of taps
 
@@ -218,6 +220,20 @@ class Backbone(nn.Module):
                         f"views: a side of {side} voxels leaves a single feature at tap '{name}', whose stride is "
                         f"{stride}; use {2 * stride} or more."
                     )
+
+
+class TakesNetworks(ABCMeta):
+    """Classes whose first argument is a backbone; a plain network becomes one before ``__init__`` reads its taps."""
+
+    def __call__(cls, backbone: Any, *args: Any, **kwargs: Any) -> Any:
+        """Makes an instance."""
+        return super().__call__(Backbone.of(backbone), *args, **kwargs)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of ``__init__``, as without this metaclass."""
+        own = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return own.replace(parameters=list(own.parameters.values())[1:])
 
 
 def _outer(paths: Iterable[str], depth: int = 2) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from monai.networks.nets import BasicUNet
@@ -22,6 +24,7 @@ def test_a_plain_network_is_wrapped_with_the_channels_it_takes():
     assert Segmenter(backbone=unet()).backbone.taps.keys() == task.backbone.taps.keys()
     whole = Backbone(unet())
     assert PriorGuidedLocal(whole).backbone is whole
+    assert list(inspect.signature(Segmenter).parameters)[:2] == ["backbone", "pretrained"]
 
 
 def test_what_has_no_known_taps_is_told_how():
