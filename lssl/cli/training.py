@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import sys
@@ -41,6 +42,7 @@ from lssl.segmentation.foreign import is_foreign
 from lssl.segmentation.segmenter import Segmenter
 from lssl.task import Task
 from lssl.utils.errors import InputError
+from lssl.utils.files import writing_failed
 from lssl.utils.stop import StopSignals
 from lssl.utils.trust import check_classes
 from lssl.views.sampler import ViewSampler
@@ -238,6 +240,9 @@ def explained(classes: Sequence[type]) -> Iterator[None]:
         beside = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())}
         known = sorted(filter(inspect.isclass, {*beside, *classes, Segmenter}), key=lambda cls: cls.__name__)
         raise explain(error, known) from None
+    except OSError as error:  # of logs and pictures; checkpoints say it themselves
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+        raise (writing_failed(Path(error.filename or "The run folder"), error) if full else None) or error from error
 
 
 def complete(files: Sequence[str], data: str | None = None, options: Sequence[tuple[str, str]] = ()) -> Config:

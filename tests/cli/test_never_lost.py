@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
+import pytest
 from helpers import TINY_NET, fit, sentence
 
 from lssl.cli.main import main
+from lssl.cli.training import explained
+from lssl.utils.errors import InputError
 
 NARROW = {"network": {**TINY_NET["network"], "init_args": TINY_NET["network"]["init_args"] | {"features": [6] * 6}}}
 
@@ -36,3 +41,10 @@ def test_a_failed_resume_changes_nothing(tmp_path, capsys):
     main(["fit", "--config", str(run / "config.yaml")])  # a new run
     assert files(run) == damaged
     assert files(tmp_path / "run-2").keys() == before.keys()
+
+
+def test_a_full_disk_is_one_sentence_and_a_missing_file_is_another_error():
+    with pytest.raises(InputError, match=r"metrics\.csv could not be written: the disk is full"), explained([]):
+        raise OSError(errno.ENOSPC, "No space left on device", "run/metrics.csv")
+    with pytest.raises(FileNotFoundError), explained([]):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "scan.nii.gz")
