@@ -15,6 +15,7 @@ from lssl import Segmenter
 from lssl.checkpoint import load_task
 from lssl.cli.main import main
 from lssl.segmentation.volumes import check_memory
+from lssl.strategies.masked_autoencoder import MaskedAutoencoder
 from lssl.utils import memory
 from lssl.utils.errors import InputError
 from lssl.views import geometry as geo
@@ -140,3 +141,25 @@ def test_a_grid_beyond_the_memory_is_refused_before_it_is_made(trained, cohort, 
     assert "grid of the working spacing (192×192×192 voxels of 4×4×4 mm), needs" in sentence(
         capsys, "predict", *options
     )
+
+
+def test_pretraining_draws_its_pairs_at_the_working_spacing(cohort, tmp_path, monkeypatch):
+    """Three subjects of two voxel sizes in one batch."""
+    seen, said, terms = [], [], MaskedAutoencoder.terms
+
+    def recorded(self, first, second, batch):
+        seen.extend((geo.spacing(view.affine), view.foreground.mean()) for view in (first, second))
+        return terms(self, first, second, batch)
+
+    monkeypatch.setattr(MaskedAutoencoder, "terms", recorded)
+    monkeypatch.setattr("lssl.views.working_spacing.rank_zero_info", said.append)
+    options = {"table": str(cohort), "num_workers": 0, "batch_size": 3, "source_size": [36, 36, 36]}
+    data = {"class_path": "NiftiDataModule", "init_args": options}
+    views = {"size": 32, "affine_probability": 0.0}
+    folder = fit(tmp_path, "masked_autoencoder.yaml", data=data, views=views, backbone=TINY_NET)
+    assert len(said) == 1
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["spacing"] == [4.0, 4.0, 4.0]
+    assert len(seen) >= 4
+    for spacing, inside in seen:
+        torch.testing.assert_close(spacing, torch.full_like(spacing, 4.0), rtol=1e-5, atol=0)
+        assert inside > 0.1
