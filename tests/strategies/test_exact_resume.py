@@ -98,6 +98,7 @@ class End(L.Callback):
     """Saves at the end, in every process."""
 
     def on_train_end(self, trainer, pl_module):
+        assert sum(isinstance(callback, ExactResume) for callback in trainer.callbacks) == 1
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "end.ckpt")
 
 
@@ -134,7 +135,6 @@ def train(
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     if not (folder / "end.ckpt").exists():  # a run that was complete
         trainer.save_checkpoint(folder / "end.ckpt")
-    assert sum(isinstance(callback, ExactResume) for callback in trainer.callbacks) == 1
     return ended(folder)
 
 

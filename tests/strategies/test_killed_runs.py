@@ -107,3 +107,19 @@ def test_a_killed_run_resumes_exactly(name, kind, place, tmp_path):
     assert not differences(whole, resumed)
     logs = [(tmp_path / run / "metrics.csv").read_text() for run in ("whole", "cut")]
     assert logs[0] == logs[1]
+
+
+@pytest.mark.slow
+def test_spawned_ranks_see_what_launched_ranks_see(tmp_path):
+    """ddp_spawn sends task and data to new processes; nine subjects do not divide by two ranks of two."""
+    launched, spawned = ({"devices": 2, "strategy": strategy, "max_steps": 6} for strategy in ("ddp", "ddp_spawn"))
+    name, sharing = "GlobalContrastive MoCo", torch.multiprocessing.get_sharing_strategy()
+    test_all_ranks.Network, original = Noisy, test_all_ranks.Network
+    assert set(finish(start(name, tmp_path / "launched", launched))) == {0}
+    torch.multiprocessing.set_sharing_strategy("file_system")  # the other one needs more of /dev/shm than some have
+    try:
+        train(name, tmp_path / "spawned", enable_checkpointing=False, **spawned)
+    finally:
+        torch.multiprocessing.set_sharing_strategy(sharing)
+        test_all_ranks.Network = original
+    assert not differences(ended(tmp_path / "launched"), ended(tmp_path / "spawned"))
