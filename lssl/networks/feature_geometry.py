@@ -1,25 +1,42 @@
-"""Geometry of features: channels, strides and centre offsets of a network's taps, measured on a small probe."""
+"""Geometry of features: channels, strides and places of a network's taps, measured on small probes.
+
+**Stride and grid.** In a network made linear and positive (:class:`lssl.networks.linear_probe.LinearMode`), a feature's
+response to a ramp, divided by its response to a constant, is the centre of its receptive field. These centres are read
+at all indices whose field does not reach the ends of the probe, and averaged over 32 voxels: a transposed convolution
+copies each coarse feature to several fine ones, whose places are right on average only. The averages must lie on one
+regular grid, ``stride · f + offset``. If they do not, the network is refused.
+
+**One centre or several.** The linear network runs with several weightings of the paths that meet in sums and
+concatenations. If the offset is the same in all, every path has the same centre, and that is the offset. It is exact in
+expectation over kernels that prefer no side, as initial weights are.
+
+**Energy centroid.** If paths differ (a strided 3×3×3 convolution is centred on voxel 2f, a pooled skip on 2f + ½), the
+place depends on how much each path counts. It is then what a loss sees: the centroid of the energy of the gradient of
+a random mix of channels, under the network's own weights (:mod:`lssl.networks.gradient_centroid`).
+"""
 
 from __future__ import annotations
 
-import copy
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from lssl.networks.gradient_centroid import Centroid, gradient_centroids
+from lssl.networks.linear_probe import LinearMode, without_parameters
+from lssl.networks.tapped import StopForward, tapped, tokens_to_map
 from lssl.utils.errors import InputError
 
 __all__ = ["Measured", "StopForward", "Tap", "measure", "tapped", "tokens_to_map"]
 
 Triple = tuple[float, float, float]
+
+DRAWS = 3  # weightings of paths
+PERIOD = 32  # voxels over which centres are averaged: the stride of the coarsest level that may reach a tap
+IRREGULAR = 0.02  # strides by which centres may leave a regular grid: rounding, no more
+SIDES = [(128, 16), (128, 32), (128, 64), (64, 64), (96, 96), (128, 128), (32, 32), (48, 48), (80, 80)]
 
 
 @dataclass(frozen=True)
@@ -33,60 +50,15 @@ class Tap:
         channels: number of channels.
         stride: view voxels per feature, per axis.
         offset: view index on which feature 0 is centred, per axis.
+        uncertainty: voxels by which the offset differs between channels, positions and draws of the measurement, per
+            axis; 0 where all paths have one centre.
     """
 
     module: str
     channels: int
     stride: tuple[int, int, int]
     offset: Triple
-
-
-class StopForward(Exception):
-    """Ends a forward pass after the last wanted tap."""
-
-
-@contextmanager
-def tapped(network: nn.Module, paths: Mapping[str, str], stop: bool) -> Iterator[dict[str, Tensor]]:
-    """Collects the outputs of submodules during one forward pass.
-
-    Refuses a network that overwrites a collected output in place, such as an activation after a tapped convolution.
-    The check reads torch's version counter, which has no public getter. Both alternatives cost more: a copy of every
-    feature, or a comparison that waits for the device.
-    """
-    features: dict[str, Tensor] = {}
-    versions: dict[str, int] = {}
-
-    def collect(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            features[name] = output
-            versions[name] = 0 if output.is_inference() else output._version
-            if stop and len(features) == len(paths):
-                raise StopForward
-
-        return hook
-
-    handles = [network.get_submodule(path).register_forward_hook(collect(name)) for name, path in paths.items()]
-    try:
-        yield features
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, version in versions.items():
-        if not features[name].is_inference() and features[name]._version != version:
-            raise InputError(
-                f"backbone: the network overwrites tap '{name}' ('{paths[name]}') in place; tap what follows."
-            )
-
-
-def tokens_to_map(features: Tensor, size: Sequence[int]) -> Tensor:
-    """Tokens ``(B, N, C)`` of cubic patches of a ``(D, H, W)`` image as a map ``(B, C, d, h, w)``; maps pass."""
-    if features.ndim != 3:
-        return features
-    patch = round((math.prod(size) / features.shape[1]) ** (1 / 3))
-    grid = [side // max(1, patch) for side in size]
-    if math.prod(grid) != features.shape[1]:
-        return features
-    return features.transpose(1, 2).unflatten(2, grid)
+    uncertainty: Triple = (0.0, 0.0, 0.0)
 
 
 @dataclass
@@ -97,122 +69,125 @@ class Measured:
     out_channels: int = 0
 
 
-def measure(network: nn.Module, paths: Mapping[str, str], in_channels: int) -> Measured:
-    """Channels, stride and centre offset of every tap.
+@dataclass
+class _Axis:
+    """What one probe says of one tap along one axis."""
 
-    A copy of the network is made linear and positive: kernels become uniform in space; biases, position embeddings and
-    attention (which moves content, not coordinates) become zero; norms and activations become the identity; maxima
-    become means. In such a network, a feature's response to a ramp along one axis is the ramp's mean over the receptive
-    field. Divided by the response to a constant, this is the field's centre, ``stride · f + offset``. It is read in the
-    middle of a long probe, far from any border. Where paths with different centres meet (a strided 3×3×3 convolution
-    beside a mean-pooled skip), the result is their average.
+    stride: int
+    offset: float
+    one_centre: bool
+
+
+def measure(network: nn.Module, paths: Mapping[str, str], in_channels: int) -> Measured:
+    """Channels, stride, place and its uncertainty of every tap; see the module.
+
+    The network is left as it was, and so is torch's global generator.
+
+    Raises:
+        InputError: for a tap that is not a map, is not used, does not see the image, is overwritten in place, has no
+            whole stride, or whose features do not lie on a regular grid.
     """
-    probe = _linearised(network)
-    result = Measured()
-    sides: dict[str, list[tuple[int, int]]] = {name: [] for name in paths}
-    centres: dict[str, list[Tensor]] = {name: [] for name in paths}
-    channels: dict[str, int] = {}
-    for axis in range(3):
-        features, side = _probe_features(probe, paths, in_channels, axis)
-        result.out_channels = features.pop("output").shape[1]
-        for name, value in features.items():
-            if value.ndim != 5:
-                raise InputError(f"backbone: tap '{name}' gives {value.ndim}-D output; a tap is a (B, C, D, H, W) map.")
-            channels[name] = value.shape[1]
-            moment, mass = value.double().movedim(2 + axis, -1).flatten(2, 3).sum(2)  # (channels, n) each
-            centres[name].append(moment.sum(0) / mass.sum(0) * side + (side - 1) / 2)
-            sides[name].append((side, value.shape[2 + axis]))
-    for name, path in paths.items():
-        result.taps[name] = _tap(name, path, channels[name], sides[name], centres[name])
+    result, axes = Measured(), []
+    with torch.random.fork_rng(devices=[]):
+        probe = without_parameters(network)
+        for axis in range(3):
+            features, side = _linear_features(probe, paths, in_channels, axis)
+            result.out_channels = features.pop("output").shape[1]
+            channels = {name: value.shape[1] for name, value in features.items()}
+            axes.append({name: _axis(name, paths[name], value, side, axis) for name, value in features.items()})
+        for name, path in paths.items():
+            found = [axis[name] for axis in axes]
+            result.taps[name] = Tap(
+                path, channels[name], _three(a.stride for a in found), _three(a.offset for a in found)
+            )
+        for axis in range(3):
+            mixed = {name: axes[axis][name].stride for name in paths if not axes[axis][name].one_centre}
+            if mixed:
+                measured = gradient_centroids(network, {name: paths[name] for name in mixed}, in_channels, axis, mixed)
+                for name, centroid in measured.items():
+                    result.taps[name] = _with_centroid(result.taps[name], axis, centroid)
     return result
 
 
-def _tap(name: str, path: str, channels: int, sides: list[tuple[int, int]], centres: list[Tensor]) -> Tap:
-    stride, offset = [], []
-    for (side, n), centre in zip(sides, centres, strict=True):
-        step = side / n
-        if step != round(step):
-            raise InputError(
-                f"backbone: tap '{name}' has {n} features for {side} voxels, so its stride is not a whole number."
-            )
-        away = centre - step * torch.arange(n)
-        period = max(1, round(32 / step))  # period of the coarsest level that may reach the tap
-        value = away[(n - period) // 2 :][:period].mean().item()
-        if not math.isfinite(value):
-            raise InputError(
-                f"backbone: tap '{name}' ('{path}') does not depend on the image, so its features have no position."
-            )
-        stride.append(round(step))
-        offset.append(round(value, 3) + 0.0)
-    return Tap(path, channels, (stride[0], stride[1], stride[2]), (offset[0], offset[1], offset[2]))
+def _three(values: Iterable) -> tuple:
+    return tuple(values)
+
+
+def _with_centroid(tap: Tap, axis: int, centroid: Centroid) -> Tap:
+    offset, uncertainty = list(tap.offset), list(tap.uncertainty)
+    if math.isfinite(centroid.offset):
+        offset[axis], uncertainty[axis] = round(centroid.offset, 3) + 0.0, round(centroid.uncertainty, 3)
+    else:  # weights of zero pass no gradient: paths count alike
+        uncertainty[axis] = float(tap.stride[axis])
+    return replace(tap, offset=_three(offset), uncertainty=_three(uncertainty))
+
+
+def _axis(name: str, path: str, features: Tensor, side: int, axis: int) -> _Axis:
+    """Stride and offset along one axis, from responses ``(3 · draws, C, d, h, w)`` to ramp, constant and ends."""
+    if features.ndim != 5:
+        raise InputError(f"backbone: tap '{name}' gives {features.ndim}-D output; a tap is a (B, C, D, H, W) map.")
+    n = features.shape[2 + axis]
+    stride = round(side / n)
+    if stride * n != side:
+        raise InputError(
+            f"backbone: tap '{name}' has {n} features for {side} voxels, so its stride is not a whole number."
+        )
+    response = features.movedim(2 + axis, -1).sum((1, 2, 3), dtype=torch.float64)
+    ramp, mass, ends = response.unflatten(0, (3, DRAWS))  # (draws, n) each
+    away = ramp / mass * side + (side - 1) / 2 - stride * torch.arange(n)
+    if not away[:, n // 2].isfinite().all():
+        raise InputError(
+            f"backbone: tap '{name}' ('{path}') does not depend on the image, so its features have no position."
+        )
+    period = min(n, max(1, round(PERIOD / stride)))
+    clean = (ends.abs() <= 1e-5 * mass.abs()).all(0).nonzero()[:, 0].tolist()
+    first, last = (clean[0], clean[-1] + 1) if clean else (0, 0)
+    if last - first < period:  # fields reach the ends everywhere: the middle is least affected
+        first = (n - period) // 2
+        last = first + period
+    offsets = away[:, first:last].unfold(1, period, 1).mean(2)  # (draws, positions)
+    middle = offsets[:, offsets.shape[1] // 2]
+    displaced = (offsets - middle[:, None]).abs().max().item()
+    if displaced > IRREGULAR * stride:
+        raise InputError(
+            f"backbone: features of tap '{name}' do not lie on a regular grid: towards the ends of {side} voxels they "
+            f"are displaced by {displaced:.1f} voxels, as align_corners=True does; upsample without it (BasicUNet: "
+            "upsample='deconv'), or tap the encoder alone."
+        )
+    one_centre = (middle - middle[0]).abs().max().item() <= 1e-3 * stride + 1e-3
+    return _Axis(stride, round(middle[0].item(), 3) + 0.0, one_centre)
 
 
 @torch.no_grad()
-def _probe_features(
+def _linear_features(
     probe: nn.Module, paths: Mapping[str, str], in_channels: int, axis: int
 ) -> tuple[dict[str, Tensor], int]:
-    """Features of a ramp along ``axis`` and of a constant, and the probe's side; uses the first probe that fits."""
+    """Responses to a ramp along ``axis``, a constant and the ends, and the probe's side; the first size that fits."""
     errors = []
-    for long, short in [(256, 16), (256, 32), (256, 64), (64, 64), (96, 96), (128, 128), (32, 32), (48, 48), (80, 80)]:
+    for long, short in SIDES:
         size = [short] * 3
         size[axis] = long
-        ramp = (torch.arange(long) - (long - 1) / 2) / long
+        at = torch.arange(long)
+        profiles = [(at - (long - 1) / 2) / long, torch.ones(long), (torch.minimum(at, long - 1 - at) < long // 16)]
         shape = [1, 1, 1]
         shape[axis] = long
-        images = torch.stack([ramp.view(shape).expand(size), torch.ones(size)])
-        images = images.unsqueeze(1).repeat(1, in_channels, 1, 1, 1)
+        images = torch.stack([profile.float().view(shape).expand(size) for profile in profiles])
+        images = images.repeat_interleave(DRAWS, 0).unsqueeze(1).repeat(1, in_channels, 1, 1, 1)
+        mode = LinearMode(len(images), DRAWS)
         try:
-            with _Linear(), tapped(probe, paths, stop=False) as features:
-                features["output"] = probe(images)
+            with mode, tapped(probe, paths, stop=False) as features:
+                mode.watched = features
+                output = probe(images)
         except (RuntimeError, ValueError, AssertionError) as error:  # the network needs another size; try the next
             errors.append(f"{tuple(size)}: {error}")
             continue
-        features = {name: tokens_to_map(value, size) for name, value in features.items()}
+        for name in mode.overwritten:
+            raise InputError(
+                f"backbone: the network overwrites tap '{name}' ('{paths[name]}') in place; tap what follows."
+            )
         missing = [name for name in paths if name not in features]
         if missing:
             raise InputError(f"backbone: tap '{missing[0]}' ('{paths[missing[0]]}') is not used when the network runs.")
-        return features, long
+        found = {name: tokens_to_map(value, size) for name, value in features.items()}
+        return {**found, "output": output}, long
     raise InputError(f"backbone: {type(probe).__name__} accepts no probe image; the last error was {errors[-1]}")
-
-
-def _linearised(network: nn.Module) -> nn.Module:
-    """A copy with uniform kernels of gain 1 and zeros for all other parameters; see :func:`measure`."""
-    probe = copy.deepcopy(network).cpu().float().eval()
-    with torch.no_grad():
-        for parameter in probe.parameters():
-            parameter.zero_()
-        for module in probe.modules():
-            if isinstance(module, nn.ConvTranspose3d):
-                share = math.prod(k / s for k, s in zip(module.kernel_size, module.stride, strict=True))
-                module.weight.fill_(1 / (share * module.in_channels / module.groups))
-            elif isinstance(module, nn.Conv3d | nn.Linear):
-                module.weight.fill_(1 / module.weight[0].numel())
-            if isinstance(module, nn.Conv3d):
-                module.padding_mode = "circular"  # zero padding would weaken paths unequally
-    return probe
-
-
-class _Linear(TorchFunctionMode):
-    """While active, norms, activations and dropout do nothing; maxima and sums of maps are means; attention is zero."""
-
-    PASS = re.compile(
-        r"(batch|layer|group|instance|rms)_norm|normalize|(relu|relu6|leaky_relu|rrelu|prelu|elu|celu|selu|gelu|silu|mish"
-        r"|softplus|hardswish|hardtanh|tanh|(alpha_|feature_alpha_)?dropout[123]?d?)_?"
-    )
-    GATES = frozenset(("sigmoid", "hardsigmoid"))
-
-    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if self.PASS.fullmatch(name):
-            return args[0] if args else kwargs["input"]
-        if name in self.GATES:
-            return torch.ones_like(args[0])
-        if name in ("add", "add_") and all(isinstance(a, Tensor) for a in args[:2]) and args[0].shape == args[1].shape:
-            return torch.lerp(args[0], args[1], 0.5)  # paths that meet get equal weight
-        if name in ("softmax", "scaled_dot_product_attention"):
-            return torch.zeros_like(args[0])
-        if name == "max_pool3d":
-            return F.avg_pool3d(
-                *args[:4], **{key: kwargs[key] for key in ("kernel_size", "stride", "padding") if key in kwargs}
-            )
-        return func(*args, **kwargs)
