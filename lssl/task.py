@@ -236,17 +236,19 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         return guards if given else [ExactResume(), *guards]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores the sums behind the next log's means of every rank, the working spacing, perhaps the structure."""
+        """Stores each rank's sums behind the next log's means, the working spacing, places, perhaps the structure."""
         own = {name: (total.cpu(), count) for name, (total, count) in self._since_log.items()}
         checkpoint["since_log"] = every_rank(own)
         if self.working_spacing.mm is not None:
             checkpoint["spacing"] = self.working_spacing.mm
+        checkpoint["places"] = self.backbone.places()
         if "lssl" not in checkpoint:  # no command line, which would have stored its config
             checkpoint["lssl"] = record(self, CHECKPOINT_FORMAT)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores both; refuses a checkpoint of another format."""
+        """Restores them; refuses a checkpoint of another format."""
         check_format(checkpoint, "ckpt_path")
+        self.backbone.set_places(checkpoint.get("places", {}))
         if "spacing" in checkpoint:
             data = self._datamodule if self._trainer is not None else None
             source = data if isinstance(data, DataSource) else None

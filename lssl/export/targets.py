@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lssl.export import nnunet
-from lssl.networks.feature_geometry import tapped
+from lssl.networks.tapped import tapped
 from lssl.utils.errors import InputError
 
 __all__ = ["TARGETS", "Network", "answers"]

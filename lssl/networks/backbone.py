@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
+import warnings
 from abc import ABCMeta
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -12,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lssl.networks.feature_geometry import StopForward, Tap, measure, tapped, tokens_to_map
+from lssl.networks.feature_geometry import Tap, measure
+from lssl.networks.tapped import StopForward, tapped, tokens_to_map
 from lssl.utils.errors import InputError, nearest
 
 __all__ = ["Backbone", "TakesNetworks", "Tap", "unet", "unet_taps"]
@@ -102,6 +105,17 @@ class Backbone(nn.Module):
         self.tokens = measured.taps.pop(_TOKENS) if tokens is not None else None
         self.taps: dict[str, Tap] = measured.taps
         self.out_channels: int = measured.out_channels
+        _warn_of_uncertain_places(self.taps)
+
+    def places(self) -> dict[str, list[float]]:
+        """Tap → offset, for a checkpoint: where paths of different centres meet, it depends on the initial weights."""
+        return {name: list(tap.offset) for name, tap in self.taps.items()}
+
+    def set_places(self, places: Mapping[str, Sequence[float]]) -> None:
+        """Restores the offsets that a network was trained with."""
+        for name in places.keys() & self.taps.keys():
+            x, y, z = places[name]
+            self.taps[name] = dataclasses.replace(self.taps[name], offset=(x, y, z))
 
     def forward(self, image: Tensor, taps: Sequence[str] = (), output: bool = False) -> dict[str, Tensor]:
         """Features at the named taps, and ``"output"`` if requested.
@@ -249,3 +263,16 @@ def _set_padding(network: nn.Module, padding: Literal["zeros", "reflect"]) -> No
 
 def _pads(padding: str | tuple[int, ...]) -> bool:
     return padding == "same" if isinstance(padding, str) else any(padding)
+
+
+def _warn_of_uncertain_places(taps: Mapping[str, Tap]) -> None:
+    """Says so if a place is uncertain by more than a quarter of a stride."""
+    for name, tap in taps.items():
+        share = max(u / s for u, s in zip(tap.uncertainty, tap.stride, strict=True))
+        if share > 0.25:
+            warnings.warn(
+                f"backbone: paths of different centres meet in tap '{name}', so the place of its features is uncertain "
+                f"by {max(tap.uncertainty):.2g} voxels, {share:.0%} of its stride; terms that compare voxels there are "
+                f"blurred.",
+                stacklevel=3,
+            )

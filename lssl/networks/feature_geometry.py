@@ -12,7 +12,8 @@ expectation over kernels that prefer no side, as initial weights are.
 
 **Energy centroid.** If paths differ (a strided 3×3×3 convolution is centred on voxel 2f, a pooled skip on 2f + ½), the
 place depends on how much each path counts. It is then what a loss sees: the centroid of the energy of the gradient of
-a random mix of channels, under the network's own weights (:mod:`lssl.networks.gradient_centroid`).
+a random mix of channels, under the network's own weights (:mod:`lssl.networks.gradient_centroid`). It is measured when
+the backbone is built, under its initial weights; a checkpoint carries the places that its network was trained with.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from torch import Tensor, nn
 
 from lssl.networks.gradient_centroid import Centroid, gradient_centroids
 from lssl.networks.linear_probe import LinearMode, without_parameters
-from lssl.networks.tapped import StopForward, tapped, tokens_to_map
+from lssl.networks.tapped import tapped, tokens_to_map
 from lssl.utils.errors import InputError
 
-__all__ = ["Measured", "StopForward", "Tap", "measure", "tapped", "tokens_to_map"]
+__all__ = ["Measured", "Tap", "measure"]
 
 Triple = tuple[float, float, float]
 
@@ -97,9 +98,8 @@ def measure(network: nn.Module, paths: Mapping[str, str], in_channels: int) -> M
             axes.append({name: _axis(name, paths[name], value, side, axis) for name, value in features.items()})
         for name, path in paths.items():
             found = [axis[name] for axis in axes]
-            result.taps[name] = Tap(
-                path, channels[name], _three(a.stride for a in found), _three(a.offset for a in found)
-            )
+            stride, offset = _three(a.stride for a in found), _three(a.offset for a in found)
+            result.taps[name] = Tap(path, channels[name], stride, offset)
         for axis in range(3):
             mixed = {name: axes[axis][name].stride for name in paths if not axes[axis][name].one_centre}
             if mixed:

@@ -3,10 +3,11 @@ r"""Where features lie under a network's own weights: the centroid of the energy
 Let ``g = ∂(r · φ_f)/∂I`` be the gradient of feature ``f``, its channels mixed by random signs ``r``, with respect to
 the image ``I``, as a loss sends it back. With ``J`` the Jacobian, the place of ``f`` along an axis is
 
-.. math:: c(f) = \frac{\sum_x x\, E_r\, g(x)^2}{\sum_x E_r\, g(x)^2} = \frac{\sum_x x \sum_c J_{cf,x}^2}{\sum_{c,x} J_{cf,x}^2}
+.. math:: c(f) = \frac{\sum_x x\, E_r\, g(x)^2}{\sum_x E_r\, g(x)^2}
+               = \frac{\sum_x x \sum_c J_{cf,x}^2}{\sum_{c,x} J_{cf,x}^2}
 
-and the offset is the mean of ``c(f) − stride · f``, weighted by energy. Where paths of centres ``c_p`` meet, it is their
-mean weighted by energy, ``Σ E_p c_p / Σ E_p``.
+and the offset is the mean of ``c(f) − stride · f``, weighted by energy. Where paths of centres ``c_p`` meet, it is
+their mean weighted by energy, ``Σ E_p c_p / Σ E_p``.
 
 All features are measured at once. For white noise ``n``, ``E[(J n)_f (J (x n))_f] = Σ_x x J_{f,x}²``: two directional
 derivatives give an unbiased estimate of the moment, and ``E[(J n)_f²]`` is the energy. Derivatives are differences of
@@ -28,7 +29,7 @@ from lssl.utils.errors import InputError
 
 __all__ = ["Centroid", "gradient_centroids"]
 
-DRAWS = 2
+DRAWS = 3
 STEP = 1 / 256  # of the differences, in standard deviations of the image
 GROUPS = 4  # of channels, between which offsets are compared
 SIDES = [(128, 32), (128, 64), (96, 96), (64, 64), (128, 128), (32, 32), (48, 48), (80, 80)]

@@ -1,4 +1,4 @@
-"""A network made linear and positive: each feature becomes a mean of voxels, so that its place can be read off a ramp."""
+"""A network made linear and positive: features become means of voxels, so that their places can be read off a ramp."""
 
 from __future__ import annotations
 

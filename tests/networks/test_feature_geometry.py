@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
+from lssl.networks import backbone
+from lssl.networks.backbone import Backbone
 from lssl.networks.feature_geometry import Tap, measure
 from lssl.utils.errors import InputError
 from lssl.views import geometry as geo
@@ -48,7 +51,6 @@ NETWORKS = {
     "max pooling": (nn.Sequential(*[nn.MaxPool3d(2) for _ in range(3)]), 8, 3.5),
     "mean pooling": (nn.AvgPool3d(4), 4, 1.5),
     "patches": (nn.Conv3d(1, 1, 16, 16), 16, 7.5),
-    "mix": (nn.Sequential(Mix(), Mix(), Mix()), 8, 1.75),
     "dilated": (nn.Conv3d(1, 1, 3, 2, 2, dilation=2), 2, 0.0),
     "down k2, up k2": (UpDown(chain(2, 2, 0, 2), nn.ConvTranspose3d(1, 1, 2, 2)), 2, 0.5),
     "down k3, up k2": (UpDown(chain(3, 2, 1, 2), nn.ConvTranspose3d(1, 1, 2, 2)), 2, -1.0),
@@ -85,13 +87,67 @@ def test_centre_offsets_in_closed_form(name: str):
     assert tap.offset == (offset,) * 3
 
 
-LINEAR = [name for name in NETWORKS if name not in ("max pooling", "norm and activation", "mix")]
+LINEAR = [name for name in NETWORKS if name not in ("max pooling", "norm and activation")]
 
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_centre_offsets_as_the_network_itself_places_a_ramp(name: str):
     network, stride, offset = NETWORKS[name]
     assert on_a_ramp(network, stride, axis=1) == pytest.approx(offset, abs=1e-9)
+
+
+def energy_centroid(network: nn.Module, stride: int, axis: int) -> float:
+    """Of the middle features of a linear network of one channel, whose gradient autograd gives exactly."""
+    image = torch.zeros(1, 1, SIZE, SIZE, SIZE, requires_grad=True)
+    features = network(image)[0, 0]
+    middle = len(features) // 2
+    at = [middle if a != axis else slice(middle, middle + 1) for a in range(3)]
+    (gradient,) = torch.autograd.grad(features[tuple(at)].sum(), image)
+    profile = gradient[0, 0].movedim(axis, 0).double().square().sum((1, 2))
+    return (profile @ torch.arange(float(SIZE)).double() / profile.sum()).item() - stride * middle
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_paths_of_different_centres_count_by_the_energy_of_their_gradient(seed):
+    """Means of both centres would be 0.25 and 0.75."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(Mix(), Mix())
+    tap = measure(network, {"last": ""}, 1).taps["last"]
+    assert tap.stride == (4, 4, 4)
+    assert 0 < max(tap.uncertainty) < 2
+    for axis in range(3):
+        assert tap.offset[axis] == pytest.approx(energy_centroid(network, 4, axis), abs=0.3)
+
+
+def test_a_path_without_weight_has_no_part_in_the_place():
+    network = Mix()
+    nn.init.zeros_(network.conv.weight)
+    offsets = measure(network, {"last": ""}, 1).taps["last"].offset
+    assert offsets == pytest.approx((0.5, 0.5, 0.5), abs=0.05)
+    nn.init.constant_(network.conv.weight, 100.0)
+    offsets = measure(network, {"last": ""}, 1).taps["last"].offset
+    assert offsets == pytest.approx((0.0, 0.0, 0.0), abs=0.1)
+
+
+def test_align_corners_is_refused_and_its_displacement_named():
+    network = nn.Sequential(nn.Conv3d(1, 2, 2, 2), nn.Upsample(scale_factor=2, mode="trilinear", align_corners=True))
+    with pytest.raises(InputError, match=r"tap 'last' do not lie on a regular grid: .* displaced by .* align_corners"):
+        measure(network, {"last": "1"}, 1)
+    with pytest.raises(InputError, match="regular grid"):
+        Backbone(BasicUNet(3, 1, 2, (4,) * 6, upsample="nontrainable"), {"up": "upcat_1"})
+
+
+def test_an_uncertain_place_is_said(monkeypatch):
+    taps = {"last": Tap("last", 1, (4, 4, 4), (0.0, 0.0, 0.0), (0.0, 1.1, 0.0))}
+    with pytest.warns(UserWarning, match=r"tap 'last'.* uncertain by 1.1 voxels, 28% of its stride"):
+        backbone._warn_of_uncertain_places(taps)
+
+
+def test_a_checkpoint_carries_the_places():
+    one, other = (Backbone(nn.Sequential(Mix(), nn.Conv3d(1, 2, 1)), {"last": "1"}) for _ in range(2))
+    one.set_places({"last": [0.1, 0.2, 0.3], "gone": [0, 0, 0]})
+    other.set_places(one.places())
+    assert other.taps["last"].offset == (0.1, 0.2, 0.3)
 
 
 def test_axes_are_measured_apart():

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
 from lssl.networks.backbone import Backbone, unet, unet_taps
-from lssl.networks.feature_geometry import StopForward, _Linear, _linearised, tapped
+from lssl.networks.linear_probe import LinearMode, without_parameters
+from lssl.networks.tapped import StopForward, tapped
 from lssl.views import geometry as geo
 from lssl.views.sampler import View, ViewSampler
 
@@ -132,10 +133,10 @@ CASES = {
 
 def places(network: nn.Module, paths: list[str], image: Tensor) -> dict[str, Tensor]:
     """Tap → ``(B, 3, ...)``: mean place of each feature's receptive field; ``image`` is a view of places."""
-    probe, names = _linearised(network).to(memory_format=torch.channels_last_3d), {path: path for path in paths}
+    probe, names = without_parameters(network).to(memory_format=torch.channels_last_3d), {path: path for path in paths}
 
     def features(x: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad(), _Linear(), tapped(probe, names, stop=True) as found, suppress(StopForward):
+        with torch.no_grad(), LinearMode(len(x)), tapped(probe, names, stop=True) as found, suppress(StopForward):
             probe(x)
         return found
 
@@ -231,7 +232,8 @@ def test_measured_taps_are_the_closed_form(name: str):
     taps = Backbone(case.network(), {f"tap.{i}": path for i, path in enumerate(case.taps)}).taps.values()
     for tap, (stride, offset, _) in zip(taps, case.taps.values(), strict=True):
         assert tap.stride == (stride,) * 3
-        assert tap.offset == (offset,) * 3
+        several = any(tap.uncertainty)  # a skip at 0 beside a path at -1, each as strong as its random weights make it
+        assert tap.offset == pytest.approx((offset,) * 3, abs=0.25 * stride if several else 0)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -280,7 +282,8 @@ def test_the_wrong_offset_is_off_by_a_third_of_a_feature(shown, name: str, path:
 def test_behind_a_transposed_convolution_places_are_right_on_average(make_batch, kernel: int, padding: int, offset):
     """One coarse feature is copied to two fine ones a side: right over every whole coarse feature, not one by one."""
     network = Hourglass(convolution(kernel, padding), nn.ConvTranspose3d(3, 3, 2, 2))
-    assert Backbone(network, {"decoder": "decoder"}).taps["decoder"].offset == (offset,) * 3
+    tap = Backbone(network, {"decoder": "decoder"}).taps["decoder"]
+    assert tap.offset == pytest.approx((offset,) * 3, abs=0.5 if any(tap.uncertainty) else 0)
     batch = around_the_origin(make_batch(2, (80, 72, 60)))
     view, _ = ViewSampler((48, 40, 32), transforms=[], flip=(0.5, 0.5, 0.5))(batch, torch.Generator().manual_seed(0))
     found = in_features(view, 2, offset, places(network, ["decoder"], view.image)["decoder"].flatten(2).mT)
