@@ -111,7 +111,10 @@ def affine_mm(image: Any, path: str, strict: bool = True) -> np.ndarray:
             f"apart; restore the header, for example by converting the scan again."
         )
     affine = file_affine(image, path).copy()
-    unit = image.header.get_xyzt_units()[0] if isinstance(image, nib.Nifti1Pair) else "mm"
+    try:
+        unit = image.header.get_xyzt_units()[0] if isinstance(image, nib.Nifti1Pair) else "mm"
+    except KeyError as error:
+        raise InputError(f"{path} has lengths in the unit {error} (xyzt_units), which NIfTI does not know.") from None
     affine[:3] *= UNITS.get(unit, 1.0)
     longest = float((np.linalg.norm(affine[:3, :3], axis=0) * image.shape[:3]).max())
     if not SMALLEST <= longest <= LARGEST:

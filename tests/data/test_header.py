@@ -129,3 +129,12 @@ def test_memory_is_asked_before_it_is_taken(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"x.nii needs 1.97e\+05 GB of memory"):
         nifti.read_image(str(path))
     refuse_larger_than_memory(1000, "A little", "never mind")
+
+
+def test_an_unknown_unit_of_length_is_named(tmp_path):
+    image = nib.Nifti1Image(np.ones((9, 9, 9), np.int16), np.diag([2.0, 2, 2, 1]))
+    image.header["xyzt_units"] = 128 + 5
+    path = str(tmp_path / "a.nii.gz")
+    nib.save(image, path)
+    with pytest.raises(InputError, match=r"a.nii.gz has lengths in the unit .* which NIfTI does not know"):
+        read_image(path)
