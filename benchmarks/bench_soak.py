@@ -1,9 +1,9 @@
-"""Does a long run leak? Resident memory, open files and processes of ``lssl fit``, with workers, monitor and checkpoints.
+"""Does a long run leak? Memory, open files and processes of ``lssl fit``, with workers, monitor and checkpoints.
 
-    python benchmarks/bench_soak.py [STEPS] [STRATEGY]     # 2000 steps of longitudinal_infonce, about 15 minutes on two cores
+python benchmarks/bench_soak.py [STEPS] [RECIPE]     # 2000 steps of longitudinal_infonce, about 15 minutes on two cores
 
-Prints every hundredth step, and the slope over the second half of the run per 1000 steps with its standard error: what is
-allocated once (kernels, caches of visits) has been allocated by then.
+Prints every hundredth step, and the slope over the second half of the run per 1000 steps with its standard error: what
+is allocated once (kernels, caches of visits) has been allocated by then.
 """
 
 import os

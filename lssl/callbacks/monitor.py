@@ -10,12 +10,14 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lssl.callbacks.held_out import held_out_batches
-from lssl.evaluation.health import collapses, shortcuts
+from lssl.evaluation.health import collapses, highest, shortcuts
 from lssl.evaluation.representation import HeldOutPair, held_out_pairs, measure, trained_taps
 from lssl.task import Task
 from lssl.utils.errors import InputError
 
 __all__ = ["RepresentationMonitor"]
+
+FEW = 12  # visits, below which retrieval moves in steps of more than a twelfth
 
 
 class RepresentationMonitor(L.Callback):
@@ -34,6 +36,7 @@ class RepresentationMonitor(L.Callback):
 
     Attributes:
         first: figures of the untrained network; kept in checkpoints.
+        best: the highest rank and retrieval of every tap so far; kept in checkpoints.
         figures: the latest ones.
         alarms: tap → the collapse that the latest two measurements show.
         spent: seconds.
@@ -44,13 +47,15 @@ class RepresentationMonitor(L.Callback):
             raise InputError("monitor: give every 0 or more, subjects 2 or more, and visits 1 or more.")
         self.every, self.subjects, self.visits, self.stop = every, subjects, visits, stop
         self.first: dict[str, float] = {}
+        self.best: dict[str, float] = {}
         self.figures: dict[str, float] = {}
         self.alarms: dict[str, str] = {}
         self.spent = 0.0
         self._cases: list[HeldOutPair] | None = None
         self._taps: list[str] = []
         self._warned: set[str] = set()
-        self._suspects: set[str] = set()
+        self._suspects: dict[str, str] = {}
+        self._chance = 0.0
         self._step = -1
         self._started = 0.0
 
@@ -66,6 +71,7 @@ class RepresentationMonitor(L.Callback):
         if not read:
             rank_zero_warn("monitor: there are no held-out subjects, so nothing is measured; see data.init_args.split.")
             return
+        self._chance = _chance(read)
         self._cases = [case for case in read if case.number % world == rank]
         self._taps = trained_taps(pl_module)
         self._started, self.spent, self._step = time.perf_counter(), 0.0, trainer.global_step
@@ -89,16 +95,20 @@ class RepresentationMonitor(L.Callback):
         if self._cases is not None:
             share = self.spent / max(time.perf_counter() - self._started, 1e-9)
             rank_zero_info(f"The monitor took {share:.1%} of the training time ({self.spent:.1f} s).")
+            for tap, text in self._suspects.items():
+                if f"collapse/{tap}" not in self._warned:
+                    rank_zero_warn(f"suspected collapse at {tap}, by the last measurement alone: {text}.")
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: what a resumed run compares with, and what it has warned of."""
-        warned, suspects = sorted(self._warned), sorted(self._suspects)
-        return {"first": self.first, "figures": self.figures, "warned": warned, "suspects": suspects}
+        figures = {"first": self.first, "best": self.best, "figures": self.figures}
+        return {**figures, "warned": sorted(self._warned), "suspects": self._suspects}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores this state."""
         self.first, self.figures = state_dict["first"], state_dict.get("figures", {})
-        self._warned, self._suspects = set(state_dict.get("warned", ())), set(state_dict.get("suspects", ()))
+        self.best, self._suspects = state_dict.get("best", {}), dict(state_dict.get("suspects", {}))
+        self._warned = set(state_dict.get("warned", ()))
 
     def _due(self, step: int) -> bool:
         return step % self.every == 0 or step in (self.every // 4, self.every // 2)
@@ -114,9 +124,12 @@ class RepresentationMonitor(L.Callback):
 
     def _warn(self, trainer: L.Trainer, step: int) -> None:
         """Warns once per tap and kind; of a collapse after two measurements in a row."""
-        found = collapses(self.figures, self.first)
+        channels = {tap: cast(Task, trainer.lightning_module).backbone.taps[tap].channels for tap in self._taps}
+        chance = self._chance if step >= self.every else 1.0  # before, statistics of batch norm lag behind
+        found = collapses(self.figures, self.first, self.best, channels, chance)
+        self.best = highest(highest(self.best, self.first), self.figures)
         self.alarms = {tap: text for tap, text in found.items() if tap in self._suspects}
-        self._suspects = set(found)
+        self._suspects = found
         for word, found in (("collapse", self.alarms), ("shortcut", shortcuts(self.figures, step))):
             for tap, text in found.items():
                 if f"{word}/{tap}" not in self._warned:
@@ -124,3 +137,9 @@ class RepresentationMonitor(L.Callback):
                     rank_zero_warn(f"{word} at {tap}, step {step}: {text}.")
         if self.stop and self.alarms:
             trainer.should_stop = True
+
+
+def _chance(cases: list[HeldOutPair]) -> float:
+    """Retrieval of an embedding that knows nothing, of the measured visits; 1 if they are too few to judge."""
+    visits, subjects = sum(len(case.sessions) for case in cases), len({case.number for case in cases})
+    return (visits / subjects - 1) / (visits - 1) if visits >= max(FEW, subjects + 1) else 1.0
