@@ -20,6 +20,7 @@ from lssl.data import STEP
 from lssl.data.batch import Visit, collate
 from lssl.data.read_errors import FAILURES, FilledLoader, SkipList, collate_readable, other_pairs, read_error
 from lssl.utils.errors import InputError
+from lssl.utils.workers import check_workers
 
 __all__ = [
     "PairDataset",
@@ -30,6 +31,9 @@ __all__ = [
     "pair_loader",
     "same_length",
 ]
+
+
+VOXEL = 5  # bytes of one channel (int16), foreground and label
 
 
 class PairDataset(Dataset[tuple[Visit, Visit] | None]):
@@ -224,6 +228,8 @@ def one_thread(_: int) -> None:
 
 def pair_loader(dataset: PairDataset, batch_size: int, num_workers: int, **options: Any) -> DataLoader:
     """Batches of a dataset as PairBatch; ``options`` are further ones of torch's DataLoader."""
+    voxels = math.prod(dataset.size) if dataset.size else 0
+    check_workers(num_workers, 2 * batch_size * voxels * VOXEL)
     skips = dataset.skips is not None
     loader: type[DataLoader] = FilledLoader if skips and "sampler" not in options else PairLoader
     return loader(

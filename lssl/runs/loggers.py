@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import lightning as L
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 __all__ = ["RunCSVLogger", "RunWandb", "store_config"]
 
@@ -50,7 +53,8 @@ class RunWandb(WandbLogger):
 
     The folder keeps the run's id, so that ``--ckpt_path last`` continues the same W&B run, even after it was killed.
     The resolved config is stored as the run's config. Offline, everything is written into the run folder; ``wandb
-    sync`` sends it later. Pictures and monitors are logged at the step they were made at.
+    sync`` sends it later. Without a network, the run goes on offline and says so. Pictures and monitors are logged at
+    the step they were made at.
 
     Args:
         save_dir: the run folder; ``lssl fit`` fills it in.
@@ -71,6 +75,11 @@ class RunWandb(WandbLogger):
         offline: bool = False,
         artifact: bool = False,
     ) -> None:
+        if not offline and (lacking := _unreachable()):
+            offline = True
+            rank_zero_warn(
+                f"W&B: {lacking}, so the run is logged offline; `wandb sync` on the run folder sends it later."
+            )
         self._folder = Path(save_dir)
         own = self._folder.resolve().name
         known = self._folder / ID
@@ -101,6 +110,19 @@ class RunWandb(WandbLogger):
         if self._experiment is not None:
             self._experiment.finish(exit_code=int(status != "success"))
             self._experiment = None
+
+
+def _unreachable(seconds: float = 5.0) -> str:
+    """Why W&B's server cannot be reached, empty if it can; wandb itself would try for minutes."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return ""  # the user decides
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    host, port = server.hostname or "api.wandb.ai", server.port or (80 if server.scheme == "http" else 443)
+    try:
+        socket.create_connection((host, port), timeout=seconds).close()
+    except OSError as error:
+        return f"{host} cannot be reached ({error})"
+    return ""
 
 
 def store_config(trainer: L.Trainer, config: dict[str, Any]) -> None:

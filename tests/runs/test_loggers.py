@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from helpers import TINY_NET, fit
 
+from lssl.runs import loggers
 from lssl.runs.loggers import RunWandb
 
 
@@ -103,3 +105,20 @@ def test_tensorboard_holds_pictures_and_monitors(tmp_path):
     events.Reload()
     assert {"pictures/views", "pictures/features", "pictures/similarity"} <= set(events.Tags()["images"])
     assert [event.step for event in events.Scalars("monitor/rank/decoder.0")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("mode", [None, "disabled"])
+def test_wandb_without_a_network_goes_on_offline_and_says_so(tmp_path, monkeypatch, mode):
+    """A port that nothing listens at; with a mode of the user's nothing is tried."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert loggers._unreachable() == ""
+        return
+    with pytest.warns(UserWarning, match=r"127.0.0.1 cannot be reached .* logged offline; `wandb sync`"):
+        logger = RunWandb(save_dir=str(tmp_path))
+    assert logger._wandb_init["mode"] == "offline"

@@ -1,0 +1,57 @@
+"""What worker processes need of the system, checked before they start: open files and shared memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import torch.multiprocessing
+
+from lssl.utils.errors import InputError
+
+__all__ = ["check_workers"]
+
+SHARED = "/dev/shm"  # nosec B108: where Linux keeps what processes share
+AHEAD = 2  # batches that a worker reads ahead, torch's default
+OWN, EACH = 128, 64  # open files of a process, and of every worker: each tensor that is under way holds one
+
+
+def check_workers(workers: int, batch_bytes: int) -> None:
+    """Makes room for open files, and refuses workers whose batches do not fit into shared memory.
+
+    A worker that meets the limit of open files dies, and the run would wait for its batch for ever. So the soft limit
+    is raised; where that is not allowed, tensors are shared through named files, which need not stay open.
+
+    Args:
+        workers: processes that read.
+        batch_bytes: of one batch; 0 if unknown.
+
+    Raises:
+        InputError: if the batches under way do not fit into ``/dev/shm``.
+    """
+    if not workers:
+        return
+    needed = OWN + EACH * workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        if most < needed:
+            torch.multiprocessing.set_sharing_strategy("file_system")
+    under_way = workers * AHEAD * batch_bytes
+    free = _free_shared_memory()
+    if free is not None and under_way > free:
+        raise InputError(
+            f"{workers} workers hold up to {under_way / 1e6:,.0f} MB of batches in {SHARED}, of which "
+            f"{free / 1e6:,.0f} MB are free; lower data.init_args.num_workers or batch_size, or give the container "
+            f"more (docker run --shm-size)."
+        )
+
+
+def _free_shared_memory() -> int | None:
+    """Bytes; ``None`` where the system has no such place."""
+    try:
+        found = os.statvfs(SHARED)
+    except (OSError, AttributeError):
+        return None
+    return found.f_bavail * found.f_frsize
