@@ -237,11 +237,18 @@ class Backbone(nn.Module):
 
 
 class TakesNetworks(ABCMeta):
-    """Classes whose first argument is a backbone; a plain network becomes one before ``__init__`` reads its taps."""
+    """A plain network given as ``backbone`` becomes a Backbone before ``__init__`` reads its taps.
 
-    def __call__(cls, backbone: Any, *args: Any, **kwargs: Any) -> Any:
+    A class that builds its own backbone takes none, and is left alone.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Makes an instance."""
-        return super().__call__(Backbone.of(backbone), *args, **kwargs)
+        if "backbone" in kwargs:
+            kwargs["backbone"] = Backbone.of(kwargs["backbone"])
+        elif args and next(iter(cls.__signature__.parameters), "") == "backbone":
+            args = (Backbone.of(args[0]), *args[1:])
+        return super().__call__(*args, **kwargs)
 
     @property
     def __signature__(cls) -> inspect.Signature:
