@@ -115,11 +115,13 @@ def read_run(folder: Path) -> RunLog:
 def _curves(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """If a step was logged twice, the last value counts."""
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, index_col=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
         raise InputError(f"{path} is damaged or empty.") from None
     if "step" not in table:
         raise InputError(f"{path} has no column step, so it is no log of lssl fit.")
+    step = pd.to_numeric(table["step"], errors="coerce")
+    table = table[np.isfinite(step)].assign(step=step)
     curves = {}
     for name in table.columns.drop(["step", "epoch"], errors="ignore"):
         values = pd.to_numeric(table[name], errors="coerce")

@@ -69,8 +69,11 @@ def status(*args: str) -> int:
 def predict(source, out: Path) -> dict[str, nib.Nifti1Image]:
     """What the writer leaves of a datamodule, with a threshold in place of a network."""
     source.setup("predict")
-    writer, trainer = SegmentationWriter(), SimpleNamespace(default_root_dir=str(out), datamodule=source)
-    module = SimpleNamespace(classes=Classes(("bright",), ((1,),), True))
+    writer = SegmentationWriter()
+    trainer = SimpleNamespace(default_root_dir=str(out), datamodule=source, is_global_zero=True)
+    classes = Classes(("bright",), ((1,),), True)
+    module = SimpleNamespace(classes=classes, known_classes=lambda: classes)
+    writer.on_predict_start(trainer, module)
     for batch in source.predict_dataloader():
         image = batch.images[0, 0, 0]
         image = image.float() * (1 if image.is_floating_point() else STEP)

@@ -10,7 +10,7 @@ DEMO = ["--config", str(ROOT / "configs/demo.yaml")]
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--model.init_args.nonsense=1"], "LongitudinalLocal has no option 'nonsense'; there are"),
+        (["--model.init_args.qqqqqqq=1"], "LongitudinalLocal has no option 'qqqqqqq'; there are"),
         (["--model.init_args.sample=1"], "no option 'sample'; did you mean 'samples'?"),
         (["--model.class_path=LongitudinalLocl"], "no class 'LongitudinalLocl'; did you mean 'LongitudinalLocal'?"),
         (["--data.init_args.subject=3"], "PhantomDataModule has no option 'subject'; did you mean 'subjects'?"),
