@@ -6,8 +6,9 @@ Names are imported on first use, so that one source does not load the libraries 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lssl.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lssl.data.datamodule import PairDataModule
@@ -33,9 +34,5 @@ _HOMES = {
     "PreparedDataModule": "lssl.datamodules.prepared",
 }
 
-if not TYPE_CHECKING:  # for a type checker it would make every unknown name Any
-
-    def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module 'lssl.datamodules' has no attribute '{name}'")
-        return getattr(importlib.import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # for a type checker it would make every unknown name an object
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -111,5 +111,6 @@ def test_every_public_name_is_found_on_first_use():
 
     for name in lssl.__all__:
         assert getattr(lssl, name) is not None
+    assert {"Strategy", "load_backbone", "__version__"} <= set(dir(lssl))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         lssl.nothing  # noqa: B018
