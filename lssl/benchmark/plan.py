@@ -25,7 +25,7 @@ from lssl.utils.errors import InputError, nearest
 __all__ = ["SCRATCH", "Cell", "Plan", "read_plan"]
 
 SCRATCH = "scratch"
-GROUPS = ("data", "backbone", "views", "model", "trainer")
+GROUPS = ("data", "backbone", "views", "model", "monitor", "trainer")
 KEYS = ("out", "seeds", "labelled", "data", "backbone", "views", "pretrain", "finetune", "strategies", "slurm")
 WANDB = ("RunWandb", "WandbLogger")
 REPORTS = ("lssl.callbacks.Report", "lssl.callbacks.report.Report", "Report")  # the names of one class

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lssl.callbacks.held_out import held_out_batch
+from lssl.data.batch import PairBatch
 from lssl.evaluation.representation import trained_taps
 from lssl.task import Task
 from lssl.utils.distributed import no_sync
@@ -32,9 +33,9 @@ class Pictures(L.Callback):
     """Draws one held-out pair into ``pictures/`` of the run folder, every so many steps and at the end.
 
     ``views.png``: the visits, their views and where these lie; ``features.png``: principal components at each trained
-    tap; ``similarity.png``: one marked voxel against the whole other visit; ``reconstruction.png``, if the method makes
-    one; ``terms.png`` and ``monitors.png``, at the end, of what ``metrics.csv`` holds. The latest stay; a logger that
-    takes images (TensorBoard, W&B) keeps them all.
+    tap; ``similarity.png``: one marked voxel against the whole other visit, of the untrained network and of the present
+    one; ``reconstruction.png``, if the method makes one; ``terms.png`` and ``monitors.png``, at the end, of what
+    ``metrics.csv`` holds. The latest stay; a logger that takes images (TensorBoard, W&B) keeps them all.
 
     Args:
         every: steps from one drawing to the next; 0 draws at the end only.
@@ -47,12 +48,23 @@ class Pictures(L.Callback):
             raise InputError("Pictures: give every and pair 0 or more.")
         self.every, self.pair, self.tap = every, pair, tap
         self._scene: Any = None
+        self._untrained: dict[str, Any] = {}
         self._step = -1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses a tap that the backbone lacks, before any step."""
         if self.tap and isinstance(pl_module, Task):
             pl_module.backbone.check_taps([self.tap])
+
+    @torch.no_grad()
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keeps what the untrained network finds; a resumed run has none to compare with."""
+        if trainer.global_step or not trainer.is_global_zero or not isinstance(pl_module, Task):
+            return
+        batch = held_out_batch(trainer, self.pair)
+        if batch is not None:
+            with no_sync():
+                self._untrained = {"untrained": self._similarity(pl_module, batch)}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -77,8 +89,7 @@ class Pictures(L.Callback):
             return
         from lssl.pictures.features import draw_features
         from lssl.pictures.reconstruction import draw_reconstruction
-        from lssl.pictures.scene import scene
-        from lssl.pictures.similarity import draw_similarity, similarity_map
+        from lssl.pictures.similarity import draw_similarity
         from lssl.pictures.views import draw_views
 
         batch = held_out_batch(trainer, self.pair)
@@ -87,20 +98,24 @@ class Pictures(L.Callback):
                 rank_zero_warn("Pictures: there is no held-out pair, so nothing is drawn; see data.init_args.split.")
             return
         folder, taps = Path(trainer.default_root_dir) / "pictures", trained_taps(module)
-        tap = self.tap or taps[-1]
         with no_sync():
-            self._scene = self._scene or scene(module, batch)
+            maps = {**self._untrained, f"step {trainer.global_step}": self._similarity(module, batch)}
             kinds: dict[str, Callable[[Path], Any]] = {
                 "views": lambda path: draw_views(self._scene, path),
                 "features": lambda path: draw_features(module, self._scene, path, taps),
-                "similarity": lambda path: draw_similarity(
-                    {f"step {trainer.global_step}": similarity_map(module, self._scene, tap)}, path, tap
-                ),
+                "similarity": lambda path: draw_similarity(maps, path, self.tap or taps[-1]),
                 "reconstruction": lambda path: draw_reconstruction(module, self._scene, path),
             }
             for name, draw in kinds.items():
                 if draw(folder / f"{name}.png") is not False:
                     send(trainer, name, folder / f"{name}.png")
+
+    def _similarity(self, module: Task, batch: PairBatch) -> Any:
+        from lssl.pictures.scene import scene
+        from lssl.pictures.similarity import similarity_map
+
+        self._scene = self._scene or scene(module, batch)
+        return similarity_map(module, self._scene, self.tap or trained_taps(module)[-1])
 
     @staticmethod
     def _draw_curves(trainer: L.Trainer) -> None:
