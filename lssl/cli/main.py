@@ -29,6 +29,7 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
   lssl show     RUN [RUN …]                                        what runs logged: tables, curves, side by side
   lssl prepare  BIDS_DIR OUT_DIR [--suffix T1w …] [--workers N]    registered, cached visits from a BIDS folder
   lssl inspect  DIR [--json] [--sheet FILE.png]                    what a BIDS or prepared folder holds
+  lssl import   FILE OUT [--spacing MM]                            a table of visits from nnssl's JSON or an HDF5 file
   lssl benchmark --config NAME [--dry-run] [--jobs N] [--report]   strategies side by side, in one table
   lssl export   RUN OUT [--to monai|nnunet|safetensors|onnx]       weights for other programs, verified without lssl
   lssl strategies                                                  the methods, one line each
@@ -47,6 +48,7 @@ TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 LIGHT_COMMANDS = {
     "prepare": "lssl.prepare.commands:prepare_command",
     "inspect": "lssl.prepare.commands:inspect_command",
+    "import": "lssl.prepare.migrate:import_command",
     "show": "lssl.runs.show:show_command",
     "benchmark": "lssl.benchmark.command:benchmark_command",
     "export": "lssl.export.command:export_command",
