@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .nifti import NiftiDataModule
     from .phantom import PhantomDataModule
     from .prepared import PreparedDataModule
+    from .synthetic_brains import SyntheticBrainsDataModule
 
 __all__ = [
     "LabelMapDataModule",
@@ -24,6 +25,7 @@ __all__ = [
     "PairDataModule",
     "PhantomDataModule",
     "PreparedDataModule",
+    "SyntheticBrainsDataModule",
 ]
 
 _HOMES = {
@@ -32,6 +34,7 @@ _HOMES = {
     "PairDataModule": "lssl.data.datamodule",
     "PhantomDataModule": "lssl.datamodules.phantom",
     "PreparedDataModule": "lssl.datamodules.prepared",
+    "SyntheticBrainsDataModule": "lssl.datamodules.synthetic_brains",
 }
 
 if not TYPE_CHECKING:  # for a type checker it would make every unknown name an object

@@ -29,7 +29,17 @@ from torch import Tensor
 from lssl.data.nifti import read_grid, read_label
 from lssl.utils.errors import InputError
 
-__all__ = ["AGEING", "STRUCTURES", "LabelMap", "class_names", "classes", "find_maps", "read_map", "sample_labels"]
+__all__ = [
+    "AGEING",
+    "AGEING_ROWS",
+    "STRUCTURES",
+    "LabelMap",
+    "class_names",
+    "classes",
+    "find_maps",
+    "read_map",
+    "sample_labels",
+]
 
 #: Structures and their FreeSurfer numbers on the left, or on no side, and on the right.
 STRUCTURES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -54,6 +64,9 @@ AGEING: dict[str, float] = {
     "caudate": 3.0,
     "lentiform": 4.0,
 }
+
+#: Rows of `AGEING` among `STRUCTURES`.
+AGEING_ROWS = [list(STRUCTURES).index(name) for name in AGEING]
 
 _FACE, _LARGEST = 500, 1023  # numbers from here on are tissue around the brain's cavity; the largest of them
 _FLUID = 24  # around the brain
@@ -81,6 +94,10 @@ class LabelMap:
 
     @functools.cached_property
     def effects(self) -> Tensor:
+        """``(9, K)``: :meth:`effects_of` the map's own fields."""
+        return self.effects_of(self.fields)
+
+    def effects_of(self, fields: Tensor) -> Tensor:
         """``(9, K)``: change of the logarithm of the volumes of `STRUCTURES` per mm of each amplitude, at first.
 
         To first order, what is fetched from ``X + α w(X)`` has moved to ``X - α w(X)``: a structure loses the flux of w
@@ -91,7 +108,7 @@ class LabelMap:
         of_voxel = classes(self.numbers, False)[self.code.long()].flatten().long()
         sizes = torch.bincount(of_voxel, minlength=len(STRUCTURES) + 1).double()
         columns = []
-        for field in self.fields:
+        for field in fields:
             along = torch.tensordot(linear, field.double(), 1)  # in voxels, along the axes
             outflow = torch.stack([_outflow(along[axis], axis) for axis in range(3)]).sum(0)
             columns.append(-torch.bincount(of_voxel, outflow.flatten(), len(STRUCTURES) + 1) / sizes)
@@ -100,7 +117,7 @@ class LabelMap:
     @functools.cached_property
     def response(self) -> Tensor:
         """``(K, K)``: the rows of :attr:`effects` of `AGEING`."""
-        return self.effects[[list(STRUCTURES).index(name) for name in AGEING]]
+        return self.effects[AGEING_ROWS]
 
     def index(self, points: Tensor) -> Tensor:
         """Index of points ``(N, 3)`` of the map frame."""

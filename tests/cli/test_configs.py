@@ -188,6 +188,15 @@ def test_data_label_maps(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_data_synthetic_brains(tmp_path):
+    """Random shapes alone: heads take seconds to make."""
+    values = {"shapes": 1, "pairs_per_epoch": 4, "held_out": 2, "size": 32}
+    options = [f"--data.init_args.{name}={value}" for name, value in values.items()]
+    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
+    main([*args, "--config", str(ROOT / "configs/data/synthetic_brains.yaml"), *options, "--trainer.callbacks=null"])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_data_visits(tmp_path, bids):
     options = [f"--data.init_args.root={bids}", "--data.init_args.num_workers=0", "--trainer.callbacks=null"]
     args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
