@@ -93,6 +93,11 @@ class NiftiDataModule(PairDataModule):
             with suppress(InputError):  # setup raises it in every process
                 self.visit_table()
 
+    @property
+    def location(self) -> str:
+        """The folder, or the table if one is given."""
+        return str(self.root if self.csv is None else self.csv)
+
     def visit_table(self) -> pd.DataFrame:
         """One row per usable visit, with the paths of its image, mask and label map.
 

@@ -86,6 +86,11 @@ class PreparedDataModule(PairDataModule):
         options = json.loads((self.root / "dataset.json").read_text()).get("options", {})
         return bool(options.get("template"))
 
+    @property
+    def location(self) -> str:
+        """The folder, or the table if one is given."""
+        return str(self.root if self.csv == self.root / "visits.csv" else self.csv)
+
     def visit_table(self) -> pd.DataFrame:
         """One row per visit, with the path and the size of its file."""
         table, notes = csv_table(self.csv, self.root, WANTED)

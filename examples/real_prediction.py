@@ -1,6 +1,6 @@
 """Draws docs/oms01.png: the tissue that `lssl predict` wrote for both visits of a real subject, over their images.
 
-``python examples/real_prediction.py ../shared/data/mri runs/tissue/segmentations sub-oms01``;
+``python examples/real_prediction.py ../shared/data/mri runs/tissue/predict/mri sub-oms01``;
 docs/results/finetuning.md says how the segmentations were made.
 """
 

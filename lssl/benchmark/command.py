@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import signal
 import sys
@@ -13,14 +14,14 @@ from lssl.benchmark.fingerprints import cell_fingerprints
 from lssl.benchmark.output_folder import claimed, read_done
 from lssl.benchmark.plan import Cell, Plan, read_plan
 from lssl.benchmark.run import BenchmarkOutcome, OnProgress, run_cells
+from lssl.utils.closing import say_next
 from lssl.utils.errors import InputError
 
-__all__ = ["benchmark_command"]
+__all__ = ["benchmark_command", "benchmark_parser"]
 
 
-def benchmark_command(args: list[str]) -> None:
-    """Runs ``lssl benchmark``; failed cells end it with status 1, an interruption with 130."""
-    from lssl.cli.compose import find_config
+def benchmark_parser() -> argparse.ArgumentParser:
+    """The options of ``lssl benchmark``."""
     from lssl.prepare.commands import Parser
 
     parser = Parser(
@@ -46,7 +47,14 @@ def benchmark_command(args: list[str]) -> None:
     add("--dry-run", action="store_true", help="show cells, commands, time and memory, and run none")
     add("--report", action="store_true", help="write report.html, too: tables, curves and pictures in one file")
     add("--slurm", action="store_true", help="run the cells as SLURM arrays (pip install 'lssl[slurm]')")
-    chosen = parser.parse_args(args)
+    return parser
+
+
+def benchmark_command(args: list[str]) -> None:
+    """Runs ``lssl benchmark``; failed cells end it with status 1, an interruption with 130."""
+    from lssl.cli.compose import find_config
+
+    chosen = benchmark_parser().parse_args(args)
     if chosen.jobs < 1:
         raise InputError(f"--jobs is {chosen.jobs}; at least one process is needed.")
     plan = read_plan(find_config(chosen.config), chosen.out, chosen.data)
@@ -55,11 +63,12 @@ def benchmark_command(args: list[str]) -> None:
     fingerprints = cell_fingerprints(plan)
     if chosen.dry_run:
         _show(plan, fingerprints, chosen.jobs)
+        say_next(None, ["benchmark", *(arg for arg in args if arg != "--dry-run")])
     else:
-        _run(plan, fingerprints, chosen)
+        _run(plan, fingerprints, chosen, args)
 
 
-def _run(plan: Plan, fingerprints: dict[str, str], chosen: Any) -> None:
+def _run(plan: Plan, fingerprints: dict[str, str], chosen: Any, args: list[str]) -> None:
     with claimed(plan) as lock, _interruptible(plan, fingerprints):
         pending = [cell for cell in plan.cells if read_done(cell, fingerprints[cell.name]) is None]
         print(f"{plan.out}: {len(plan.cells)} cells, {len(plan.cells) - len(pending)} finished before.")
@@ -79,6 +88,8 @@ def _run(plan: Plan, fingerprints: dict[str, str], chosen: Any) -> None:
             from lssl.benchmark.report import write_results
 
             print("Results:", ", ".join(str(path) for path in write_results(plan, fingerprints, chosen.report)))
+    again = [] if chosen.report and not outcome.failed else [["benchmark", *args, *["--report"] * (not chosen.report)]]
+    say_next(plan.out, *again)
     if outcome.failed:
         raise SystemExit(1)
 

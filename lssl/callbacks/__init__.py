@@ -5,6 +5,7 @@ from lssl.callbacks.embeddings import EmbeddingWriter
 from lssl.callbacks.landmarks import Landmarks
 from lssl.callbacks.monitor import RepresentationMonitor
 from lssl.callbacks.pictures import Pictures
+from lssl.callbacks.progress import Progress
 from lssl.callbacks.report import Report
 from lssl.callbacks.waiting import DataWait
 from lssl.resume import ExactResume
@@ -16,6 +17,7 @@ __all__ = [
     "ExactResume",
     "Landmarks",
     "Pictures",
+    "Progress",
     "Report",
     "RepresentationMonitor",
 ]

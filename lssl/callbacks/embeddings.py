@@ -12,21 +12,26 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
+from lssl.data.pairs import count
+from lssl.runs.predictions import prediction_folder
+from lssl.utils.distributed import every_rank
+
 __all__ = ["EmbeddingWriter"]
 
 
 class EmbeddingWriter(BasePredictionWriter):
-    """Writes ``embeddings.npz``: ``subject`` and ``session`` (names), ``age``, and ``(visits, channels)`` per tap.
+    """Writes ``embeddings.npz`` into a folder of the cohort, ``RUN/predict/COHORT``.
 
-    With several processes each writes the visits it saw, ``embeddings.1.npz`` and so on.
+    It holds ``subject`` and ``session`` (names), ``age``, and ``(visits, channels)`` per tap. With several processes
+    each writes the visits it saw, ``embeddings.1.npz`` and so on.
 
-    Args:
-        folder: where to write.
+    Attributes:
+        folder: of the cohort, once written (:func:`lssl.runs.predictions.prediction_folder`).
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self) -> None:
         super().__init__("epoch")
-        self.folder = Path(folder)
+        self.folder = Path()
 
     def write_on_epoch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
@@ -37,12 +42,17 @@ class EmbeddingWriter(BasePredictionWriter):
         joined = {name: torch.cat([p[name] for p in predictions]).float().cpu().numpy() for name in predictions[0]}
         rows = joined.pop("session").astype(int)
         joined.pop("subject")
-        visits = trainer.datamodule.table.iloc[rows]  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        visits = data.table.iloc[rows]
         arrays: dict[str, Any] = {name: visits[name].to_numpy(str) for name in ("subject", "session")}
         arrays |= {"age": visits["age"].to_numpy(float), **joined}
+        found = None
+        if trainer.is_global_zero:
+            found = prediction_folder(Path(trainer.default_root_dir), data.location, data.table, trainer.ckpt_path)
+        self.folder = every_rank(found)[0]
         path = self.folder / ("embeddings.npz" if trainer.global_rank == 0 else f"embeddings.{trainer.global_rank}.npz")
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part.npz")
         np.savez_compressed(part, **arrays)
         part.replace(path)
-        rank_zero_info(f"Embeddings of {len(rows)} visits: {path}")
+        rank_zero_info(f"Embeddings of {count(len(rows), 'visit')}: {path}")

@@ -30,8 +30,8 @@ class Arguments:
 
 
 def asks_for_help(args: Sequence[str]) -> bool:
-    """Whether help was requested: ``--help``, or ``--model.help CLASS``."""
-    return any(arg in ("-h", "--help") or arg.partition("=")[0].endswith(".help") for arg in args)
+    """Whether the parser's own help was requested: ``--help=all``, or ``--model.help CLASS``."""
+    return any(arg.partition("=")[0] == "--help" or arg.partition("=")[0].endswith(".help") for arg in args)
 
 
 def read_arguments(args: Sequence[str]) -> Arguments:

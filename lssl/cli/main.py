@@ -11,40 +11,14 @@ import logging
 import os
 import sys
 import warnings
-from importlib.metadata import entry_points
 
 from lssl import __version__
+from lssl.cli.help import COMMANDS, HELP, command_help
 from lssl.utils.allocator import keep_freed_memory
 from lssl.utils.errors import InputError, input_error, nearest
 
 __all__ = ["main"]
 
-HELP = f"""\
-lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
-
-  lssl fit      --config NAME --data PATH [--key value …]          pretrain, or fine-tune a Segmenter
-  lssl validate --config NAME --ckpt_path FILE|best|last           terms on held-out pairs; a Segmenter's Dice
-  lssl test     --config NAME --ckpt_path FILE|best|last           terms on test pairs; a Segmenter's scores
-  lssl predict  --config NAME --ckpt_path FILE|best|last           embeddings of every visit; a Segmenter's label maps
-  lssl show     RUN [RUN …]                                        what runs logged: tables, curves, side by side
-  lssl prepare  BIDS_DIR OUT_DIR [--suffix T1w …] [--workers N]    registered, cached visits from a BIDS folder
-  lssl inspect  DIR [--json] [--sheet FILE.png]                    what a BIDS or prepared folder holds
-  lssl import   FILE OUT [--spacing MM]                            a table of visits from nnssl's JSON or an HDF5 file
-  lssl benchmark --config NAME [--dry-run] [--jobs N] [--report]   strategies side by side, in one table
-  lssl export   RUN OUT [--to monai|nnunet|safetensors|onnx]       weights for other programs, verified without lssl
-  lssl strategies                                                  the methods, one line each
-  lssl datamodules                                                 the sources of pairs, one line each
-
-  NAME    a config file, or a shipped recipe: longitudinal_local, finetune, benchmark/demo; later ones override earlier
-  PATH    a prepared folder, a BIDS folder, a table of visits (CSV) or one NIfTI file; or a class: PhantomDataModule
-
-  lssl fit --help                          all options of a command
-  lssl fit --config NAME --print_config    what NAME resolves to; --print_config=sources says where each value is from
-  lssl --version
-
-Options override --data, and --data overrides configs, in any order of the arguments."""
-
-TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 LIGHT_COMMANDS = {
     "prepare": "lssl.prepare.commands:prepare_command",
     "inspect": "lssl.prepare.commands:inspect_command",
@@ -52,8 +26,9 @@ LIGHT_COMMANDS = {
     "show": "lssl.runs.show:show_command",
     "benchmark": "lssl.benchmark.command:benchmark_command",
     "export": "lssl.export.command:export_command",
+    "completion": "lssl.cli.completion:completion_command",
 }
-GROUPS = {"strategies": "lssl.strategies", "datamodules": "lssl.datamodules"}
+GROUPS = ("strategies", "datamodules")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -70,15 +45,18 @@ def main(args: list[str] | None = None) -> None:
         elif command in ("-V", "--version"):
             print(__version__)
         elif command in GROUPS:
-            _list_classes(GROUPS[command])
+            _describe(command, args[1:])
         elif command in LIGHT_COMMANDS:
             room, _, name = LIGHT_COMMANDS[command].partition(":")
             getattr(importlib.import_module(room), name)(args[1:])
-        elif command in TRAINER_COMMANDS:
-            _train(command, args[1:])
+        elif command in COMMANDS:
+            if {"-h", "--help"} & {*args}:
+                print(command_help(command))
+            else:
+                _train(command, args[1:])
         else:
             raise InputError(
-                f"There is no command '{command}'{nearest(command, [*TRAINER_COMMANDS, *LIGHT_COMMANDS, *GROUPS])}"
+                f"There is no command '{command}'{nearest(command, [*COMMANDS, *LIGHT_COMMANDS, *GROUPS])}"
             )
     except KeyboardInterrupt:
         print("\nlssl: stopped by Ctrl-C.", file=sys.stderr)
@@ -91,10 +69,18 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def _list_classes(group: str) -> None:
-    for point in sorted(entry_points(group=group), key=lambda point: point.name):
-        line = (point.load().__doc__ or "").strip().splitlines()
-        print(f"{point.name:<24}{line[0] if line else ''}")
+def _describe(group: str, args: list[str]) -> None:
+    """Lists the classes of a group, or describes those that are named."""
+    from lssl.cli import describe
+
+    if {"-h", "--help"} & {*args}:
+        print(f"lssl {group} [NAME]\n\nLists the {group}, or describes one: its options, paper and recipes.")
+    elif unknown := [name for name in args if name.startswith("-")]:
+        raise InputError(f"lssl {group} has no option {unknown[0]}; type lssl {group} [NAME].")
+    elif not args:
+        describe.list_classes(group)
+    for name in args if not any(name.startswith("-") for name in args) else ():
+        describe.describe_class(group, name)
 
 
 def _train(command: str, args: list[str]) -> None:

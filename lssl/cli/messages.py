@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
@@ -24,11 +25,18 @@ def refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any], groups: 
     """
     for key, value in values.items():
         if key not in known:
-            raise InputError(f"There is no key '{key}'{nearest(str(key), known)}")
+            raise InputError(f"There is no key '{key}'{_nearest_key(str(key), known)}")
         if key in groups and isinstance(value, Mapping):
             for name in value:
                 if name not in known[key]:
                     raise InputError(f"'{key}' has no key '{name}'{nearest(str(name), known[key])}")
+
+
+def _nearest_key(key: str, known: Mapping[str, Any]) -> str:
+    """The nearest top-level key, or the full name of an option whose group was left out: ``trainer.max_steps``."""
+    full = {name: f"{group}.{name}" for group, names in known.items() if isinstance(names, Mapping) for name in names}
+    near = difflib.get_close_matches(key, [*known, *full], n=1, cutoff=0.6)
+    return f"; did you mean '{full.get(near[0], near[0])}'?" if near else nearest(key, known)
 
 
 # The wording of jsonargparse that we parse; tests/cli/test_messages.py fails when it changes.

@@ -16,14 +16,15 @@ import lightning as L
 import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lssl.callbacks import AutoSave, DataWait, EmbeddingWriter, RepresentationMonitor
+from lssl.callbacks import AutoSave, DataWait, EmbeddingWriter, Progress, RepresentationMonitor
 from lssl.checkpoint import read_checkpoint
 from lssl.cli.arguments import asks_for_help, read_arguments
 from lssl.cli.compose import OF_THE_RECIPE, Config, compose
+from lssl.cli.endings import say_ending
 from lssl.cli.messages import explain, refuse_unknown
 from lssl.cli.references import from_environment, resolved
 from lssl.data.datamodule import PairDataModule
@@ -111,12 +112,14 @@ class TrainingCLI(LightningCLI):
         classes = registered()
         if asks_for_help(args):
             with explained(classes):
-                cls(command, None, args)
+                cls(command, None, ["--help" if arg.startswith("--help=") else arg for arg in args])
             return
         given = read_arguments(args)
         config = complete(given.files, given.data, given.options)
         with explained(classes), ExitStack() as ending:
-            cls(command, config, show=given.show, ending=ending)
+            cli = cls(command, config, show=given.show, ending=ending)
+        if cli.trainer.is_global_zero and not cli.trainer.interrupted:
+            say_ending(command, args, cli.trainer, cli.model, cli.datamodule)
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -204,19 +207,28 @@ class TrainingCLI(LightningCLI):
         """Adds the progress bar and the checkpoints of the run folder to the configured callbacks."""
         config = self.config[self.subcommand].trainer
         folder = Path(config.default_root_dir)
-        callbacks: list[Callback] = [EmbeddingWriter(folder), DataWait()]
+        callbacks: list[Callback] = [EmbeddingWriter(), DataWait()]
         if config.enable_checkpointing is not False:
             callbacks += run_checkpoints(folder)
             if self.subcommand == "fit":
                 callbacks.append(AutoSave(folder, self.config.fit.max_lost, self.signals))
         if config.enable_progress_bar is not False:
-            callbacks.append(RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=20))
+            given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
+            own = [str(getattr(one, "class_path", "")) for one in given]
+            callbacks += [] if any(name.endswith("ProgressBar") for name in own) else [Progress()]
         self.trainer_defaults["callbacks"] = callbacks
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, ProgressBar))  # type: ignore[attr-defined]
+        return trainer  # the bar goes first, so that it has ended when others print
+
+    def before_test(self) -> None:
+        """The Segmenter's table is the only one."""
+        if isinstance(self.model, Segmenter):
+            self.config_init.test.verbose = False
 
     def before_fit(self) -> None:
         """A resumed run has its own weights and no longer needs its initial checkpoint."""

@@ -130,6 +130,11 @@ class PairDataModule(L.LightningDataModule):
         self.notes: list[str] = []
         self.summary = ""
 
+    @property
+    def location(self) -> str:
+        """File or folder of the visits, by which a cohort is known; of data without files, the name of the class."""
+        return type(self).__name__.removesuffix("DataModule").lower()
+
     def visit_table(self) -> pd.DataFrame:
         """One row per visit, in any order.
 

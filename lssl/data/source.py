@@ -19,6 +19,7 @@ class DataSource(Protocol):
     Attributes:
         table: after ``setup``: one row per visit with ``subject``, ``session``, ``age`` and ``split``; visit ids in a
             batch are its row numbers.
+        location: file or folder of the visits, or a name of the data.
         summary: after ``setup``: what was found, used and excluded, in words.
         label_names: label value → its name, if known.
         common_frame: whether all subjects are aligned to one template, so that positions can be compared across
@@ -27,6 +28,7 @@ class DataSource(Protocol):
     """
 
     table: pd.DataFrame
+    location: str
     summary: str
     label_names: dict[int, str]
     common_frame: bool

@@ -16,20 +16,20 @@ import lssl
 from lssl.prepare.commands import Parser
 from lssl.utils.errors import InputError
 
-__all__ = ["export_command", "export_network"]
+__all__ = ["export_command", "export_network", "export_parser"]
 
 #: Largest difference of an answer, as a share of its largest value; convolutions may sum in another order.
 TOLERANCE = 1e-4
 TARGETS = ("monai", "nnunet", "safetensors", "onnx")
 
 
-def export_command(args: Sequence[str]) -> None:
-    """Runs ``lssl export``.
-
-    Args:
-        args: its options.
-    """
-    parser = Parser(prog="lssl export", description="Writes a network's weights for programs that do not know lssl.")
+def export_parser() -> argparse.ArgumentParser:
+    """The options of ``lssl export``."""
+    parser = Parser(
+        prog="lssl export",
+        description="Writes a network's weights for programs that do not know lssl.",
+        allow_abbrev=False,
+    )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run folder (its best checkpoint, or its last), or a .ckpt")
     add("out", type=Path, metavar="OUT", help="new folder")
@@ -42,7 +42,16 @@ def export_command(args: Sequence[str]) -> None:
     add("--spacing", type=float, nargs=3, metavar=("X", "Y", "Z"), help="mm between voxels, if the checkpoint lacks it")
     add("--license", default="unknown", help="of the weights, as Hugging Face names it: cc-by-4.0, apache-2.0, …")
     add("--python", default=sys.executable, help="Python that rebuilds the network, for example of nnU-Net's own venv")
-    chosen: argparse.Namespace = parser.parse_args(list(args))
+    return parser
+
+
+def export_command(args: Sequence[str]) -> None:
+    """Runs ``lssl export``.
+
+    Args:
+        args: its options.
+    """
+    chosen = export_parser().parse_args(list(args))
     if "" not in sys.path:
         sys.path.insert(0, "")  # a method or network of one's own, beside the config
     from lssl.checkpoint import checkpoint_of

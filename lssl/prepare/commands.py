@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lssl.utils.closing import say_next
 from lssl.utils.errors import InputError, nearest
 
-__all__ = ["inspect_command", "prepare_command"]
+__all__ = ["Parser", "inspect_command", "inspect_parser", "prepare_command", "prepare_parser"]
+
+RECIPE = "longitudinal_infonce"  # what we recommend for pretraining
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,7 +68,8 @@ def _print_files(root: Path, suffixes: Sequence[str], select: str) -> None:
         print("; ".join([f"{suffix}: {int(files['taken'].sum())} of {len(files)} images taken", *notes]) + ".")
 
 
-def _prepare_parser() -> Parser:
+def prepare_parser() -> Parser:
+    """The options of ``lssl prepare``."""
     parser = Parser(
         prog="lssl prepare",
         description="Registers the visits of every subject of a BIDS folder and writes them as cached, chunked arrays.",
@@ -111,7 +115,7 @@ def _prepare_parser() -> Parser:
 
 def prepare_command(args: list[str]) -> None:
     """Runs ``lssl prepare``; a visit that was left out ends it with status 1, after all others are done."""
-    chosen = _prepare_parser().parse_args(args)
+    chosen = prepare_parser().parse_args(args)
     if chosen.workers < 1:
         raise InputError(f"--workers is {chosen.workers}; at least one process is needed.")
     if len(set(chosen.suffix)) < len(chosen.suffix):
@@ -142,8 +146,15 @@ def prepare_command(args: list[str]) -> None:
         picture = chosen.out / "pictures" / f"{visit.split()[0]}.png"
         print(f"look at {visit}: {'; '.join(reasons)} ({picture})")
     _print_fates(outcome, chosen.out / TABLE)
+    say_next(chosen.out, *([_fit(chosen.out, len(chosen.suffix))] if outcome.done or outcome.kept else []))
     if outcome.failed or outcome.left:
         raise SystemExit(1)
+
+
+def _fit(data: Path, channels: int) -> list[str]:
+    """The command that trains on prepared visits."""
+    several = ["--backbone.in_channels", str(channels)] if channels > 1 else []
+    return ["fit", "--config", RECIPE, "--data", str(data), *several]
 
 
 def _print_fates(outcome: Any, table: Path) -> None:
@@ -160,7 +171,8 @@ def _print_fates(outcome: Any, table: Path) -> None:
     print(f"Subjects: {', '.join(parts)}. The visits are listed in {table}.")
 
 
-def _inspect_parser() -> Parser:
+def inspect_parser() -> Parser:
+    """The options of ``lssl inspect``."""
     parser = Parser(prog="lssl inspect", description="Says what a BIDS or prepared folder holds.", allow_abbrev=False)
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="a BIDS folder, a table of visits, or what lssl prepare wrote")
@@ -186,7 +198,7 @@ def _inspect_parser() -> Parser:
 
 def inspect_command(args: list[str]) -> None:
     """Runs ``lssl inspect``."""
-    chosen = _inspect_parser().parse_args(args)
+    chosen = inspect_parser().parse_args(args)
     from lssl.prepare.inspection import inspect_folder
 
     if chosen.list:
@@ -209,3 +221,19 @@ def inspect_command(args: list[str]) -> None:
         from lssl.prepare.sheet import draw
 
         draw(report, chosen.sheet)
+    if not chosen.json:
+        if chosen.sheet:
+            print(f"Sheet: {chosen.sheet}")
+        say_next(None, _after_inspection(report, chosen))
+
+
+def _after_inspection(report: Any, chosen: argparse.Namespace) -> list[str]:
+    """Training on what is prepared; preparing what is not."""
+    if report.kind == "prepared":
+        return _fit(chosen.folder, len(report.channels))
+    given = [] if chosen.suffix == "T1w" else ["--suffix", chosen.suffix]
+    given += ["--select", *chosen.select] if chosen.select else []
+    place, number = chosen.folder.resolve(), 1
+    while (out := Path(f"{place.stem}-prepared{'' if number == 1 else f'-{number}'}")).exists():
+        number += 1
+    return ["prepare", str(chosen.folder), str(out), *given]

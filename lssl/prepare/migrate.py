@@ -11,17 +11,18 @@ import pandas as pd
 
 from lssl.data.pairs import count
 from lssl.prepare.commands import Parser
+from lssl.utils.closing import say_next
 from lssl.utils.errors import InputError
 from lssl.utils.files import atomic_write
 
-__all__ = ["import_command", "import_visits"]
+__all__ = ["import_command", "import_parser", "import_visits"]
 
 TABLE = "visits.csv"
 HDF5 = (".hdf5", ".h5")
 
 
-def import_command(args: Sequence[str]) -> None:
-    """Runs ``lssl import``."""
+def import_parser() -> argparse.ArgumentParser:
+    """The options of ``lssl import``."""
     parser = Parser(
         prog="lssl import",
         description="Turns nnssl's pretrain_data.json, or an HDF5 file of Ren et al. (2022), into a table of visits.",
@@ -33,15 +34,18 @@ def import_command(args: Sequence[str]) -> None:
     add("--suffix", nargs="+", metavar="NAME", help="modalities of a .json, one channel each (T1w)")
     add("--spacing", nargs="+", type=float, metavar="MM", help="voxel size of an HDF5 file: one number, or three")
     add("--axes", metavar="RAS", help="directions of an HDF5 file's axes (RAS)")
-    chosen: argparse.Namespace = parser.parse_args(list(args))
+    return parser
+
+
+def import_command(args: Sequence[str]) -> None:
+    """Runs ``lssl import``."""
+    chosen = import_parser().parse_args(list(args))
     table, notes = import_visits(chosen.source, chosen.out, chosen.suffix, chosen.spacing, chosen.axes)
     for note in notes:
         print(f"{note}.")
     place = chosen.out / TABLE
-    print(
-        f"{place}: {count(len(table), 'visit')} of {count(table['subject'].nunique(), 'subject')}.\n"
-        f"Next: lssl inspect {place}"
-    )
+    print(f"{place}: {count(len(table), 'visit')} of {count(table['subject'].nunique(), 'subject')}.")
+    say_next(chosen.out, ["inspect", str(place)])
 
 
 def import_visits(

@@ -12,6 +12,10 @@ from lssl.data.pairs import count
 __all__ = ["overlay_lines"]
 
 MOST = 5  # reasons that are printed
+NONE = {
+    "mask": "No masks found or asked for: the head is found in every image.",
+    "label map": "No label maps found or asked for.",
+}
 
 
 def overlay_lines(table: pd.DataFrame, records: list[dict[str, Any]], subjects: set[str]) -> list[str]:
@@ -28,6 +32,7 @@ def overlay_lines(table: pd.DataFrame, records: list[dict[str, Any]], subjects: 
     for kind, column in (("mask", "mask_from"), ("label map", "label_from")):
         paths = [path for path in mine[kind.split()[0]] if path]
         if not paths:
+            lines.append(NONE[kind])
             continue
         origins = Counter(visit[column] for visit in visits if visit[column])
         taken, moved = sum(origins.values()), origins.pop("another grid", 0)

@@ -192,7 +192,9 @@ class RunFolder(SaveConfigCallback):
         own._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Describes the data, for the checkpoints."""
+        """Says where the run goes; describes the data, for the checkpoints."""
+        if trainer.is_global_zero:
+            print(f"Run folder: {trainer.default_root_dir}", flush=True)
         self.data = describe(trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -12,15 +12,17 @@ from rich.table import Table
 
 from lssl.prepare.commands import Parser
 from lssl.runs.log import RunLog, better, ordered_kinds, ordered_taps, read_run
+from lssl.utils.closing import say_next
 from lssl.utils.errors import InputError
 
-__all__ = ["show_command"]
+__all__ = ["show_command", "show_parser"]
 
 ARROWS = {1: "↑", -1: "↓", 0: " "}
 TAPS = 4  # columns of a table
 
 
-def _parser() -> argparse.ArgumentParser:
+def show_parser() -> argparse.ArgumentParser:
+    """The options of ``lssl show``."""
     parser = Parser(
         prog="lssl show",
         description="Prints terms and monitors of a run, or compares runs, and draws their curves.",
@@ -35,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def show_command(args: list[str]) -> None:
     """Runs ``lssl show``."""
-    chosen = _parser().parse_args(args)
+    chosen = show_parser().parse_args(args)
     runs = [read_run(folder) for folder in chosen.runs]
     if not any(run.curves for run in runs):
         raise InputError(f"{chosen.runs[0]}/metrics.csv holds no figures yet.")
@@ -49,6 +51,10 @@ def show_command(args: list[str]) -> None:
     for draw, name in ((draw_terms, "terms.png"), (draw_monitors, "monitors.png")):
         if draw(runs, out / name):
             console.print(f"curves  {out / name}", soft_wrap=True)
+    config = runs[0].folder / "config.yaml"
+    last = runs[0].folder / "checkpoints" / "last.ckpt"
+    evaluate = ["predict", "--config", str(config), "--ckpt_path", "last"]
+    say_next(out, *([evaluate] if len(runs) == 1 and config.is_file() and last.is_file() else []))
 
 
 def _one_run(run: RunLog) -> list[Table]:

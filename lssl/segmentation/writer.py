@@ -1,8 +1,7 @@
-"""SegmentationWriter: ``lssl predict`` of a Segmenter writes NIfTI label maps and a table of volumes."""
+"""SegmentationWriter: ``lssl predict`` of a Segmenter writes NIfTI label maps, volumes, their change and pictures."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -17,51 +16,61 @@ import pandas as pd
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-import lssl
 from lssl.data.header import file_affine, open_image
+from lssl.data.pairs import count, visit_name
 from lssl.data.store import read_stored
 from lssl.runs.folder import back_up
+from lssl.runs.predictions import prediction_folder
+from lssl.segmentation.change import yearly_change
 from lssl.segmentation.native import to_native
+from lssl.utils.distributed import every_rank
 from lssl.utils.files import atomic_write, digest
 
 __all__ = ["SegmentationWriter", "entities", "write_label"]
 
-FOLDER = "segmentations"
 HASHED = re.compile("x[0-9a-f]{8}$")
 STORED = ".b2nd"  # files of a prepared folder
 
 
 class SegmentationWriter(L.Callback):
-    """Writes a BIDS derivative below the run folder, ``segmentations/``.
+    """Writes a BIDS derivative into a folder of the cohort, ``RUN/predict/COHORT``.
 
     ``sub-…/ses-…/anat/sub-…_ses-…_desc-lssl_dseg.nii.gz`` has the grid, affine and axes of the visit's own file. For a
     prepared visit, this is the original scan, reached through the stored transform. The label map holds the training
     label values (the first value of each class), which ``desc-lssl_dseg.tsv`` names. ``volumes.csv`` holds subject,
-    session, age, structure and mm³. Files are written atomically; an earlier ``volumes.csv`` is kept under a numbered
-    name.
+    session, age, years since the first visit, structure and mm³; ``change.csv`` the yearly change of each structure of
+    each subject (:mod:`.change`). ``trajectories.png`` shows the cohort, ``pictures/`` every subject. Files are written
+    atomically; earlier tables of the same cohort and weights are kept under numbered names.
+
+    Attributes:
+        folder: of the cohort (:func:`lssl.runs.predictions.prediction_folder`).
+        rows: of ``volumes.csv``, of this process.
     """
 
     def __init__(self) -> None:
+        self.folder = Path()
         self.rows: list[dict[str, Any]] = []
         self.subjects: dict[str, str] = {}
         self.sessions: dict[str, str] = {}
+        self._slices: dict[str, list[Any]] = {}
+        self._heights: dict[str, float] = {}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Writes the description of the folder and the names of the values."""
-        self.rows, classes = [], pl_module.known_classes()
-        table = trainer.datamodule.table  # type: ignore[attr-defined]
+        """Finds the folder; writes the names of the values."""
+        self.rows, self._slices, self._heights, classes = [], {}, {}, pl_module.known_classes()
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        table = data.table
         self.subjects, self.sessions = entities("sub", table["subject"]), entities("ses", table["session"])
-        folder = _folder(trainer)
+        found = None
+        if trainer.is_global_zero:
+            found = prediction_folder(Path(trainer.default_root_dir), data.location, table, trainer.ckpt_path)
+        self.folder = every_rank(found)[0]
         if not trainer.is_global_zero:
             return
         if changed := [f"{name!r} → {label}" for name, label in self.subjects.items() if HASHED.search(label)]:
             rank_zero_warn(f"Names that would be one in BIDS get a hash in their files: {', '.join(changed[:5])}.")
-        folder.mkdir(parents=True, exist_ok=True)
-        about = {"Name": "lssl segmentations", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
-        made = {**about, "GeneratedBy": [{"Name": "lssl", "Version": lssl.__version__}]}
-        _write_text(folder / "dataset_description.json", json.dumps(made, indent=1) + "\n")
         lines = [f"{values[0]}\t{name}" for name, values in zip(classes.names, classes.values, strict=True)]
-        _write_text(folder / "desc-lssl_dseg.tsv", "\n".join(["index\tname", *lines]) + "\n")
+        _write_text(self.folder / "desc-lssl_dseg.tsv", "\n".join(["index\tname", *lines]) + "\n")
 
     def on_predict_batch_end(
         self,
@@ -76,27 +85,77 @@ class SegmentationWriter(L.Callback):
         visit = trainer.datamodule.table.iloc[int(batch.session[0, 0])]  # type: ignore[attr-defined]
         label = outputs.pop("label").cpu().numpy()
         affine = batch.affines[0, 0].cpu().numpy()
+        self._keep_slice(visit, batch.images[0, 0, 0].float().cpu().numpy(), label, affine)
         folders = [self.subjects[visit["subject"]]] + [self.sessions[visit["session"]]] * bool(visit["session"])
         name = "_".join([*folders, "desc-lssl_dseg.nii.gz"])
-        path = _folder(trainer).joinpath(*folders, "anat", name)
+        path = self.folder.joinpath(*folders, "anat", name)
         source = str(visit["image"]) if "image" in visit else ""
         if source.endswith(STORED) and (native := read_stored(source).native):
             label, affine, source = to_native(label, affine, native), native.affine, native.file
         write_label(path, label, affine, source)
         classes = pl_module.classes
         size = abs(np.linalg.det(affine[:3, :3]))
+        of = {"subject": visit["subject"], "session": visit["session"], "age": visit["age"], "years": visit["time"]}
         for structure, values in zip(classes.names, classes.values, strict=True):
             mm3 = round(float((label == values[0]).sum() * size), 3)
-            of = {"subject": visit["subject"], "session": visit["session"], "age": visit["age"]}
             self.rows.append({**of, "structure": structure, "mm3": mm3})
 
+    def _keep_slice(self, visit: pd.Series, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> None:
+        """For the subject's picture."""
+        from lssl.segmentation.trajectories import slice_of
+
+        subject, age = visit["subject"], visit["age"]
+        title = " ".join([str(visit["session"]), f"(age {age:.1f})" if age == age else ""]).strip()
+        part, height = slice_of(title, image, label, affine, self._heights.get(subject))
+        self._heights.setdefault(subject, height)
+        self._slices.setdefault(subject, []).append(part)
+
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the volumes; each of several processes writes those of its visits, ``volumes.1.csv`` and so on."""
-        rank = trainer.global_rank
-        path = _folder(trainer) / ("volumes.csv" if rank == 0 else f"volumes.{rank}.csv")
-        back_up(path)
-        _write_text(path, pd.DataFrame(self.rows).to_csv(index=False))
-        rank_zero_info(f"Segmentations and volumes: {_folder(trainer)}")
+        """Joins the visits of all processes, and writes tables and pictures."""
+        ranks = every_rank((self.rows, self._slices))
+        if not trainer.is_global_zero:
+            return
+        volumes = pd.DataFrame([row for rows, _ in ranks for row in rows])
+        slices: dict[str, list[Any]] = {}
+        for _, of_rank in ranks:
+            for subject, parts in of_rank.items():
+                slices.setdefault(subject, []).extend(parts)
+        if volumes.empty:
+            return
+        table = trainer.datamodule.table  # type: ignore[attr-defined]
+        order = {visit: row for row, visit in enumerate(zip(table["subject"], table["session"], strict=True))}
+        place = [order[visit] for visit in zip(volumes["subject"], volumes["session"], strict=True)]
+        volumes = volumes.iloc[np.argsort(place, kind="stable")].drop_duplicates(["subject", "session", "structure"])
+        change = yearly_change(volumes)
+        for name, content in (("volumes.csv", volumes), ("change.csv", change)):
+            back_up(self.folder / name)
+            _write_text(self.folder / name, content.to_csv(index=False, float_format="%.8g"))
+        self._draw(volumes, change, slices)
+        rank_zero_info(_said(volumes, change))
+
+    def _draw(self, volumes: pd.DataFrame, change: pd.DataFrame, slices: dict[str, list[Any]]) -> None:
+        from lssl.segmentation.trajectories import draw_cohort, draw_subject
+
+        title = f"{self.folder.name}: predicted volumes of {count(volumes['subject'].nunique(), 'subject')}"
+        draw_cohort(volumes, change, self.folder / "trajectories.png", title)
+        for subject, parts in slices.items():
+            path = self.folder / "pictures" / f"{self.subjects[subject]}.png"
+            own, rates = (table[table["subject"] == subject] for table in (volumes, change))
+            draw_subject(subject, parts, own, rates, path)
+
+
+def _said(volumes: pd.DataFrame, change: pd.DataFrame) -> str:
+    """Whose change is known, and which visits have no time."""
+    subjects = change.groupby("subject", sort=False)["ml_per_year"].count()
+    parts = [f"Yearly change of {(subjects > 0).sum()} of {count(len(subjects), 'subject')}"]
+    if (subjects == 0).any():
+        parts.append(f"{(subjects == 0).sum()} without, as it takes two visits at different times")
+    visits = volumes.drop_duplicates(["subject", "session"]).reset_index(drop=True)
+    without = [visit_name(visits, int(row)) for row in np.flatnonzero(visits["years"].isna())]
+    if without:
+        some = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
+        parts.append(f"{count(len(without), 'visit')} without a time left out ({some})")
+    return "; ".join(parts) + "."
 
 
 def write_label(path: Path, label: np.ndarray, affine: np.ndarray, source: str = "") -> None:
@@ -155,7 +214,3 @@ def entities(key: str, names: Iterable[str]) -> dict[str, str]:
 def _write_text(path: Path, text: str) -> None:
     with atomic_write(path) as part:
         part.write_text(text)
-
-
-def _folder(trainer: L.Trainer) -> Path:
-    return Path(trainer.default_root_dir) / FOLDER

@@ -153,7 +153,7 @@ def test_validate_test_and_predict(run):
     assert "val/similarity" in (run / "validate" / "metrics.csv").read_text()
     assert (run / "metrics.csv").read_text() == before
     main(["predict", *config])
-    embeddings = np.load(run / "embeddings.npz")
+    embeddings = np.load(run / "predict" / "phantom" / "embeddings.npz")
     assert len(embeddings["subject"]) == 8
     assert embeddings["bottleneck"].shape[0] == 8
     assert np.isfinite(embeddings["bottleneck"]).all()

@@ -72,7 +72,10 @@ def test_a_five_hundredth_of_a_voxel_changes_nothing(bids, tmp_path, capsys):
     assert table["labelled"].all()
     assert table["foreground"].tolist() == ["mask", "mask"]
     assert table["label_from"].tolist() == ["own", "own"]
-    assert "2 label maps found for 2 visits: taken for 2, left for 0." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 label maps found for 2 visits: taken for 2, left for 0." in said
+    out = tmp_path / "out"
+    assert said.endswith(f"Folder: {out}\nNext: lssl fit --config longitudinal_infonce --data {out}\n")
 
 
 def test_another_grid_is_resampled_with_a_word_and_another_place_left(bids, tmp_path, capsys):

@@ -49,7 +49,7 @@ def test_tissue_from_one_brain_and_both_visits_of_another_subject(tmp_path):
     main(["predict", *command, "--data.init_args.table=null", f"--data.init_args.root={tmp_path / 'oms'}"])
     for session in ("ses-01", "ses-02"):
         name = Path("sub-oms01") / session / "anat"
-        written = nib.load(run / "segmentations" / name / f"sub-oms01_{session}_desc-lssl_dseg.nii.gz")
+        written = nib.load(run / "predict" / "oms" / name / f"sub-oms01_{session}_desc-lssl_dseg.nii.gz")
         source = nib.load(DATA / name / f"sub-oms01_{session}_T1w.nii.gz")
         assert written.shape == source.shape
         np.testing.assert_array_equal(written.affine, source.affine)

@@ -227,7 +227,12 @@ def test_scores_files_and_pictures(run, pretrained, capsys):
     shutil.move(pretrained, kept)  # testing needs the run's own checkpoint only
     main(["test", "--config", str(run / "config.yaml"), "--ckpt_path", "best"])
     shutil.move(kept, pretrained)
-    assert "mean over subjects" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mean over subjects" in said
+    assert said.count("mean over subjects") == 1
+    assert "Test metric" not in said  # Lightning's own table, of the same figures
+    assert said.splitlines()[-2] == f"Folder: {run / 'test'}"
+    assert said.splitlines()[-1] == f"Next: lssl predict --config {run / 'config.yaml'} --ckpt_path best"
     table = pd.read_csv(run / "test" / "segmentation.csv")
     assert list(table.columns) == ["subject", "session", "structure", "metric", "value", "cluster"]
     assert set(table["structure"]) == {"white matter", "cortex"}
@@ -239,11 +244,14 @@ def test_scores_files_and_pictures(run, pretrained, capsys):
     assert "test/dice" in (run / "test" / "metrics.csv").read_text()
 
 
-def test_prediction_of_a_folder_and_of_a_file(run, bids):
+def test_prediction_of_a_folder_and_of_a_file(run, bids, capsys):
     """From phantoms of 5 mm to files of 4 mm, whose grid the label maps take."""
     command = ["predict", "--config", str(run / "config.yaml"), "--ckpt_path", "best"]
     main([*command, "--data", str(bids)])
-    folder = run / "segmentations"
+    folder = run / "predict" / "bids"
+    *_, where, then = capsys.readouterr().out.splitlines()
+    assert where == f"Folder: {folder}"
+    assert then == f"Next: lssl export {run / 'checkpoints' / 'best.ckpt'} {run / 'export'}"
     files = sorted(path.name for path in folder.rglob("*.nii.gz"))
     assert len(files) == 10
     assert files[0] == "sub-01_ses-M000_desc-lssl_dseg.nii.gz"
@@ -260,8 +268,14 @@ def test_prediction_of_a_folder_and_of_a_file(run, bids):
     assert (folder / "desc-lssl_dseg.tsv").read_text() == "index\tname\n2\twhite matter\n3\tcortex\n"
     file = bids / "sub-02" / "ses-M012" / "anat" / "sub-02_ses-M012_T1w.nii.gz"
     main([*command, "--data", str(file)])
-    assert len(pd.read_csv(folder / "volumes.csv")) == 2
-    assert len(pd.read_csv(folder / "volumes.1.csv")) == 20
+    assert len(pd.read_csv(run / "predict" / "sub-02_ses-M012_T1w" / "volumes.csv")) == 2
+    assert len(pd.read_csv(folder / "volumes.csv")) == 20
+    assert (folder / "trajectories.png").stat().st_size > 10_000
+    assert len(list((folder / "pictures").iterdir())) == 5
+    change = pd.read_csv(folder / "change.csv")
+    assert len(change) == 5 * 2
+    assert change["years"].tolist() == [1.0] * 10  # M000 and M012
+    assert change["ml_per_year_se"].isna().all()
     assert not [path for path in folder.rglob("*") if ".part" in path.name]
 
 

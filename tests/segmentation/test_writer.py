@@ -70,10 +70,9 @@ def test_names():
 def test_distinct_visits_have_distinct_files(tmp_path):
     """Names that are equal in BIDS' alphabet: six visits became four label maps."""
     names = [("01-A", "a"), ("01A", "a"), ("../../x", "a"), ("x", "a"), ("sub-x", "a"), ("__", "a_b"), ("__", "ab")]
-    table = pd.DataFrame(names, columns=["subject", "session"]).assign(age=1.0)
-    trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(table=table), default_root_dir=tmp_path / "run", is_global_zero=True, global_rank=0
-    )
+    table = pd.DataFrame(names, columns=["subject", "session"]).assign(age=1.0, time=0.0)
+    data = SimpleNamespace(table=table, location="odd names")
+    trainer = SimpleNamespace(datamodule=data, default_root_dir=tmp_path / "run", is_global_zero=True, ckpt_path=None)
     classes = SimpleNamespace(names=["brain"], values=[[1]])
     model, writer = SimpleNamespace(known_classes=lambda: classes, classes=classes), SegmentationWriter()
     with pytest.warns(UserWarning, match="'01-A' → sub-01Ax"):
@@ -81,7 +80,11 @@ def test_distinct_visits_have_distinct_files(tmp_path):
     for row in range(len(table)):
         label = torch.zeros(4, 4, 4)
         label.view(-1)[: row + 1] = 1
-        batch = SimpleNamespace(session=torch.tensor([[row, row]]), affines=torch.eye(4).expand(1, 2, 4, 4))
+        batch = SimpleNamespace(
+            session=torch.tensor([[row, row]]),
+            affines=torch.eye(4).expand(1, 2, 4, 4),
+            images=torch.zeros(1, 2, 1, 4, 4, 4),
+        )
         writer.on_predict_batch_end(trainer, model, {"label": label}, batch, row)
     files = list(tmp_path.rglob("*.nii.gz"))
     assert all((tmp_path / "run") in path.parents for path in files)
