@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark test coverage slow fuzz lint clean
+.PHONY: help setup demo benchmark test coverage slow fuzz lint docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ lint: setup ## ruff, mypy and bandit
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml lssl strategies datamodules
+
+docs: setup ## this documentation as a site in build/site; a broken link or name ends it
+	$(BIN)/pip install --quiet --editable ".[docs]" --constraint constraints.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean: ## removes caches and build products, not runs
 	rm -rf .coverage* .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
