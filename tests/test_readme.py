@@ -50,6 +50,14 @@ def commands(page: Path) -> list[str]:
     return found
 
 
+def write_files(place: Path) -> None:
+    """The files that pages ask the reader to write: blocks whose first line is a name, such as ``# my_methods.py``."""
+    for page in PAGES:
+        for text in [*blocks(page, "python"), *blocks(page, "yaml")]:
+            if named := re.match(r"# (my_\w+\.(?:py|yaml))\n", text):
+                (place / named[1]).write_text(text)
+
+
 COMMANDS = {command: page.stem for page in PAGES for command in commands(page)}
 
 
@@ -65,7 +73,7 @@ def test_the_readmes_method_is_the_one_that_is_tested():
 @of_pages(PAGES)
 def test_every_file_named_exists(page: Path):
     rooms = "configs|docs|lssl|strategies|datamodules|benchmarks|examples|tests"
-    for path in set(re.findall(rf"(?<![\w/.])(?:{rooms})/[\w/]+\.(?:yaml|png|py|md)", page.read_text())):
+    for path in set(re.findall(rf"(?<![\w/.(])(?:{rooms})/[\w/]+\.(?:yaml|png|py|md)", page.read_text())):
         assert (
             path.endswith("/my_method.py")
             or "/my_" in path
@@ -136,8 +144,7 @@ def place(tmp_path_factory) -> Path:
     main(["prepare", str(place / "my_bids"), str(place / "prepared"), "--suffix", "T1w", "--spacing", "2"])
     (place / "MAPS").mkdir()
     nib.save(nib.Nifti1Image((17 * (BALL > 0)).astype(np.int16), np.eye(4)), place / "MAPS/a.nii.gz")
-    (place / "my_methods.py").write_text(VISIT_ORDER)
-    (place / "my.yaml").write_text(next(text for text in blocks(README, "yaml") if "# my.yaml" in text))
+    write_files(place)
     run = place / "runs/demo"
     options = ["--trainer.default_root_dir", str(run), "--trainer.callbacks", "null", "--monitor.every", "0"]
     main(["fit", "--config", "demo", *tiny(place), *options, "--trainer.max_steps", "1"])

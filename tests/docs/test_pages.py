@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import VISIT_ORDER
-from test_readme import BALL, COMMANDS, DOCS, LONG, PAGES, PATTERN, README, blocks, of_pages, resolved
+from test_readme import BALL, COMMANDS, DOCS, LONG, PAGES, README, blocks, of_pages, resolved, write_files
 
 from lssl.cli.compose import compose
 from lssl.cli.main import main
@@ -90,12 +89,14 @@ def test_every_reason_is_of_a_command_that_exists():
 
 def write_bids(root: Path) -> None:
     """Five subjects with two visits and label maps."""
-    for subject in "abcde":
+    for seed, subject in enumerate("abcde"):
+        blocks_of = 1 + np.random.default_rng(seed).random((10, 10, 10)).astype(np.float32)  # a head of one's own
+        pattern = blocks_of.repeat(4, 0).repeat(4, 1).repeat(4, 2)
         for session in ("M000", "M012"):
             name = f"sub-{subject}_ses-{session}"
             path = root / f"sub-{subject}/ses-{session}/anat/{name}_T1w.nii.gz"
             label = root / f"derivatives/labels/sub-{subject}/ses-{session}/anat/{name}_dseg.nii.gz"
-            for file, voxels in ((path, BALL * PATTERN), (label, (17 * BALL).astype(np.int16))):
+            for file, voxels in ((path, BALL * pattern), (label, (17 * BALL).astype(np.int16))):
                 file.parent.mkdir(parents=True)
                 nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 2.0, 1.0])), file)
 
@@ -111,11 +112,7 @@ def write_sources(place: Path) -> None:
     (place / "MAPS").mkdir()
     nib.save(nib.Nifti1Image((17 * (BALL > 0)).astype(np.int16), np.eye(4)), place / "MAPS/a.nii.gz")
     nib.save(nib.load(scans[0]), place / "sub-01_T1w.nii.gz")
-    (place / "my_methods.py").write_text(VISIT_ORDER)
-    for page in PAGES:
-        for text in [*blocks(page, "python"), *blocks(page, "yaml")]:
-            if named := re.match(r"# (my_\w+\.(?:py|yaml))\n", text):
-                (place / named[1]).write_text(text)
+    write_files(place)
     node = compose(["network/dynunet"]).values["backbone"]["network"]["init_args"]
     from monai.networks.nets import DynUNet
 
