@@ -12,12 +12,13 @@ with all terms, without each of the three, and without the three; similarity and
 
 Data, network and protocol are those of ``configs/benchmark/brains.yaml``, but for: the taps and the reflect padding,
 as published, in every row; the steps; one number of labels. Published: views of 128³, one pair a step, heads 2048 wide,
-220 epochs. Here: 32³, two pairs, 256 and 128, 200 steps. A difference is to the recipe's row with all terms, on the
+220 epochs. Here: 32³, two pairs, 256 and 128, 100 steps. A difference is to the recipe's row with all terms, on the
 same seeds and maps, with the interval of :mod:`lssl.benchmark.statistics`. Bold: p < .05 after Holm's correction over
 the table.
 
 The plan is ``OUT.yaml`` (OUT by default ``runs/regularisers``). Finished cells are kept: the same command goes on.
-``--table`` runs nothing and prints what is there. One process, one thread; about 90 minutes of a core.
+``--table`` runs nothing and prints what is there. One process, one thread; about an hour of a quiet
+core.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ RECIPES = {"paper": "paper_longitudinal_local", "shifted": "longitudinal_local"}
 TERMS = ("variance", "covariance", "orthogonality")
 OFF: dict[str, tuple[str, ...]] = {"all-terms": (), **{f"no-{term}": (term,) for term in TERMS}, "none": TERMS}
 PAIRS, WIDTH = 2, 128  # pairs a step, of the projections
-SEEDS, PRETRAINING, FINETUNING = [0, 1, 2], 200, 200
-SIZE = (48, 64, 64)  # of the views that ranks are measured on; sources have 56×72×64
+SEEDS, PRETRAINING, FINETUNING = [0, 1, 2], 100, 100
+SIZE = (48, 48, 48)  # of the views that ranks are measured on; sources have 48×56×48
 RANKS = "ranks.json"
 
 _made: dict = {}
