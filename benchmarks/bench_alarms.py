@@ -83,8 +83,12 @@ def backbones() -> Iterator[tuple[str, torch.nn.Module, dict[str, str]]]:
     yield "DynUNet, residual blocks", DynUNet(**DYNUNET, res_block=True), DECODER
     layers = {f"decoder.{2 - number}": f"up_layers.{number}" for number in range(3)}
     yield "SegResNet, group norm", SegResNet(3, 8, 1, 8), layers
-    swin = SwinUNETR(1, 8, feature_size=12)
-    yield "SwinUNETR, layer norm", swin, {"decoder.2": "decoder3", "decoder.1": "decoder2", "decoder.0": "decoder1"}
+    swin = SwinUNETR(1, 8, feature_size=12, norm_name=("group", {"num_groups": 4}))  # its deepest map has one voxel
+    yield (
+        "SwinUNETR, layer and group norm",
+        swin,
+        {"decoder.2": "decoder3", "decoder.1": "decoder2", "decoder.0": "decoder1"},
+    )
 
 
 def train(network: torch.nn.Module, taps: dict[str, str], steps: int, folder: str) -> tuple[Alarms, LongitudinalLocal]:

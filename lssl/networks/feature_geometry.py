@@ -51,8 +51,8 @@ class Tap:
         channels: number of channels.
         stride: view voxels per feature, per axis.
         offset: view index on which feature 0 is centred, per axis.
-        uncertainty: voxels by which the offset differs between channels, positions and draws of the measurement, per
-            axis; 0 where all paths have one centre.
+        uncertainty: two standard deviations, in voxels, of the offset between channels, positions and draws of the
+            measurement, per axis; 0 where all paths have one centre.
     """
 
     module: str
