@@ -54,7 +54,7 @@ def write_files(place: Path) -> None:
     """The files that pages ask the reader to write: blocks whose first line is a name, such as ``# my_methods.py``."""
     for page in PAGES:
         for text in [*blocks(page, "python"), *blocks(page, "yaml")]:
-            if named := re.match(r"# (my_\w+\.(?:py|yaml))\n", text):
+            if named := re.match(r"# (my\w*\.(?:py|yaml))\n", text):
                 (place / named[1]).write_text(text)
 
 
