@@ -51,7 +51,9 @@ class Strategy(Task[PairBatch]):
 
     def losses(self, batch: PairBatch) -> dict[str, Tensor]:
         """Draws views and computes their terms."""
-        return self.terms(*self.draw_views(batch), batch)
+        with self.phase("views"):
+            first, second = self.draw_views(batch)
+        return self.terms(first, second, batch)
 
     def on_step_end(self, progress: float) -> None:
         """Moves the teacher; an override must call ``super().on_step_end(progress)``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import lightning as L
@@ -138,6 +139,10 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         Args:
             progress: share of the steps done; always 0 in an endless run.
         """
+
+    def phase(self, name: str) -> AbstractContextManager[Any]:
+        """A part of a step that the trainer's profiler times under its own name; nothing without a trainer."""
+        return nullcontext() if self._trainer is None else self.trainer.profiler.profile(name)  # type: ignore[attr-defined]
 
     def parameter_groups(self) -> dict[float, list[nn.Parameter]]:
         """Learning-rate multiplier → trained parameters; by default all parameters have multiplier 1."""

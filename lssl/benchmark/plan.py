@@ -232,7 +232,7 @@ def _trainer(out: Path, name: str, config: Mapping[str, Any], callbacks: list[di
         "num_sanity_val_steps": 0,
         "enable_progress_bar": False,
         "logger": [csv, *others],
-        "callbacks": [{"class_path": "lssl.benchmark.cost.Cost"}, *callbacks],
+        "callbacks": callbacks,
     }
 
 

@@ -246,8 +246,7 @@ def _figures(cell: Cell, note: dict) -> Iterator[tuple[str, float]]:
     yield "hours", note["seconds"][0] / 3600
     if cost := read_cost(cell.run):
         yield from ((name, value) for name, value in dataclasses.asdict(cost).items() if name != "pairs_per_step")
-        if cost.ms_per_step:
-            yield "pairs_per_second", 1000 * cost.pairs_per_step / cost.ms_per_step
+        yield "pairs_per_second", cost.pairs_per_second
     if cell.stage == "finetune":
         yield "val_dice", validation_dice(cell)
         if (loss := loss_fall(cell.run / "metrics.csv")) is not None:

@@ -1,5 +1,6 @@
-"""Callbacks: monitor, pictures, reports and written embeddings of a run."""
+"""Callbacks: account, monitor, pictures, reports and written embeddings of a run."""
 
+from lssl.callbacks.account import Account
 from lssl.callbacks.autosave import AutoSave
 from lssl.callbacks.embeddings import EmbeddingWriter
 from lssl.callbacks.landmarks import Landmarks
@@ -7,12 +8,11 @@ from lssl.callbacks.monitor import RepresentationMonitor
 from lssl.callbacks.pictures import Pictures
 from lssl.callbacks.progress import Progress
 from lssl.callbacks.report import Report
-from lssl.callbacks.waiting import DataWait
 from lssl.resume import ExactResume
 
 __all__ = [
+    "Account",
     "AutoSave",
-    "DataWait",
     "EmbeddingWriter",
     "ExactResume",
     "Landmarks",

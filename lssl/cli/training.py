@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lssl.callbacks import AutoSave, DataWait, EmbeddingWriter, Progress, RepresentationMonitor
+from lssl.callbacks import Account, AutoSave, EmbeddingWriter, Progress, RepresentationMonitor
 from lssl.checkpoint import read_checkpoint
 from lssl.cli.arguments import asks_for_help, read_arguments
 from lssl.cli.compose import OF_THE_RECIPE, Config, compose
@@ -207,7 +207,7 @@ class TrainingCLI(LightningCLI):
         """Adds the progress bar and the checkpoints of the run folder to the configured callbacks."""
         config = self.config[self.subcommand].trainer
         folder = Path(config.default_root_dir)
-        callbacks: list[Callback] = [EmbeddingWriter(), DataWait()]
+        callbacks: list[Callback] = [EmbeddingWriter(), Account()]
         if config.enable_checkpointing is not False:
             callbacks += run_checkpoints(folder)
             if self.subcommand == "fit":

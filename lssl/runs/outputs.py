@@ -3,7 +3,7 @@
 ============================ ========================== ================================================
 file                         written by                 read by
 ============================ ========================== ================================================
-``cost.json``                the callback ``Cost``      the benchmark: time and memory of each cell
+``cost.json``                the callback ``Account``   ``lssl show``; the benchmark: time and memory of each cell
 ``report.json``              the callback ``Report``    the benchmark: features before and after
 ``test/segmentation.csv``    ``lssl test``              the benchmark: scores of test subjects
 ============================ ========================== ================================================
@@ -41,26 +41,76 @@ COST, REPORT, SCORES = Path("cost.json"), Path("report.json"), Path("test", "seg
 
 @dataclass(frozen=True)
 class RunCost:
-    """Cost of a run's training steps.
+    """What a run's training took.
+
+    A step is one batch. Times per step are means over the steps after the first ten, of a shorter run after the first,
+    of a run of one step over that one. On a GPU they are the GPU's, idle time included; else the host's. Of several
+    processes they are the first one's.
 
     Attributes:
         parameters: trained ones, heads included.
-        ms_per_step: mean over the steps after the warm-up, or over all steps if there are no others.
+        ms_per_step: sum of the five parts: data, views, model, optimizer, rest.
+        ms_data: waiting for the loader, and copying to the device.
+        ms_views: drawing and resampling views.
+        ms_model: forward and backward pass, losses included.
+        ms_optimizer: update, clipping, guards, teacher.
+        ms_rest: logging, schedules, other callbacks.
         flops_per_step: floating-point operations of the first step, forward and backward, as torch counts them
             (convolutions, matrix products, attention). Unlike time it does not depend on the machine and its load.
+        peak_flops: what one device can do in a second at this precision; 0 where that is not known.
         pairs_per_step: pairs in the last batch; in fine-tuning, labelled visits and unlabelled pairs.
         steps: number of steps.
+        first_step: seconds up to the end of the first step, which starts workers and chooses kernels.
+        monitor: seconds of monitors, pictures and reports.
+        validation: seconds of validation.
+        checkpoints: seconds of saving.
+        seconds: of training in all, with the runs that this one resumed.
+        processes: processes that train, a device each.
         memory: peak of the process in GB, without its workers.
         device_memory: peak of the accelerator in GB, 0 on CPUs.
+        kwh: energy of the GPUs, by their power drawn every few seconds; 0 where that is not known.
     """
 
     parameters: int
     ms_per_step: float
+    ms_data: float
+    ms_views: float
+    ms_model: float
+    ms_optimizer: float
+    ms_rest: float
     flops_per_step: int
+    peak_flops: float
     pairs_per_step: int
     steps: int
+    first_step: float
+    monitor: float
+    validation: float
+    checkpoints: float
+    seconds: float
+    processes: int
     memory: float
     device_memory: float
+    kwh: float
+
+    @property
+    def pairs_per_second(self) -> float:
+        """Of all processes, while they train; 0 if no step was timed."""
+        return 1000 * self.pairs_per_step * self.processes / self.ms_per_step if self.ms_per_step else 0.0
+
+    @property
+    def flops_per_second(self) -> float:
+        """Of one device."""
+        return 1000 * self.flops_per_step / self.ms_per_step if self.ms_per_step else 0.0
+
+    def figures(self) -> dict[str, float]:
+        """All of them by name, those that follow from others included."""
+        derived = {name: getattr(self, name) for name in ("pairs_per_second", "flops_per_second", "device_hours")}
+        return {**dataclasses.asdict(self), **derived}
+
+    @property
+    def device_hours(self) -> float:
+        """Hours of training times devices."""
+        return self.seconds * self.processes / 3600
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lssl.prepare.commands import Parser
+from lssl.runs.cost_table import cost_table
 from lssl.runs.log import RunLog, better, ordered_kinds, ordered_taps, read_run
+from lssl.runs.outputs import read_cost
 from lssl.utils.closing import say_next
 from lssl.utils.errors import InputError
 
@@ -45,6 +47,8 @@ def show_command(args: list[str]) -> None:
     tables = _one_run(runs[0]) if len(runs) == 1 else _several_runs(runs)
     for table in tables:
         console.print(table)
+    if len(runs) == 1 and (cost := read_cost(runs[0].folder)):
+        console.print(cost_table(cost))
     out = chosen.out or (runs[0].folder / "pictures" if len(runs) == 1 else Path("show"))
     from lssl.runs.curves import draw_monitors, draw_terms
 

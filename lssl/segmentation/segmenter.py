@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
 from lssl.data.few_shot import require_labels
@@ -38,6 +38,7 @@ from lssl.segmentation.pretrained import load_pretrained
 from lssl.segmentation.scores import dice_scores, mean_dice
 from lssl.segmentation.volumes import check_memory, check_visits, only_label, segment
 from lssl.task import Task
+from lssl.utils.distributed import every_rank
 from lssl.utils.errors import InputError, positive
 from lssl.utils.intervals import interval_weight, require_intervals
 from lssl.views import geometry as geo
@@ -143,9 +144,9 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
                 require_intervals(data.table)
             self._learn_classes(data)
             if self.pretrained:
-                adapt = self.input_channels == "adapt"
-                given = self.pretrained, self.part, self.partial, adapt, self.working_spacing.mm
-                rank_zero_info(load_pretrained(self.backbone, *given))
+                adapt, spacing = self.input_channels == "adapt", self.working_spacing.mm
+                loaded = load_pretrained(self.backbone, self.pretrained, self.part, self.partial, adapt, spacing)
+                rank_zero_info(loaded)
             self._freeze()
 
     def _learn_classes(self, data: DataSource) -> None:
@@ -159,8 +160,8 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         mirrored_class = classes.mirrored_class(counts, flips=self.views.flip[0] > 0)
         spacing = torch.tensor(self.working_spacing.mm, dtype=torch.float64)
         self.build(classes, spacing, mirrored_class, classes.weights(counts, self.balance))
-        names = visit_names(data.table, train)
-        shown = ", ".join(list(names.values())[:3]) + (", …" if len(names) > 3 else "")
+        names = list(visit_names(data.table, train).values())
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         ignored = f"; voxels labelled {', '.join(map(str, classes.ignored))} are ignored" if classes.ignored else ""
         many = f"{len(names)} to train ({shown}), {len(val)} to validate"
         rank_zero_info(f"{len(classes.names)} classes; labelled visits: {many}{ignored}.")
@@ -177,12 +178,16 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         excluded from the supervised term.
         """
         if isinstance(batch, PairBatch):
-            return self.terms(*self.views(batch, self.generator))
+            return self.terms(*self._draw(batch))
         terms: dict[str, Tensor] = {}
         for name, term in (("labelled", "supervised"), ("unlabelled", "consistency")):
             if batch.get(name) is not None:
-                terms |= self.terms(*self.views(batch[name], self.generator), [term])
+                terms |= self.terms(*self._draw(batch[name]), [term])
         return terms
+
+    def _draw(self, batch: PairBatch) -> tuple[View, View]:
+        with self.phase("views"):
+            return self.views(batch, self.generator)
 
     def logits(self, image: Tensor) -> Tensor:
         """``(B, C, ...) → (B, K, ...)``."""
@@ -215,9 +220,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
 
     def _consistency(self, first_logits: Tensor, second_logits: Tensor, first: View, second: View) -> Tensor:
         one, other = first_logits.float().softmax(1), second_logits.float().softmax(1)
-        weight = None
-        if self.interval is not None:
-            weight = interval_weight(first.time, second.time, self.interval)
+        weight = None if self.interval is None else interval_weight(first.time, second.time, self.interval)
         losses = []
         for own, view, its, source in ((one, first, other, second), (other, second, one, first)):
             brought, valid = geo.align(its.detach(), source.affine, view.affine, view.size)
@@ -277,16 +280,13 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Dice of the structures of a whole visit."""
-        predicted, truth = self._segmented(batch), self.to_class_index(only_label(batch))
-        dice = dice_scores(predicted, truth, self.known_classes().number)[1:]
+        truth = self.to_class_index(only_label(batch))
+        dice = dice_scores(self._segmented(batch), truth, self.known_classes().number)[1:]
         self._dice[int(batch.session[0, 0])] = int(batch.subject[0]), dice.tolist()
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/dice`` (:func:`.scores.mean_dice`) and ``val/loss`` (1 − Dice), which selects ``best.ckpt``."""
-        everyone: list[Any] = [self._dice]
-        if self.trainer.world_size > 1:
-            everyone = [None] * self.trainer.world_size
-            distributed.all_gather_object(everyone, self._dice)
+        everyone = every_rank(self._dice)
         dice = mean_dice({row: value for part in everyone for row, value in part.items()})
         self.log_dict({"val/loss": 1 - dice, "val/dice": dice}, prog_bar=True, batch_size=1)
 
@@ -302,10 +302,9 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     def on_test_start(self) -> None:
         """Checks the labels of the test visits."""
         data = self.data_source
-        rows = data.labelled_rows("test")
         if not (data.table["split"] == "test").any():
             raise InputError(f"There are no visits to test on, because of this: {data.summary}")
-        if not len(rows):
+        if not len(rows := data.labelled_rows("test")):
             raise InputError("No test visit has a label; give labels, or use `lssl predict` to segment without them.")
         refuse_unknown(self.known_classes(), count_labels(data, rows), visit_names(data.table, rows))
         if self.trainer.world_size > 1:
@@ -321,8 +320,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The classes, so that prediction needs no labels."""
         super().on_save_checkpoint(checkpoint)
-        classes = self.known_classes()
-        checkpoint["classes"] = dataclasses.asdict(classes)
+        checkpoint["classes"] = dataclasses.asdict(self.known_classes())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the head for these weights."""

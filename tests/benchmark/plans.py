@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from lssl.runs.outputs import RunCost
+
 PLAN = {
     "seeds": [0, 1, 2],
     "labelled": [1],
@@ -59,7 +61,8 @@ if command == "fit":
         figures = {"rank/a": 7.5, "retrieval/a": 0.8, "dice/a": 0.4}
         (run / "report.json").write_text(json.dumps({"trained": figures, "untrained": {"rank/a": 2.5}}))
     (run / "metrics.csv").write_text(loss)
-    cost = {"parameters": 1234, "ms_per_step": 20.0, "flops_per_step": 10**9, "pairs_per_step": 4}
+    cost = dict.fromkeys(COST_FIELDS, 0.0)
+    cost |= {"processes": 1, "parameters": 1234, "ms_per_step": 20.0, "flops_per_step": 10**9, "pairs_per_step": 4}
     cost |= {"steps": config["trainer"]["max_steps"], "memory": 0.5, "device_memory": 0.0}
     (run / "cost.json").write_text(json.dumps(cost))
 else:
@@ -74,7 +77,7 @@ else:
             lines.append(f"{subject:03},v0,{structure},dice,{own:.6f},")
             lines.append(f"{subject:03},v0/v1,{structure},stcs,0.7,")
     (run / "test" / "segmentation.csv").write_text("\\n".join(lines) + "\\n")
-"""
+""".replace("COST_FIELDS", repr([*RunCost.__dataclass_fields__]))
 
 
 def write_plan(folder: Path, **groups) -> Path:

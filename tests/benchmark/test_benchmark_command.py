@@ -5,14 +5,11 @@ import shutil
 
 import pandas as pd
 import pytest
-import torch
-import yaml
 from helpers import ROOT, TINY_NET, VISIT_ORDER
 from plans import PLAN, fake, ran, write_plan
 
 import lssl.benchmark.command as command
 from lssl.benchmark.checks import check_cells, check_leakage, resolve
-from lssl.benchmark.cost import Cost
 from lssl.benchmark.plan import read_plan
 from lssl.benchmark.run import run_cells
 from lssl.cli.compose import load, merged
@@ -263,37 +260,6 @@ def test_a_lost_job_is_reported_in_one_line(text, line):
     from lssl.benchmark.slurm import _reason
 
     assert _reason(RuntimeError(text)) == line
-
-
-def test_cost_counts_steps_and_parameters_and_leaves_validation_out(tmp_path, monkeypatch):
-    """A clock that is moved by hand: 10 s a step in the warm-up, then 2 s a step, and 100 s of validation."""
-    import types
-
-    clock = [0.0]
-    monkeypatch.setattr("lssl.benchmark.cost._now", lambda module: clock[0])
-    module = torch.nn.Linear(3, 4)
-    module.bias.requires_grad_(False)
-    module.device = torch.device("cpu")
-    trainer = types.SimpleNamespace(max_steps=7, is_global_zero=True, default_root_dir=tmp_path, training=True)
-    cost = Cost(warm_up=3)
-    cost.on_train_start(trainer, module)
-    cost.on_train_batch_start(trainer, module, None, 0)
-    module(torch.ones(5, 3)).sum().backward()
-    for step in range(7):
-        clock[0] += 10.0 if step < 3 else 2.0
-        cost.on_train_batch_end(trainer, module, None, {"labelled": [1, 2], "unlabelled": [3]}, step)
-        if step == 4:
-            cost.on_validation_start(trainer, module)
-            clock[0] += 100
-            cost.on_validation_end(trainer, module)
-        cost.on_train_batch_start(trainer, module, None, step + 1)
-        module(torch.ones(5, 3))  # counted in the first step alone
-    cost.on_train_end(trainer, module)
-    written = yaml.safe_load((tmp_path / "cost.json").read_text())
-    assert written["ms_per_step"] == pytest.approx(2000)
-    assert (written["steps"], written["parameters"], written["pairs_per_step"]) == (7, 12, 3)
-    assert 0.05 < written["memory"] < 50
-    assert written["flops_per_step"] == 2 * (2 * 5 * 3 * 4)  # products forward, and of the weights' gradient
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_scores_come_back_as_they_were(tmp_path):
 def test_cost_and_report_come_back_as_they_were(tmp_path):
     assert read_cost(tmp_path) is None
     assert read_report(tmp_path) is None
-    cost, report = RunCost(12, 3.5, 10**12, 4, 100, 0.5, 0.0), RunReport({"rank/a": 2.0}, {"rank/a": 3.0})
+    cost, report = RunCost(*range(1, 21)), RunReport({"rank/a": 2.0}, {"rank/a": 3.0})
     write_cost(tmp_path, cost)
     write_report(tmp_path, report)
     assert read_cost(tmp_path) == cost
