@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark test coverage slow fuzz lint docs clean
+.PHONY: help setup demo benchmark test coverage slow fuzz lint docs wheel release clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,13 @@ lint: setup ## ruff, mypy and bandit
 docs: setup ## this documentation as a site in build/site; a broken link or name ends it
 	$(BIN)/pip install --quiet --editable ".[docs]" --constraint constraints.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+wheel: ## builds sdist and wheel in dist/, and tries the wheel in an empty environment
+	PYTHON=$(PYTHON) .ci/wheel
+
+release: ## as wheel, of a tagged commit; refuses if version, changelog, citation and tag disagree
+	$(PYTHON) .ci/check_release.py --tag HEAD
+	PYTHON=$(PYTHON) .ci/wheel
 
 clean: ## removes caches and build products, not runs
 	rm -rf .coverage* .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

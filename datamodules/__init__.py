@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .phantom import PhantomDataModule
     from .prepared import PreparedDataModule
     from .synthetic_brains import SyntheticBrainsDataModule
+    from .subjects import SubjectsDataModule
 
 __all__ = [
     "LabelMapDataModule",
@@ -26,6 +27,7 @@ __all__ = [
     "PhantomDataModule",
     "PreparedDataModule",
     "SyntheticBrainsDataModule",
+    "SubjectsDataModule",
 ]
 
 _HOMES = {
@@ -35,6 +37,7 @@ _HOMES = {
     "PhantomDataModule": "lssl.datamodules.phantom",
     "PreparedDataModule": "lssl.datamodules.prepared",
     "SyntheticBrainsDataModule": "lssl.datamodules.synthetic_brains",
+    "SubjectsDataModule": "lssl.datamodules.subjects",
 }
 
 if not TYPE_CHECKING:  # for a type checker it would make every unknown name an object

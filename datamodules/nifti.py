@@ -24,7 +24,7 @@ from lssl.data.tables import csv_table, file_table
 from lssl.data.usable import check_files, leave_out, without_visits
 from lssl.utils.errors import InputError
 
-__all__ = ["NiftiDataModule"]
+__all__ = ["NiftiDataModule", "refuse_moving_subjects"]
 
 
 class NiftiDataModule(PairDataModule):
@@ -143,7 +143,7 @@ class NiftiDataModule(PairDataModule):
         self._shapes = np.stack([grid.shape for grid in grids])
         self._voxel_sizes = np.stack([np.linalg.norm(grid.affine[:3, :3], axis=0) for grid in grids])
         if not self.predicting:  # prediction takes each visit alone
-            _refuse_moving_subjects(table, grids)
+            refuse_moving_subjects(table, grids)
         for column, suffix in zip(self._images()[1:], self.suffixes[1:], strict=True):
             if moved := _on_other_grids(table, grids, column):
                 what = f"{count(moved, f'{suffix} image')}"
@@ -207,7 +207,7 @@ class NiftiDataModule(PairDataModule):
         return reader
 
 
-def _refuse_moving_subjects(table: pd.DataFrame, grids: list[Grid]) -> None:
+def refuse_moving_subjects(table: pd.DataFrame, grids: list[Grid]) -> None:
     """Visits of a subject must lie on one grid in one space; the table is sorted by subject."""
     subject = pd.factorize(table["subject"])[0]
     for row in (np.flatnonzero(np.diff(subject) == 0) + 1).tolist():

@@ -32,15 +32,15 @@ def test_every_package_is_installed():
 def test_the_version_stands_in_one_place():
     assert version("lssl") == lssl.__version__
     assert re.search(r"^version\b.*\d+\.\d+\.\d+", PYPROJECT, re.MULTILINE) is None
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == lssl.__version__
-    assert f"## {lssl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_python_versions_are_those_that_were_tried():
     """A classifier promises a version: one that CI runs, or the one of the exact versions in constraints.txt."""
     promised = set(re.findall(r"Python :: (3\.\d+)", PYPROJECT))
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
-    tried = set(workflow["jobs"]["test"]["strategy"]["matrix"]["python"])
+    tried = {
+        version for job in ("test", "package") for version in workflow["jobs"][job]["strategy"]["matrix"]["python"]
+    }
     tried |= set(re.findall(r"CPython (3\.\d+)", (ROOT / "constraints.txt").read_text()))
     assert promised == tried
     assert metadata("lssl")["Requires-Python"] == f">={min(promised, key=lambda v: int(v.split('.')[1]))}"

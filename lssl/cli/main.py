@@ -14,6 +14,7 @@ import warnings
 
 from lssl import __version__
 from lssl.cli.help import COMMANDS, HELP, command_help
+from lssl.cli.versions import print_versions
 from lssl.utils.allocator import keep_freed_memory
 from lssl.utils.errors import InputError, input_error, nearest
 
@@ -43,7 +44,7 @@ def main(args: list[str] | None = None) -> None:
         if command in ("-h", "--help", "help"):
             print(HELP)
         elif command in ("-V", "--version"):
-            print(__version__)
+            print_versions()
         elif command in GROUPS:
             _describe(command, args[1:])
         elif command in LIGHT_COMMANDS:

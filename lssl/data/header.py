@@ -22,6 +22,7 @@ __all__ = [
     "knows_orientation",
     "memory_needed",
     "open_image",
+    "valid_affine",
 ]
 
 UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}  # NIfTI-1, xyzt_units
@@ -74,7 +75,8 @@ def knows_orientation(image: Any) -> bool:
     return not isinstance(image, nib.MGHImage) or int(header["goodRASFlag"]) > 0
 
 
-def _valid(affine: np.ndarray | None) -> bool:
+def valid_affine(affine: np.ndarray | None) -> bool:
+    """Whether an affine is finite and turns three axes into three directions."""
     if affine is None or not np.isfinite(affine).all():
         return False
     steps = np.linalg.norm(affine[:3, :3], axis=0)
@@ -84,12 +86,12 @@ def _valid(affine: np.ndarray | None) -> bool:
 def file_affine(image: Any, path: str) -> np.ndarray:
     """``(4, 4)`` float64, index → position in the file's own unit; the qform if the sform is coded but invalid."""
     affine = image.affine
-    if not _valid(affine) and hasattr(image.header, "get_qform") and int(image.header["qform_code"]) > 0:
+    if not valid_affine(affine) and hasattr(image.header, "get_qform") and int(image.header["qform_code"]) > 0:
         try:
             affine = image.header.get_qform()
         except ValueError:  # a quaternion longer than 1
             affine = None
-    if not _valid(affine):
+    if not valid_affine(affine):
         raise InputError(f"{path} has no valid affine, so its voxels have no place in space; repair its header.")
     return np.asarray(affine, np.float64)
 

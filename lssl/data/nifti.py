@@ -21,6 +21,9 @@ from lssl.utils.memory import refuse_larger_than_memory
 __all__ = [
     "Grid",
     "automatic_foreground",
+    "checked_image",
+    "checked_label",
+    "checked_mask",
     "intensity_range",
     "read_grid",
     "read_grids",
@@ -92,6 +95,21 @@ def read_grids(paths: Sequence[str]) -> list[Grid]:
 def read_image(path: str) -> tuple[np.ndarray, np.ndarray]:
     """``(D, H, W)`` float32 voxels in canonical axes, and the affine; refuses NaN and constant images."""
     voxels, affine = _read(path)
+    return checked_image(voxels, path), affine
+
+
+def read_mask(path: str) -> np.ndarray:
+    """``(D, H, W)`` bool, voxels above 0.5; refuses an empty mask."""
+    return checked_mask(_read(path)[0], path)
+
+
+def read_label(path: str) -> np.ndarray:
+    """``(D, H, W)`` int16; values within 0.001 of a whole number are rounded, others are refused."""
+    return checked_label(_read(path)[0], path)
+
+
+def checked_image(voxels: np.ndarray, path: str) -> np.ndarray:
+    """The voxels; refuses NaN and constant images. ``path`` is their name in messages."""
     if not np.isfinite(voxels).all():
         number = int((~np.isfinite(voxels)).sum())
         raise InputError(
@@ -99,21 +117,19 @@ def read_image(path: str) -> tuple[np.ndarray, np.ndarray]:
         )
     if voxels.min() == voxels.max():
         raise InputError(f"{path} is constant: every voxel is {voxels.flat[0]:g}; restore the file or leave it out.")
-    return voxels, affine
+    return voxels
 
 
-def read_mask(path: str) -> np.ndarray:
-    """``(D, H, W)`` bool, voxels above 0.5; refuses an empty mask."""
-    voxels, _ = _read(path)
+def checked_mask(voxels: np.ndarray, path: str) -> np.ndarray:
+    """Bool, voxels above 0.5; refuses an empty mask."""
     mask = voxels > 0.5
     if not mask.any():
         raise InputError(f"The mask {path} is empty; restore it, or remove it to have the foreground found.")
     return mask
 
 
-def read_label(path: str) -> np.ndarray:
-    """``(D, H, W)`` int16; values within 0.001 of a whole number are rounded, others are refused."""
-    voxels, _ = _read(path)
+def checked_label(voxels: np.ndarray, path: str) -> np.ndarray:
+    """int16; values within 0.001 of a whole number are rounded, others are refused."""
     label = np.nan_to_num(voxels, nan=0.5, posinf=0.5, neginf=0.5).round()
     with np.errstate(invalid="ignore"):
         broken = ~(np.abs(label - voxels) <= LABEL_TOLERANCE)

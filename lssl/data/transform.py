@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from lssl.data.batch import Visit
 from lssl.utils.errors import InputError
 
-__all__ = ["TorchIOTransform", "visit_transform"]
+__all__ = ["TorchIOTransform", "is_spatial", "refuse_movement", "visit_transform"]
 
 #: TorchIO transforms that move the head within its world space.
 MOVE = {"Affine", "AffineElasticDeformation", "ElasticDeformation", "Flip"}
@@ -74,14 +75,7 @@ class TorchIOTransform:
         if isinstance(transform, type):
             raise InputError(f"transform is the class {transform.__name__}; give an object of it.")
         self.transform = transform
-        parts = list(_parts(transform))
-        moves = [type(part).__name__ for part in parts if type(part).__name__.removeprefix("Random") in MOVE]
-        if moves or (any(_is(part, "SpatialTransform") for part in parts) and self._moves()):
-            name = moves[0] if moves else type(transform).__name__
-            raise InputError(
-                f"The transform {name} moves the head without moving its affine, so that two visits would no longer "
-                f"correspond; leave it to views (rotation, zoom, flip)."
-            )
+        refuse_movement(transform, {"image": False, "foreground": True, "label": True})
 
     def __call__(self, visit: Visit) -> Visit:
         """The transformed visit; its image is float32."""
@@ -103,26 +97,85 @@ class TorchIOTransform:
             label=label,
         )
 
-    def _moves(self) -> bool:
-        """Whether a map of voxel numbers, at known places, comes back at other places."""
-        import torchio
 
-        turn = np.array([[0.8, -0.6, 0, 3], [0.6, 0.8, 0, -7], [0, 0, 1, 11], [0, 0, 0, 1]]) @ np.diag([1.5, 1, 2, 1])
-        numbers = torch.arange(1, SIDE**3 + 1, dtype=torch.int32).reshape(1, SIDE, SIDE, SIDE)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for _ in range(DRAWS):
-                image = torchio.ScalarImage(tensor=torch.rand(1, SIDE, SIDE, SIDE), affine=turn)
-                probe = torchio.Subject(image=image, numbers=torchio.LabelMap(tensor=numbers, affine=turn))
-                done = self.transform(probe)["numbers"]
-                here = np.argwhere(done.data[0].numpy() > 0)
-                number = done.data[0].numpy()[tuple(here.T)].round().astype(int) - 1
-                there = np.stack(np.unravel_index(number, (SIDE,) * 3), 1)
-                back = np.linalg.inv(turn) @ done.affine
-                apart = np.abs(here @ back[:3, :3].T + back[:3, 3] - there)
-                if len(here) and apart.max() > APART:
-                    return True
-        return False
+def refuse_movement(transform: Any, images: Mapping[str, bool]) -> None:
+    """Refuses a transform of TorchIO's subjects that moves the head in the world without moving its affine.
+
+    Args:
+        transform: a TorchIO transform, or a function of a subject.
+        images: names of a subject's images → whether it is a label map. Transforms may look for them.
+    """
+    parts = list(_parts(transform))
+    named = [type(part).__name__ for part in parts if type(part).__name__.removeprefix("Random") in MOVE]
+    tried = [part for part in parts if _may_move(part)]
+    name = next(iter(named), None) or next((_name(part) for part in tried if _moves(part, images)), None)
+    if name is not None:
+        raise InputError(
+            f"The transform {name} moves the head without moving its affine, so that two visits would no longer "
+            f"correspond; leave it to views (rotation, zoom, flip)."
+        )
+
+
+def is_spatial(transform: Any) -> bool:
+    """Whether a transform, or one that it is composed of, may change the grid; a user's function may."""
+    return any(_may_move(part) for part in _parts(transform))
+
+
+def _may_move(part: Any) -> bool:
+    return _is(part, "SpatialTransform") or not (
+        _torchios_own(part) or _is(part, "IntensityTransform") or _is(part, "LabelTransform")
+    )
+
+
+def _moves(part: Any, images: Mapping[str, bool]) -> bool:
+    """Whether a map of voxel numbers, at known places, comes back at other places."""
+    import torchio
+
+    turn = np.array([[0.8, -0.6, 0, 3], [0.6, 0.8, 0, -7], [0, 0, 1, 11], [0, 0, 0, 1]]) @ np.diag([1.5, 1, 2, 1])
+    numbers = torch.arange(1, SIDE**3 + 1, dtype=torch.int32).reshape(1, SIDE, SIDE, SIDE)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(DRAWS):
+            probe: dict[str, Any] = {"lssl_numbers": torchio.LabelMap(tensor=numbers, affine=turn)}
+            for name, is_label in images.items():
+                voxels = numbers > SIDE**3 // 2 if is_label else torch.rand(1, SIDE, SIDE, SIDE)
+                kind = torchio.LabelMap if is_label else torchio.ScalarImage
+                probe[name] = kind(tensor=voxels.float(), affine=turn)
+            try:
+                done = _always(part)(torchio.Subject(probe))["lssl_numbers"]
+            except Exception as error:
+                if _torchios_own(part):
+                    return False  # as a Crop that is larger than the probe; those that move are known by name
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise InputError(
+                    f"The transform {_name(part)} cannot be tried on a head of {SIDE}×{SIDE}×{SIDE} voxels ({reason}), "
+                    f"so whether it moves the head is unknown; make it work there, or leave it out."
+                ) from error
+            here = np.argwhere(done.data[0].numpy() > 0)
+            number = done.data[0].numpy()[tuple(here.T)].round().astype(int) - 1
+            there = np.stack(np.unravel_index(number, (SIDE,) * 3), 1)
+            back = np.linalg.inv(turn) @ done.affine
+            apart = np.abs(here @ back[:3, :3].T + back[:3, 3] - there)
+            if len(here) and apart.max() > APART:
+                return True
+    return False
+
+
+def _torchios_own(part: Any) -> bool:
+    return type(part).__module__.partition(".")[0] == "torchio"
+
+
+def _always(part: Any) -> Any:
+    """The same transform, applied with certainty."""
+    if not hasattr(part, "probability"):
+        return part
+    certain = copy.copy(part)
+    certain.probability = 1.0
+    return certain
+
+
+def _name(transform: Any) -> str:
+    return str(getattr(transform, "__qualname__", type(transform).__name__))
 
 
 def _parts(transform: Any) -> Iterator[Any]:

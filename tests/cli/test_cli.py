@@ -1,15 +1,19 @@
 """The command line: help, listing, runs, resuming, evaluation, prediction, and a user's own method."""
 
+import platform
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 import yaml
 from helpers import ROOT, TINY_NET, VISIT_ORDER, fit, resolved, tiny
 
+from lssl import __version__
 from lssl.cli.main import main
 
 DEMO = str(ROOT / "configs/demo.yaml")
@@ -30,6 +34,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert result.stdout.rstrip().endswith("[]")
 
 
+@pytest.mark.smoke
 def test_version_and_lists(capsys):
     for command in ("--version", "strategies", "datamodules"):
         main([command])
@@ -38,6 +43,11 @@ def test_version_and_lists(capsys):
     assert "NeurIPS 2022" in text
     assert "PhantomDataModule" in text
     assert "NiftiDataModule" in text
+    assert text.startswith(f"lssl {__version__}\n")
+    assert f"torch {torch.__version__}, lightning {L.__version__}, monai {version('monai')}" in text
+    assert f"python {platform.python_version()}" in text
+    assert "wandb absent" in text or f"wandb {version('wandb')}" in text
+    assert ("CUDA" in text) == torch.cuda.is_available()
 
 
 def test_print_config_round_trips(capsys, tmp_path):
@@ -53,6 +63,7 @@ def test_interpolation_within_a_config(capsys, tmp_path):
     assert config["data"]["init_args"]["size"] == 48
 
 
+@pytest.mark.smoke
 def test_shipped_configs_are_found_from_any_folder(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "LongitudinalLocal" in resolved(capsys, "--config", "configs/demo.yaml")
@@ -160,6 +171,7 @@ def test_validate_test_and_predict(run):
     assert np.abs(embeddings["decoder.0"] - embeddings["decoder.0"][0]).max() > 1e-4
 
 
+@pytest.mark.smoke
 def test_a_users_own_method_is_one_file(tmp_path):
     (tmp_path / "my_methods.py").write_text(VISIT_ORDER)
     (tmp_path / "my.yaml").write_text(

@@ -80,6 +80,7 @@ def test_anatomical_invariance_on_every_kind_of_network(network, tmp_path):
     assert all(name in log for name in ("train/inter", "train/intra", "train/match/same_visit", "val/match/score"))
 
 
+@pytest.mark.smoke
 def test_masked_autoencoder(tmp_path):
     run = fit(tmp_path, "masked_autoencoder.yaml", options=["--model.init_args.block=8"], backbone=TINY_NET)
     log = (run / "metrics.csv").read_text()
@@ -204,6 +205,7 @@ def test_data_visits(tmp_path, bids):
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
+@pytest.mark.smoke
 def test_data_prepared(tmp_path, bids):
     """From a BIDS folder to a trained network, in two commands."""
     for spare in ("sub-03", "sub-04", "sub-05"):
@@ -219,6 +221,7 @@ def test_data_prepared(tmp_path, bids):
 EARLY = '--trainer.callbacks={"class_path": "EarlyStopping", "init_args": {"monitor": "val/dice", "mode": "max"}}'
 
 
+@pytest.mark.smoke
 def test_finetuning_from_scratch_and_from_a_checkpoint_is_one_line(tmp_path):
     """tests/test_segmenter.py follows what comes of demo_finetune.yaml."""
     (tmp_path / "pretraining").mkdir()

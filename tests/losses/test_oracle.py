@@ -27,6 +27,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.smoke
 def test_terms_total_and_gradients_are_the_published_ones(oracle):
     z, p = ({tap: oracle[f"{kind}_{tap}"].clone().requires_grad_() for tap in TAPS} for kind in "zp")
 

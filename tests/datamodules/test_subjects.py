@@ -1,0 +1,346 @@
+"""Visits from a TorchIO SubjectsDataset are those of the same NIfTI files; what cannot be used is said."""
+
+from __future__ import annotations
+
+import sys
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchio as tio
+from helpers import TINY_NET, fit, sentence, tiny
+
+from lssl.cli.main import main
+from lssl.data.source import DataSource
+from lssl.datamodules.nifti import NiftiDataModule
+from lssl.datamodules.subjects import SubjectsDataModule
+from lssl.utils.errors import InputError
+
+SIDE = 40
+BALL = np.linalg.norm(np.mgrid[:SIDE, :SIDE, :SIDE] - 19.5, axis=0) < 15
+FLIPPED = np.diag([-2.0, -2.0, 2.0, 1.0])  # LPS: the first two axes run to the left and to the back
+FLIPPED[:3, 3] = 31, 47, -5
+TURNED = np.array([[0.8, -0.6, 0, 3], [0.6, 0.8, 0, -7], [0, 0, 1, 11], [0, 0, 0, 1]]) @ np.diag([1.5, 1, 2, 1])
+
+COHORT = f"""
+import numpy as np
+import torch
+import torchio as tio
+
+SIDE = {SIDE}
+BALL = np.linalg.norm(np.mgrid[:SIDE, :SIDE, :SIDE] - 19.5, axis=0) < 15
+
+
+def voxels(person, session):
+    drawn = np.random.default_rng([person, session]).random((10, 10, 10))
+    blocks = drawn.repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    return (100 * BALL * (1 + blocks)).astype(np.float32)[None], (BALL * (1 + (blocks > 0.5))).astype(np.int16)[None]
+
+
+def visit(person, session, affine=None):
+    affine = np.diag([2.0, 2.0, 2.0, 1.0]) if affine is None else affine
+    image, label = voxels(person, session)
+    return tio.Subject(
+        t1=tio.ScalarImage(tensor=torch.from_numpy(image), affine=affine),
+        seg=tio.LabelMap(tensor=torch.from_numpy(label), affine=affine),
+        subject_id=f"sub-{{person}}",
+        session=session,
+        age=60.0 + person + 1.5 * session,
+    )
+
+
+def cohort(persons: int = 4, **options) -> tio.SubjectsDataset:
+    return tio.SubjectsDataset([visit(person, session, **options) for person in range(persons) for session in (0, 1)])
+"""
+scope: dict = {}
+exec(COHORT, scope)
+cohort, visit = scope["cohort"], scope["visit"]
+
+
+def on_disk(folder, affine):
+    """The same cohort as files: a table for lssl, and a dataset of TorchIO."""
+    rows, subjects = [], []
+    for one in cohort(affine=affine).dry_iter():
+        paths = {name: folder / f"{one['subject_id']}_{one['session']}_{name}.nii.gz" for name in ("t1", "seg")}
+        for name, path in paths.items():
+            nib.save(nib.Nifti1Image(one[name].data[0].numpy(), affine), path)
+        facts = {name: one[name] for name in ("subject_id", "session", "age")}
+        rows.append((*facts.values(), paths["t1"].name, paths["seg"].name))
+        subjects.append(tio.Subject(t1=tio.ScalarImage(paths["t1"]), seg=tio.LabelMap(paths["seg"]), **facts))
+    table = pd.DataFrame(rows, columns=["subject", "session", "age", "image", "label"])
+    table.to_csv(folder / "visits.csv", index=False)
+    return folder / "visits.csv", tio.SubjectsDataset(subjects)
+
+
+@pytest.mark.parametrize("affine", [FLIPPED, TURNED], ids=["LPS", "oblique"])
+def test_visits_are_those_of_the_same_files(tmp_path, affine):
+    table, stored = on_disk(tmp_path, affine)
+    wanted = NiftiDataModule(table=table)
+    wanted.setup("fit")
+    for dataset in (stored, cohort(affine=affine)):
+        found = SubjectsDataModule(dataset, label="seg")
+        assert isinstance(found, DataSource)
+        found.setup("fit")
+        columns = ["subject", "session", "age", "time", "split"]
+        pd.testing.assert_frame_equal(found.table[columns], wanted.table[columns])
+        np.testing.assert_array_equal(found.train_pairs, wanted.train_pairs)
+        np.testing.assert_array_equal(found.shapes(), wanted.shapes())
+        np.testing.assert_allclose(found.voxel_sizes(), wanted.voxel_sizes(), atol=1e-6)
+        for row in range(len(wanted.table)):
+            one, other = found.read(row), wanted.read(row)
+            torch.testing.assert_close(one.affine, other.affine, atol=1e-4, rtol=0)
+            torch.testing.assert_close(one.image, other.image)
+            assert torch.equal(one.foreground, other.foreground)
+            assert torch.equal(one.label, other.label)
+            np.testing.assert_array_equal(found.read_label(row), other.label)
+
+
+def test_attributes_mean_what_they_mean_in_a_table():
+    facts = [("b", "late", "2012-03-01", "X"), ("b", "early", "2010-03-01", "X"), ("a", "only", "2011-01-01", "y")]
+    subjects = []
+    for person, session, date, site in facts:
+        one = visit(1, 1)
+        for name in ("subject_id", "session", "age"):
+            one.pop(name)
+        one.update({"who": person, "wave": session, "date": date, "site": site, "split": "Train"})
+        subjects.append(one)
+    source = SubjectsDataModule(tio.SubjectsDataset(subjects), subject="who", session="wave")
+    source.setup()
+    assert source.table["session"].tolist() == ["only", "early", "late"]
+    assert source.table["time"].iat[2] == pytest.approx(2, abs=0.01)
+    assert source.table["site"].tolist() == ["y", "X", "X"]
+    assert set(source.table["split"]) == {"train"}
+    assert not source.has_label().any()  # no label was asked for
+
+
+def test_a_visit_without_the_image_is_left_out_and_one_without_a_map_is_noted():
+    subjects = list(cohort().dry_iter())
+    subjects[0].pop("t1")
+    subjects[3].pop("seg")
+    source = SubjectsDataModule(tio.SubjectsDataset(subjects), label="seg")
+    source.setup()
+    assert "1 visit without t1" in source.summary
+    assert "1 visit without a label" in source.summary
+    assert len(source.table) == 7
+    assert source.has_label().sum() == 6
+
+
+def test_channels_and_mask():
+    subjects = list(cohort().dry_iter())
+    for one in subjects:
+        one["flair"] = tio.ScalarImage(tensor=torch.cat([one["t1"].data, 1 + one["t1"].data]), affine=one["t1"].affine)
+        one["brain"] = tio.LabelMap(tensor=(one["seg"].data == 2).short(), affine=one["t1"].affine)
+    source = SubjectsDataModule(tio.SubjectsDataset(subjects), image=["t1", "flair"], mask="brain")
+    assert source.channels() == ["t1", "flair 0", "flair 1"]
+    read = source.read(0)
+    assert read.image.shape == (3, SIDE, SIDE, SIDE)
+    assert torch.equal(read.foreground, subjects[0]["brain"].data[0] > 0)
+
+
+# --- the dataset's own transform --------------------------------------------------------------------------------------
+
+
+def test_a_grid_that_the_dataset_changes_is_known_before_training():
+    dataset = cohort()
+    dataset.set_transform(tio.Compose([tio.ToCanonical(), tio.CropOrPad((32, 36, 44)), tio.RemapLabels({1: 5})]))
+    source = SubjectsDataModule(dataset, label="seg")
+    source.setup("fit")
+    assert source.shapes().tolist() == [[32, 36, 44]] * 8
+    changed, whole = source.read(0), SubjectsDataModule(cohort(), label="seg")
+    whole.setup()
+    before = whole.read(0)
+    shift = torch.linalg.solve(before.affine, changed.affine)[:3, 3].round().long().tolist()
+    assert shift == [4, 2, -2]
+    assert torch.equal(changed.foreground[:, :, 2:42], before.foreground[4:36, 2:38])
+    assert set(changed.label.unique().tolist()) == {0, 2, 5}
+    source.check_crop((32, 36, 44))
+    with pytest.raises(InputError, match="do not fit"):
+        source.check_crop((40, 36, 44))
+    assert "image" not in source.table  # predictions are written on the new grid
+
+
+def roll(subject):
+    for image in subject.get_images(intensity_only=False):
+        image.set_data(image.data.roll(3, 1))
+    return subject
+
+
+class Rolled(tio.Transform):
+    """A user's own: everything moves by three voxels, the affine stays."""
+
+    def apply_transform(self, subject):
+        return roll(subject)
+
+
+def needs_a_large_head(subject):
+    assert subject["t1"].shape[1] > 30, "small"
+    return subject
+
+
+@pytest.mark.parametrize(
+    ("transform", "says"),
+    [
+        (tio.RandomAffine(), "RandomAffine moves the head"),
+        (tio.Compose([tio.RandomNoise(), Rolled()]), "Rolled moves the head"),
+        (roll, "roll moves the head"),
+        (needs_a_large_head, "needs_a_large_head cannot be tried"),
+    ],
+)
+def test_a_dataset_that_moves_heads_is_refused(transform, says):
+    dataset = cohort()
+    dataset.set_transform(transform)
+    with pytest.raises(InputError, match=says):
+        SubjectsDataModule(dataset, label="seg")
+
+
+def test_transforms_find_the_images_that_they_name():
+    dataset = cohort()
+    dataset.set_transform(tio.Compose([tio.Resample("t1"), tio.ZNormalization(masking_method="seg")]))
+    source = SubjectsDataModule(dataset, label="seg")
+    source.setup()
+    assert source.read(0).image.isfinite().all()
+
+
+def test_random_draws_depend_on_the_pair_and_not_on_the_worker():
+    dataset = cohort()
+    dataset.set_transform(tio.RandomNoise(std=(5, 5)))
+
+    def batches(workers):
+        torch.manual_seed(workers)
+        source = SubjectsDataModule(dataset, label="seg", batch_size=1, num_workers=workers, source_size=32)
+        source.setup("fit")
+        return [batch.images for batch in source.train_dataloader()]
+
+    alone, shared = batches(0), batches(2)
+    assert len(alone) == len(shared) == 3
+    assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
+    source = SubjectsDataModule(dataset)
+    source.setup()
+    (first, _), (again, _) = (source.read_pair(2, 3, None, seed) for seed in (1, 2))
+    assert not torch.equal(first.image, again.image)
+
+
+# --- from a config ----------------------------------------------------------------------------------------------------
+
+
+def test_a_config_pretrains_fine_tunes_and_predicts(tmp_path, monkeypatch):
+    """Also with few-shot labels, and with label maps in the place of the images."""
+    (tmp_path / "my_cohort.py").write_text(COHORT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {
+        "dataset": {"class_path": "my_cohort.cohort", "init_args": {"persons": 5}},
+        "split": [0.6, 0.2, 0.2],
+        "batch_size": 2,
+    }
+    data = {"class_path": "lssl.datamodules.SubjectsDataModule", "init_args": options}
+    run = fit(tmp_path, "longitudinal_infonce.yaml", backbone=TINY_NET, data=data)
+    assert (run / "checkpoints/last.ckpt").is_file()
+    options |= {"label": "seg", "few_shot": {"subjects": 1, "visits": 1}}
+    start = ["--model.init_args.pretrained", str(run / "checkpoints/last.ckpt")]
+    tuned = fit(tmp_path, "finetune.yaml", backbone=TINY_NET, data=data, options=start)
+    tuned = max(tuned.parent.glob("run*"), key=lambda folder: folder.stat().st_mtime)
+    arguments = ["--config", str(tuned / "config.yaml"), *tiny(tmp_path, backbone=TINY_NET, data=data)]
+    main(["predict", *arguments, "--ckpt_path", str(next(tuned.rglob("*.ckpt")))])
+    maps = sorted(tmp_path.rglob("*_dseg.nii.gz"))
+    assert len(maps) == 10
+    assert np.allclose(nib.load(maps[0]).affine, np.diag([2.0, 2.0, 2.0, 1.0]))
+    sys.modules.pop("my_cohort")
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def without(name):
+    def change(one):
+        one.pop(name)
+
+    return change
+
+
+def other_grid(one):
+    one["seg"] = tio.LabelMap(tensor=torch.ones(1, 8, 8, 8))
+
+
+def scalar_label(one):
+    one["seg"] = tio.ScalarImage(tensor=one["seg"].data.float(), affine=one["seg"].affine)
+
+
+def nan(one):
+    one["t1"].data[0, 3, 3, 3] = float("nan")
+
+
+def halves(one):
+    one["seg"].set_data(one["seg"].data / 2)
+
+
+def singular(one):
+    one["t1"].affine = np.zeros((4, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            without("subject_id"),
+            "Item 0 of the dataset has no attribute 'subject_id'.*its attributes are: age, session",
+        ),
+        (without("session"), "no attribute 'session'"),
+        (without("t1"), r"No subject of the dataset has the image 't1'.*seg \(LabelMap\)"),
+        (without("seg"), r"has the image 'seg', as label asks; its images are: t1 \(ScalarImage\)"),
+        (other_grid, "seg of item 0 does not lie on the grid of t1"),
+        (scalar_label, "seg of item 0 is a ScalarImage; it must be a torchio.LabelMap"),
+        (nan, "t1 of item 0 holds 1 voxels that are NaN"),
+        (halves, "seg of item 0 holds 0.5 and"),
+        (singular, "t1 of item 0 has no valid affine"),
+    ],
+)
+def test_what_cannot_be_used_is_said(change, says):
+    dataset = cohort()
+    for one in dataset.dry_iter():
+        change(one)
+    source = SubjectsDataModule(dataset, label="seg")
+    with pytest.raises(InputError, match=says):
+        source.setup("fit") or source.read(0)
+
+
+def test_visits_in_different_places_are_refused():
+    dataset = tio.SubjectsDataset([visit(1, 0), visit(1, 1, FLIPPED)])
+    with pytest.raises(InputError, match=r"visits 0 and 1 of sub-1 lie in different spaces.*co-register"):
+        SubjectsDataModule(dataset).setup("fit")
+
+
+def test_damaged_files_are_found_before_training(tmp_path):
+    """SimpleITK, by which TorchIO reads, fills the missing end of a file with zeros and says nothing."""
+    _, dataset = on_disk(tmp_path, FLIPPED)
+    path = tmp_path / "sub-2_1_t1.nii.gz"
+    path.write_bytes(path.read_bytes()[:-999])
+    source = SubjectsDataModule(dataset, label="seg")
+    source.setup("fit")
+    assert "1 visit that cannot be read (sub-2 1: " in source.summary
+    assert len(source.table) == 7
+    assert [source.dataset.dry_iter()[place]["session"] for place in source.table["index"]] == [0, 1, 0, 1, 0, 0, 1]
+    path = tmp_path / "sub-3_1_seg.nii.gz"
+    path.write_bytes(path.read_bytes()[:-99])
+    with pytest.raises(InputError, match=r"sub-3_1_seg\.nii\.gz cannot be read and seems damaged"):
+        SubjectsDataModule(dataset, label="seg").setup("fit")
+
+
+def test_what_a_dataset_raises_names_the_item():
+    dataset = cohort()
+    dataset.set_transform(tio.Lambda(lambda voxels: 1 / 0))
+    source = SubjectsDataModule(dataset, batch_size=1)
+    source.setup("fit")
+    with pytest.raises(
+        InputError, match=r"Item \d of the dataset cannot be read \(ZeroDivisionError: division by zero\)"
+    ):
+        next(iter(source.train_dataloader()))
+
+
+def test_no_dataset_or_another_one_is_refused(capsys):
+    with pytest.raises(InputError, match=r"dataset is TensorDataset; give a torchio\.SubjectsDataset"):
+        SubjectsDataModule(torch.utils.data.TensorDataset(torch.zeros(1)))
+    said = sentence(capsys, "fit", "--config", "longitudinal_infonce", "--data", "lssl.datamodules.SubjectsDataModule")
+    assert "dataset" in said
