@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -107,10 +108,13 @@ class SubjectsDataModule(PairDataModule):
                 self._refuse_unknown("image", missing[0], subjects)
             self.excluded.append(f"{count(sum(map(bool, lacking)), 'visit')} without {missing[0]}")
         for option, name in (("label", self.label), ("mask", self.mask)):
-            if name and not any(name in keys for keys in found):
-                self._refuse_unknown(option, name, subjects)
+            needed = name and not (self.predicting and option == "label")
+            if needed and not any(name in keys for keys in found):
+                self._refuse_unknown(option, str(name), subjects)
         kept = [place for place, names in enumerate(lacking) if not names]
         cells = pd.DataFrame([self._cells(subjects[place], place) for place in kept], dtype=object)
+        if (age := self.attributes["age"]) != "age" and not any(age in keys for keys in found):
+            raise InputError(f"No subject of the dataset has the attribute {age!r}, as age asks.")
         table = cells[[name for name in ("subject", "session", "site", "split") if name in cells]].assign(index=kept)
         if "split" in table:
             table["split"] = table["split"].str.lower()
@@ -145,7 +149,8 @@ class SubjectsDataModule(PairDataModule):
 
     def _cells(self, subject: Any, place: int) -> dict[str, str]:
         """Its attributes as the cells of a table."""
-        values = {str(key): value for key, value in subject.items() if isinstance(value, SCALARS)}
+        plain = {str(key): _number(value) for key, value in subject.items()}
+        values = {key: value for key, value in plain.items() if isinstance(value, SCALARS)}
         for column in ("subject", "session"):
             name = self.attributes[column]
             if not str(values.get(name, "")).strip():
@@ -307,6 +312,11 @@ def _voxels(image: Any) -> np.ndarray:
 def _is(image: Any, kind: str) -> bool:
     """Whether an object is of a class of TorchIO, which need not be installed to ask."""
     return any(base.__name__ == kind for base in type(image).__mro__)
+
+
+def _number(value: Any) -> Any:
+    """A tensor or array of one number as that number."""
+    return value.item() if isinstance(value, torch.Tensor | np.ndarray) and math.prod(value.shape) == 1 else value
 
 
 def _file(image: Any) -> str:

@@ -96,8 +96,12 @@ def test_a_release_is_of_a_clean_tagged_commit(released):
 def built(tmp_path_factory):
     """Names of the files in the sdist, and in the wheel that is built from it as `python -m build` does."""
     place = tmp_path_factory.mktemp("built")
-    keep = shutil.ignore_patterns(".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, place / "tree", symlinks=True, ignore=keep)
+
+    def made(folder, names):
+        top = {".git", ".venv", "runs", "build", "dist"} if folder == str(ROOT) else set()
+        return [name for name in names if name in top or name.endswith((".egg-info", "_cache", "__pycache__"))]
+
+    shutil.copytree(ROOT, place / "tree", symlinks=True, ignore=made)
     code = "import sys; from setuptools import build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
 
     def build(what, folder, out):

@@ -127,6 +127,17 @@ def test_a_visit_without_the_image_is_left_out_and_one_without_a_map_is_noted():
     assert source.has_label().sum() == 6
 
 
+def test_ages_may_be_numbers_of_torch_and_a_wrong_name_is_said():
+    subjects = list(cohort().dry_iter())
+    for one in subjects:
+        one["years"] = torch.tensor(one["age"])
+    source = SubjectsDataModule(tio.SubjectsDataset(subjects), age="years")
+    source.setup()
+    assert source.table["age"].tolist() == [60.0, 61.5, 61.0, 62.5, 62.0, 63.5, 63.0, 64.5]
+    with pytest.raises(InputError, match="No subject of the dataset has the attribute 'yaers', as age asks"):
+        SubjectsDataModule(tio.SubjectsDataset(subjects), age="yaers").setup()
+
+
 def test_channels_and_mask():
     subjects = list(cohort().dry_iter())
     for one in subjects:
@@ -234,6 +245,7 @@ def test_a_config_pretrains_fine_tunes_and_predicts(tmp_path, monkeypatch):
         "dataset": {"class_path": "my_cohort.cohort", "init_args": {"persons": 5}},
         "split": [0.6, 0.2, 0.2],
         "batch_size": 2,
+        "num_workers": 0,
     }
     data = {"class_path": "lssl.datamodules.SubjectsDataModule", "init_args": options}
     run = fit(tmp_path, "longitudinal_infonce.yaml", backbone=TINY_NET, data=data)
