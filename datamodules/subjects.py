@@ -129,8 +129,9 @@ class SubjectsDataModule(PairDataModule):
     def _without_damaged(self, table: pd.DataFrame) -> pd.DataFrame:
         """Reads every NIfTI file once, as NiftiDataModule does: SimpleITK reads a file that was cut off as zeros."""
         subjects = self.dataset.dry_iter()
-        for name, kind in {**dict.fromkeys(self.images, "image"), self.mask: "mask", self.label: "label"}.items():
-            if name is None or (self.predicting and kind == "label"):
+        label = None if self.predicting else self.label
+        for kind, name in [*(("image", name) for name in self.images), ("mask", self.mask), ("label", label)]:
+            if name is None:
                 continue
             table["image"] = [_file(subjects[place].get(name)) for place in table["index"]]
             problems = check_files({path for path in table["image"] if path}, kind, rank_zero_info)
