@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .nifti import NiftiDataModule
     from .phantom import PhantomDataModule
     from .prepared import PreparedDataModule
-    from .synthetic_brains import SyntheticBrainsDataModule
     from .subjects import SubjectsDataModule
+    from .synthetic_brains import SyntheticBrainsDataModule
 
 __all__ = [
     "LabelMapDataModule",
@@ -26,8 +26,8 @@ __all__ = [
     "PairDataModule",
     "PhantomDataModule",
     "PreparedDataModule",
-    "SyntheticBrainsDataModule",
     "SubjectsDataModule",
+    "SyntheticBrainsDataModule",
 ]
 
 _HOMES = {

@@ -36,7 +36,7 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
 
   lssl fit --help                          the options that are used most; --help=all lists all
   lssl fit --config NAME --print_config    what NAME resolves to; --print_config=sources says where each value is from
-  lssl --version
+  lssl --version                           versions and devices, for a bug report
 
 Options override --data, and --data overrides configs, in any order of the arguments."""
 

@@ -12,7 +12,6 @@ import os
 import sys
 import warnings
 
-from lssl import __version__
 from lssl.cli.help import COMMANDS, HELP, command_help
 from lssl.cli.versions import print_versions
 from lssl.utils.allocator import keep_freed_memory
