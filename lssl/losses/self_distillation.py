@@ -61,6 +61,7 @@ class SelfDistillation(nn.Module):
     centre: Tensor
     temperature: Tensor
     observed: Tensor
+    batches: Tensor
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class SelfDistillation(nn.Module):
         self.register_buffer("centre", torch.zeros(prototypes))
         self.register_buffer("temperature", torch.tensor(float(first)))
         self.register_buffer("observed", torch.zeros(prototypes), persistent=False)  # sum of the batches' means
-        self._batches = 0
+        self.register_buffer("batches", torch.zeros(()), persistent=False)  # how many these are
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean loss over rows ``(..., K)``; the teacher's get no gradient."""
@@ -99,7 +100,7 @@ class SelfDistillation(nn.Module):
     def observe(self, teacher: Tensor) -> None:
         """Records the mean of the teacher's rows ``(..., K)`` for the centre's next move; call it after the loss."""
         self.observed += teacher.float().flatten(0, -2).mean(0)
-        self._batches += 1
+        self.batches += 1
 
     @torch.no_grad()
     def follow(self, progress: float) -> None:
@@ -108,14 +109,13 @@ class SelfDistillation(nn.Module):
         Args:
             progress: share of the steps done.
         """
-        if self._batches:
-            mean = self.observed / self._batches
-            if world_size() > 1:
-                distributed.all_reduce(mean)
-                mean = mean / world_size()
-            self.centre.lerp_(mean, 1 - self.momentum)
-            self.observed.zero_()
-            self._batches = 0
+        mean = self.observed / self.batches.clamp_min(1)
+        if world_size() > 1:
+            distributed.all_reduce(mean)
+            mean = mean / world_size()
+        self.centre.lerp_(mean, (1 - self.momentum) * self.batches.clamp_max(1))
+        self.observed.zero_()
+        self.batches.zero_()
         first, last = self.range
         share = min(1.0, progress / self.warmup) if self.warmup else 1.0
         self.temperature.fill_(first + (last - first) * share)

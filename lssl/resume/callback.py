@@ -7,11 +7,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.nn.parallel import DistributedDataParallel
 
 from lssl.data.loading import continue_training
 from lssl.resume.place import at_step_boundary, place_of, validation_due, write_place
-from lssl.resume.rows import forget_step, logged_text, open_row, restore_text
-from lssl.resume.state import gradients, random_state, set_gradients, set_random_state
+from lssl.resume.rows import forget_later_events, forget_step, logged_text, open_row, restore_text
+from lssl.resume.state import gradients, random_state, set_gradients, set_random_state, set_sums, sums
 from lssl.utils.distributed import every_rank
 
 __all__ = ["ExactResume"]
@@ -23,10 +24,10 @@ class ExactResume(L.Callback):
     """Makes every checkpoint one from which training continues exactly, whichever hook writes it.
 
     A checkpoint then also holds: the epoch and the batches of it that the training loop has used (never what workers
-    have prefetched), whether a validation is still due, the global random numbers of every rank, the gradients of an
-    accumulated step, and the rows of metrics.csv. On resuming, samples that were used are not read again, a validation
-    that was due is made, and metrics.csv continues from these rows. What the interrupted run logged after its last
-    checkpoint is thereby replaced.
+    have prefetched), whether a validation is still due, the global random numbers of every rank, the gradients and sums
+    of an accumulated step, and the rows of metrics.csv. On resuming, samples that were used are not read again, a
+    validation that was due is made, and metrics.csv continues from these rows. What the interrupted run logged after
+    its last checkpoint is thereby replaced.
 
     Every :class:`lssl.task.Task` adds this callback. It moves to the front of the trainer's callbacks, so that random
     numbers are restored before others draw some. The number of processes must stay the same for an exact run.
@@ -54,7 +55,7 @@ class ExactResume(L.Callback):
         validation = is_open and self._validated != place.total and validation_due(trainer)
         own: dict[str, Any] = {"random": random_state(pl_module.device)}
         if not at_step_boundary(trainer):
-            own["gradients"] = gradients(pl_module)
+            own |= {"gradients": gradients(pl_module), "sums": sums(pl_module)}
         waiting = self._loaded is not None and len(self._loaded["ranks"]) == trainer.world_size
         text = self._before[1] if self._before[0] == place.total else logged_text(trainer)
         checkpoint[KEY] = {
@@ -93,6 +94,7 @@ class ExactResume(L.Callback):
         self._loaded = checkpoint[KEY]
         self._validated = self._loaded["validated"]
         restore_text(trainer, self._loaded["text"], self._loaded["row"])
+        forget_later_events(trainer, checkpoint["global_step"])
         trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -159,6 +161,9 @@ class ExactResume(L.Callback):
         own = state["ranks"][trainer.global_rank]
         set_random_state(own["random"], pl_module.device)
         set_gradients(pl_module, own.get("gradients", {}))
+        set_sums(pl_module, own.get("sums", {}))
+        if "sums" in own and isinstance(wrapped := trainer.strategy.model, DistributedDataParallel):
+            wrapped.require_forward_param_sync = False  # it would give the first rank's sums to all
 
 
 def _correct_step(trainer: L.Trainer) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lssl.resume.place import Place
 from lssl.utils.files import atomic_write
 
-__all__ = ["forget_step", "logged_text", "open_row", "restore_text"]
+__all__ = ["forget_later_events", "forget_step", "logged_text", "open_row", "restore_text"]
 
 
 def _loggers(trainer: L.Trainer) -> list[CSVLogger]:
@@ -27,8 +27,9 @@ def logged_text(trainer: L.Trainer) -> list[str]:
     """What each CSV logger has written so far; nothing on other ranks than the first."""
     texts = []
     for logger in _loggers(trainer):
-        logger.save()
         path = Path(logger.experiment.metrics_file_path)
+        if path.parent.is_dir():  # somebody may have deleted it: the checkpoint is then all that is left
+            logger.save()
         texts.append(path.read_text() if path.is_file() else "")
     return texts
 
@@ -86,3 +87,21 @@ def restore_text(trainer: L.Trainer, texts: list[str], row: Mapping[str, float])
         if row:
             logger.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
             logger.save()
+
+
+def forget_later_events(trainer: L.Trainer, step: int) -> None:
+    """Tells TensorBoard to drop what the interrupted run logged after a step, as SummaryWriter's ``purge_step`` does.
+
+    Args:
+        trainer: of the resumed run.
+        step: of the checkpoint. Monitors log at it, and the next training step too: that one may be shown twice.
+    """
+    writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    if not writers or not trainer.is_global_zero:
+        return
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    for writer in writers:
+        file: Any = writer._get_file_writer()
+        file.add_event(Event(step=step, file_version="brain.Event:2"))
+        file.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))

@@ -1,4 +1,4 @@
-"""What differs between the ranks of a run: global random numbers, and gradients within an accumulated step."""
+"""What differs between the ranks of a run: global random numbers; gradients and sums within an accumulated step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["gradients", "random_state", "set_gradients", "set_random_state"]
+__all__ = ["gradients", "random_state", "set_gradients", "set_random_state", "set_sums", "sums"]
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -53,3 +53,17 @@ def set_gradients(module: nn.Module, values: dict[str, Tensor]) -> None:
     parameters = dict(module.named_parameters())
     for name, value in values.items():
         parameters[name].grad = value.to(parameters[name].device)
+
+
+def sums(module: nn.Module) -> dict[str, Tensor]:
+    """Name of each buffer that is no part of the weights → a copy of it on the CPU; some sum up an accumulated step."""
+    saved = module.state_dict(keep_vars=True)
+    return {name: value.detach().cpu().clone() for name, value in module.named_buffers() if name not in saved}
+
+
+def set_sums(module: nn.Module, values: dict[str, Tensor]) -> None:
+    """Restores :func:`sums`."""
+    buffers = dict(module.named_buffers())
+    for name, value in values.items():
+        if name in buffers:
+            buffers[name].copy_(value)

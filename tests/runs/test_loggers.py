@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from helpers import TINY_NET, fit
+from lightning.pytorch.loggers import TensorBoardLogger
 
+from lssl.resume.rows import forget_later_events
 from lssl.runs import loggers
 from lssl.runs.loggers import RunWandb
 
@@ -105,6 +109,22 @@ def test_tensorboard_holds_pictures_and_monitors(tmp_path):
     events.Reload()
     assert {"pictures/views", "pictures/features", "pictures/similarity"} <= set(events.Tags()["images"])
     assert [event.step for event in events.Scalars("monitor/rank/decoder.0")] == [0, 1, 2]
+
+
+def test_tensorboard_forgets_what_a_killed_run_logged_after_its_checkpoint(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for values, checkpoint in ((range(9), None), (range(4, 12), 3)):
+        logger = TensorBoardLogger(tmp_path, name="", version="")
+        if checkpoint is not None:
+            forget_later_events(SimpleNamespace(loggers=[logger], is_global_zero=True), checkpoint)
+        for step in values:
+            logger.log_metrics({"loss": 0.0}, step=step)
+        logger.finalize("success")
+        time.sleep(1.1)  # files are named by the second
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(12))
 
 
 @pytest.mark.parametrize("mode", [None, "disabled"])
