@@ -83,7 +83,8 @@ def ordered_kinds(runs: Sequence[RunLog]) -> list[str]:
 
 def ordered_taps(runs: Sequence[RunLog]) -> list[str]:
     """Taps that were measured, in the order of the forward pass; unknown names come last."""
-    measured = {name.split("/", 2)[2] for run in runs for name in run.curves if name.startswith("monitor/")}
+    names = (name.split("/", 2) for run in runs for name in run.curves if name.startswith("monitor/"))
+    measured = {parts[2] for parts in names if len(parts) == 3}
     rooms = {"encoder": 0, "skip": 1, "bottleneck": 2, "decoder": 3}
 
     def place(tap: str) -> tuple[int, int, str]:

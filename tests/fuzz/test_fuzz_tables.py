@@ -170,7 +170,7 @@ values = st.recursive(
 )
 
 
-@tried(0.5)
+@tried(1)
 @given(key=st.sampled_from(KEYS), value=values)
 def test_odd_settings(room, key, value):
     """As YAML; what the parser accepts is printed, everything else is a sentence and exit 2."""
