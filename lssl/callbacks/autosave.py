@@ -16,12 +16,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import distributed
 
-from lssl.utils.errors import positive
-from lssl.utils.stop import Stopped, StopSignals
+from lssl.resume import at_step_boundary
+from lssl.runs.lock import RunLock
+from lssl.utils.errors import InputError, positive
+from lssl.utils.stop import NoBatch, Stopped, StopSignals, end_soon
 
 __all__ = ["AutoSave"]
 
-NOTHING, SAVE, STOP = 0, 1, 2  # STOP + the number of a signal
+NOTHING, SAVE, STOP = 0, 1, 2  # STOP + the number of a signal, or + LOST
+LOST = 0  # the run folder was deleted or moved
+LOOK = 10.0  # seconds between two looks at the run folder
 
 
 class AutoSave(Checkpoint):
@@ -38,16 +42,29 @@ class AutoSave(Checkpoint):
         folder: the run folder.
         max_lost: minutes between two saves; ``None`` saves only at the end of epochs and when asked to stop.
         signals: the handlers; ``None`` makes new ones.
+        lock: of the folder. If it is gone, somebody has deleted or moved the folder: the run saves into a new one under
+            its name, and stops.
     """
 
-    def __init__(self, folder: Path, max_lost: float | None = 10.0, signals: StopSignals | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_lost: float | None = 10.0,
+        signals: StopSignals | None = None,
+        lock: RunLock | None = None,
+    ) -> None:
         if max_lost is not None:
             positive(max_lost=max_lost)
         self.path, self.max_lost = folder / "checkpoints" / "last.ckpt", max_lost
-        self.signals = signals or StopSignals()
-        self._saved, self._within_step = time.monotonic(), False
+        self.signals, self.lock = signals or StopSignals(), lock
+        self._saved = self._looked = time.monotonic()
+        self._within_step = False
         self._group: Any = None
         self._pending: tuple[Any, torch.Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The lock stays in the process that took it."""
+        return {**self.__dict__, "lock": None}
 
     # --- when ---------------------------------------------------------------------------------------------------------
 
@@ -81,8 +98,11 @@ class AutoSave(Checkpoint):
         wish = NOTHING
         if self.signals.number is not None:
             wish = STOP + self.signals.number
+        elif self._lost():
+            wish = STOP + LOST
         elif self.max_lost is not None and trainer.is_global_zero:
-            wish = SAVE if time.monotonic() - self._saved >= 60 * self.max_lost else NOTHING
+            due = time.monotonic() - self._saved >= 60 * self.max_lost
+            wish = SAVE if due and at_step_boundary(trainer) else NOTHING
         agreed = self._agree(wish)
         if agreed == SAVE:
             self._save(trainer)
@@ -107,15 +127,32 @@ class AutoSave(Checkpoint):
             self._pending = None
         if self.signals.number is not None and self._group is None:
             raise Stopped(self.signals.number)
+        if self.lock is not None and self.lock.lost:
+            raise InputError(_lost_sentence(self.path))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """A signal to the whole group also ends the workers: the next batch never comes, but the last one is done."""
+        """Between two steps all is done that was begun, even if the next batch never comes, or the folder is gone."""
         asked, self.signals.wait = self.signals.number, False
+        if isinstance(exception, OSError) and self.lock is not None and self.lock.lost:
+            if not self._within_step and self._group is None:
+                self._stop(trainer, LOST)
+            return
+        if asked is not None and isinstance(exception, NoBatch):
+            end_soon(128 + asked)
+            if self._group is not None:  # the others wait for this process in a step: none of them can save
+                raise Stopped(asked)
         stopping = isinstance(exception, Stopped) or asked is None
         if not stopping and not self._within_step and self._group is None and isinstance(exception, RuntimeError):
             self._stop(trainer, asked or 0)
 
     # --- what ---------------------------------------------------------------------------------------------------------
+
+    def _lost(self) -> bool:
+        now = time.monotonic()
+        if self.lock is None or now - self._looked < LOOK:
+            return False
+        self._looked = now
+        return self.lock.lost
 
     def _listen(self, trainer: L.Trainer) -> None:
         requeue = _requeue_signal(trainer)
@@ -147,6 +184,10 @@ class AutoSave(Checkpoint):
             trainer._signal_connector._slurm_sigusr_handler_fn(number, None)  # type: ignore[arg-type]
             return
         self._save(trainer)
+        if number == LOST:
+            if trainer.is_global_zero:
+                raise InputError(_lost_sentence(self.path))
+            raise SystemExit(0)
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         config = self.path.parent.parent / "config.yaml"
         command = (
@@ -156,6 +197,13 @@ class AutoSave(Checkpoint):
         if trainer.is_global_zero:
             raise Stopped(number)
         raise SystemExit(0)  # the first process has the status; Lightning would kill it if another one had failed
+
+
+def _lost_sentence(path: Path) -> str:
+    return (
+        f"{path.parent.parent} was deleted or moved while the run was writing into it, so the run stops. {path} holds "
+        "all that was learned; what else the folder held is no longer there."
+    )
 
 
 def _requeue_signal(trainer: L.Trainer) -> int | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import lightning as L
@@ -35,6 +37,7 @@ __all__ = [
     "requeued_checkpoint",
     "resolved_text",
     "run_checkpoints",
+    "written_into",
 ]
 
 CONFIG = "config.yaml"
@@ -152,11 +155,44 @@ def checkpoint_path(given: str | None, folder: Path) -> str | None:
     return str(path)
 
 
+def written_into(folder: Path) -> Callable[..., None]:
+    """For an exit stack: turns a failed write into the run folder into one sentence.
+
+    Args:
+        folder: it may have become read-only, or be gone.
+    """
+
+    def explain(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, OSError) and error.filename is not None:
+            path = Path(os.fsdecode(error.filename)).absolute()
+            if folder.absolute() in path.parents and (mistake := writing_failed(path, error)):
+                raise mistake from error
+
+    return explain
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's, except that a run whose folder was moved goes on with its best score and its best checkpoint."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Looks for the files in the present folder; if the best one is not there, the search for it begins anew."""
+        here = {
+            path: str(Path(str(self.dirpath)) / Path(path).name)
+            for path in (*state_dict["best_k_models"], state_dict["best_model_path"], state_dict["kth_best_model_path"])
+            if path
+        }
+        if not all(Path(path).is_file() for path in here.values()):
+            return
+        paths = {name: here.get(state_dict[name], "") for name in ("best_model_path", "kth_best_model_path")}
+        scores = {here[path]: score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
+
+
 def run_checkpoints(folder: Path) -> list[Callback]:
     """Best (lowest validation loss) and last (end of the latest epoch, from which training continues exactly)."""
     common: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor="val/loss", **common)
-    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
+    best = RunCheckpoint(filename="best", monitor="val/loss", **common)
+    last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
     return [best, last]
 
 

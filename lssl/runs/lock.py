@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._pid, self._end = folder, os.getpid(), threading.Event()
+        self.folder, self._pid, self._end, self._id = folder, os.getpid(), threading.Event(), uuid.uuid4().hex
         self._made = [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         self.path = self._create()
@@ -58,7 +59,7 @@ class RunLock:
             except FileExistsError:  # another run was quicker
                 continue
             with os.fdopen(handle, "w") as file:
-                json.dump(_me(), file)
+                json.dump({**_me(), "id": self._id}, file)
             if _numbers(self.folder)[-1] != number:  # the lower numbers were removed while we looked
                 path.unlink()
                 continue
@@ -66,13 +67,18 @@ class RunLock:
                 _file(self.folder, old).unlink(missing_ok=True)
             return path
 
+    @property
+    def lost(self) -> bool:
+        """Whether the lock is gone: somebody deleted or moved the folder while the run was writing."""
+        return not self.path.exists()
+
     def check(self) -> None:
-        """Refuses to go on if another run has taken the folder, because this one gave no sign of life for long."""
+        """Refuses to go on if another run has taken the folder: this one was taken for dead, or the folder was new."""
         numbers = _numbers(self.folder)
-        if numbers and _file(self.folder, numbers[-1]) != self.path:
+        if numbers and (_file(self.folder, numbers[-1]) != self.path or _read(self.path).get("id") != self._id):
             raise InputError(
-                f"{self.folder} now belongs to another run, which took this one for dead: it had given no sign of life "
-                f"for {STALE / 60:.0f} minutes."
+                f"{self.folder} now belongs to another run: this one's folder was deleted or moved, or it had given no "
+                f"sign of life for {STALE / 60:.0f} minutes."
             )
 
     def release(self) -> None:
@@ -81,7 +87,8 @@ class RunLock:
             return
         self._end.set()
         with suppress(OSError):
-            self.path.unlink(missing_ok=True)
+            if _read(self.path).get("id") == self._id:  # a later run may have made the folder anew
+                self.path.unlink()
             for place in self._made:
                 place.rmdir()
 

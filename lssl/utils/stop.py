@@ -12,9 +12,11 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-__all__ = ["StopSignals", "Stopped", "end_with_parent"]
+__all__ = ["NoBatch", "StopSignals", "Stopped", "end_soon", "end_with_parent"]
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # of a scheduler, of Ctrl-C, of a scheduler before its time limit
+LOADER = os.path.join("torch", "utils", "data", "dataloader.py")
+LOOK, PATIENCE = 1.0, 20.0  # seconds after a signal until the wait for a batch ends, and until hanging workers do
 TWICE = 0.2  # seconds within which a second Ctrl-C is the same one, sent to the process and to its group
 
 
@@ -29,12 +31,17 @@ class Stopped(SystemExit):
         super().__init__(128 + number)
 
 
+class NoBatch(RuntimeError):
+    """The run was asked to stop while it waited for a batch, which may never come."""
+
+
 class StopSignals:
     """Handles the signals that ask this process to stop.
 
     While :attr:`wait` is false, the process stops at once. While it is true, the signal is noted in :attr:`number`, and
-    the owner stops when it has saved; a second Ctrl-C ends the process without saving. Forked workers ignore them:
-    their parent ends them. As a context manager, it restores the earlier handlers.
+    the owner stops when it has saved; a second Ctrl-C ends the process without saving. If the main thread waits for a
+    batch of a DataLoader meanwhile, it gets :class:`NoBatch` after a second: a worker may hang on a dead disk. Forked
+    workers ignore the signals: their parent ends them. As a context manager, it restores the earlier handlers.
 
     Attributes:
         number: the first signal that arrived while waiting, or ``None``.
@@ -58,6 +65,8 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
+        if self._earlier and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
         self._earlier = {}
 
     def listen(self, *others: int) -> None:
@@ -90,9 +99,36 @@ class StopSignals:
             _say(f"{name}: the run is saved after this step, then stops; Ctrl-C{again} ends it at once")
             if hasattr(signal, "SIGCHLD"):  # workers may have got the same signal; torch would raise on their end
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if hasattr(signal, "setitimer"):
+                self._earlier.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._look))
+                signal.setitimer(signal.ITIMER_REAL, LOOK, LOOK)
         elif number == signal.SIGINT and now - before > TWICE:
             _say("ended at once; the last save counts")
             os._exit(128 + number)
+
+    def _look(self, number: int, frame: FrameType | None) -> None:
+        if self.wait and os.getpid() == self._pid and _waits_for_batch(frame):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise NoBatch("The run was asked to stop while it waited for a batch.")
+
+
+def _waits_for_batch(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name in ("__next__", "_get_data") and frame.f_code.co_filename.endswith(LOADER):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def end_soon(status: int) -> None:
+    """Ends this process in some seconds, whatever happens: Python waits at its end for workers that may hang.
+
+    Args:
+        status: of the exit.
+    """
+    timer = threading.Timer(PATIENCE, os._exit, [status])
+    timer.daemon = True
+    timer.start()
 
 
 def end_with_parent(parent: int) -> None:

@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import os
 import shlex
+import shutil
 import signal
+import time
 from pathlib import Path
 
 import lightning as L
@@ -17,7 +19,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch.utils.data import DataLoader
 
-from lssl.callbacks import AutoSave
+from lssl.callbacks import AutoSave, autosave
 from lssl.cli.main import main
 from lssl.utils.errors import InputError
 from lssl.utils.stop import StopSignals
@@ -58,13 +60,19 @@ class Data(L.LightningDataModule):
     val_dataloader = train_dataloader
 
 
-def train(folder: Path, *callbacks: L.Callback, max_lost: float | None = None, **options: object) -> L.Trainer:
+def train(
+    folder: Path,
+    *callbacks: L.Callback,
+    max_lost: float | None = None,
+    data: L.LightningDataModule | None = None,
+    **options: object,
+) -> L.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     saver = AutoSave(folder, max_lost)
     trainer = L.Trainer(
         max_epochs=2, callbacks=[*callbacks, saver], default_root_dir=folder, **quiet, **{"devices": 1, **options}
     )
-    trainer.fit(BoringModel(), Data())
+    trainer.fit(BoringModel(), data or Data())
     return trainer
 
 
@@ -200,3 +208,71 @@ def test_two_processes_stop_at_the_same_step_whichever_is_asked(tmp_path, rank):
 def test_two_processes_save_by_time(tmp_path):
     train(tmp_path, max_lost=1e-9, strategy="ddp_fork", devices=2)
     assert step_of(tmp_path / "checkpoints" / "last.ckpt") == 8
+
+
+class Hangs(torch.utils.data.Dataset):
+    """A batch never comes; meanwhile the run is asked to stop."""
+
+    def __init__(self, run: int, signals: int) -> None:
+        self.run, self.signals = run, signals
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        if index == 24:
+            time.sleep(1.0)  # the steps before are done, and the run waits
+            for _ in range(self.signals):
+                os.kill(self.run, signal.SIGINT)
+                time.sleep(0.3)
+            time.sleep(600)
+        return torch.ones(32)
+
+
+@pytest.mark.parametrize(("workers", "signals", "saved"), [(0, 1, True), (1, 1, True), (1, 2, False)])
+def test_a_batch_that_never_comes_is_not_waited_for(tmp_path, workers, signals, saved):
+    def hang() -> None:
+        data = L.LightningDataModule()
+        data.train_dataloader = lambda: DataLoader(Hangs(os.getpid(), signals), batch_size=8, num_workers=workers)
+        train(tmp_path, data=data, limit_val_batches=0)
+
+    process = multiprocessing.get_context("fork").Process(target=hang)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 130
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert step_of(last) == 3 if saved else not last.exists()
+
+
+class Removes(L.Callback):
+    """Somebody deletes the run folder during training."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 2:
+            shutil.rmtree(trainer.default_root_dir)
+
+
+def test_a_deleted_run_folder_ends_the_run_in_a_sentence_and_what_was_learned_stays(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(autosave, "LOOK", 0.0)
+    removes = json.dumps({"class_path": "test_autosave.Removes"})
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, f"--trainer.callbacks={removes}", "--trainer.check_val_every_n_epoch=9")
+    assert stop.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lssl: error:")]
+    assert len(errors) == 1
+    assert "was deleted or moved" in errors[0]
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert step_of(last) == 3
+    run(tmp_path, f"--ckpt_path={last}")
+    assert step_of(last) == 4
+
+
+def test_saving_by_time_waits_for_the_end_of_an_accumulated_step(tmp_path):
+    batches = []
+
+    class Count(L.Callback):
+        def on_save_checkpoint(self, trainer, *_):
+            batches.append(trainer.fit_loop.epoch_loop.batch_progress.current.processed)
+
+    train(tmp_path, Count(), max_lost=1e-9, accumulate_grad_batches=3, limit_val_batches=0)
+    assert batches == [3, 6, 8] * 2

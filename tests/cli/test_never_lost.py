@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 
 import pytest
+import torch
 from helpers import TINY_NET, fit, sentence
 
 from lssl.cli.main import main
 from lssl.cli.training import explained
+from lssl.runs.folder import written_into
 from lssl.utils.errors import InputError
 
 NARROW = {"network": {**TINY_NET["network"], "init_args": TINY_NET["network"]["init_args"] | {"features": [6] * 6}}}
@@ -41,6 +43,44 @@ def test_a_failed_resume_changes_nothing(tmp_path, capsys):
     main(["fit", "--config", str(run / "config.yaml")])  # a new run
     assert files(run) == damaged
     assert files(tmp_path / "run-2").keys() == before.keys()
+
+
+def test_a_moved_run_goes_on_with_its_best_score(tmp_path):
+    run = fit(tmp_path, "demo.yaml", backbone=TINY_NET)
+    moved = run.rename(tmp_path / "moved")
+    best = best_of(moved)
+    config = moved / "config.yaml"
+    text = config.read_text()
+    main(["fit", "--config", str(config), "--ckpt_path=last", "--trainer.max_steps=4", "--model.init_args.lr=1.0"])
+    assert not run.exists()
+    assert (moved / "config.1.yaml").read_text() == text
+    after = best_of(moved)
+    assert after["dirpath"] == str(moved / "checkpoints")
+    assert after["best_model_path"] == str(moved / "checkpoints" / "best.ckpt")
+    assert after["best_model_score"] <= best["best_model_score"]
+    (moved / "checkpoints" / "best.ckpt").unlink()  # then the search begins anew
+    main(["fit", "--config", str(config), "--ckpt_path=last", "--trainer.max_steps=6"])
+    assert (moved / "checkpoints" / "best.ckpt").is_file()
+
+
+def best_of(run):
+    callbacks = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    return next(state for name, state in callbacks.items() if "val/loss" in name)
+
+
+@pytest.mark.parametrize(("number", "found"), [(errno.EACCES, "no permission"), (errno.ENOENT, "is gone")])
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, number, found):
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match=found):
+        written_into(run)(OSError, OSError(number, "", str(run / "metrics.csv")), None)
+    written_into(run)(OSError, OSError(number, "", str(tmp_path / "scan.nii.gz")), None)  # another error
+
+
+def test_a_process_that_lost_the_others_says_so_in_one_sentence():
+    with pytest.raises(InputError, match="Another process of this run"), explained([]):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:31337")
+    with pytest.raises(RuntimeError, match="shapes"), explained([]):
+        raise RuntimeError("shapes do not match")
 
 
 def test_a_full_disk_is_one_sentence_and_a_missing_file_is_another_error():

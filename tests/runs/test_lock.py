@@ -188,3 +188,17 @@ def test_other_processes_of_a_run_claim_nothing(tmp_path, monkeypatch):
     claim = new_run_folder(tmp_path / "run")
     assert claim.lock is None
     assert not claim.folder.exists()
+
+
+def test_a_folder_that_another_run_made_anew_is_not_ours(tmp_path):
+    lock = RunLock(tmp_path / "run")
+    assert not lock.lost
+    lock.path.unlink()
+    assert lock.lost
+    other = RunLock(tmp_path / "run")
+    with pytest.raises(InputError, match="now belongs to another run"):
+        lock.check()
+    lock.release()
+    assert not other.lost
+    other.check()
+    other.release()
