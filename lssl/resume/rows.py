@@ -99,7 +99,7 @@ def forget_later_events(trainer: L.Trainer, step: int) -> None:
     writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     if not writers or not trainer.is_global_zero:
         return
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
     for writer in writers:
         file: Any = writer._get_file_writer()
