@@ -9,10 +9,11 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from lssl.cli.registered import load_class, registered_points
 from lssl.utils.errors import InputError, nearest
 
 __all__ = ["describe_class", "list_classes", "recipes", "registered_names"]
@@ -33,8 +34,11 @@ def registered_names(group: str) -> list[str]:
 def list_classes(group: str) -> None:
     """Prints every class of a group with the first line of its docstring."""
     names = registered_names(group)
-    for point in _points(group):
-        line = (point.load().__doc__ or "").strip().splitlines()
+    for point in registered_points(GROUPS[group]):
+        cls = load_class(point)
+        if cls is None:
+            continue
+        line = (cls.__doc__ or "").strip().splitlines()
         print(f"{point.name:<24}{line[0] if line else ''}")
     if names:
         print(f"Next: lssl {group} {names[0]}")
@@ -47,10 +51,12 @@ def describe_class(group: str, name: str) -> None:
         group: ``strategies`` or ``datamodules``.
         name: of the class; ``Segmenter``, which no group lists, is known as well.
     """
-    found = next((point for point in _points(group) if point.name == name), None)
+    found = next((point for point in registered_points(GROUPS[group]) if point.name == name), None)
     if found is None and not (group == "strategies" and name == "Segmenter"):
         raise InputError(f"There is no {group[:-1].replace('strategie', 'strategy')} {name}{_near(group, name)}")
-    cls = found.load() if found else _segmenter()
+    cls = load_class(found) if found else _segmenter()
+    if cls is None:
+        raise InputError(f"{name} cannot be imported; mend or remove the package that registers it.")
     text = inspect.getdoc(cls) or ""
     print(f"{name} ({cls.__module__})\n")
     print(_plain(text.split("\nArgs:")[0].split("\nAttributes:")[0].strip()))
@@ -95,10 +101,6 @@ def _recipe_lines(group: str, name: str) -> str:
         start = f"lssl fit --config {shlex.quote(next(iter(found)))} {data}" if found else ""
     shipped = "\n".join(["\nRecipes (--config NAME):", *lines]) if lines else "\nNo shipped recipe uses it."
     return f"{shipped}\n\nNext: {start}" if start else shipped
-
-
-def _points(group: str) -> list[EntryPoint]:
-    return sorted(entry_points(group=GROUPS[group]), key=lambda point: point.name)
 
 
 def _near(group: str, name: str) -> str:

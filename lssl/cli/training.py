@@ -8,7 +8,6 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from lssl.cli.compose import OF_THE_RECIPE, Config, compose
 from lssl.cli.endings import say_ending
 from lssl.cli.messages import explain, refuse_unknown
 from lssl.cli.references import from_environment, resolved
+from lssl.cli.registered import load_class, registered_points
 from lssl.data.datamodule import PairDataModule
 from lssl.networks.backbone import Backbone
 from lssl.runs.checkpoint_io import AtomicCheckpointIO
@@ -257,7 +257,8 @@ class TrainingCLI(LightningCLI):
 def registered() -> list[type]:
     """Loads every registered method and source, so that their short names are known."""
     groups = ("lssl.strategies", "lssl.datamodules")
-    return [point.load() for group in groups for point in entry_points(group=group)]
+    found = (load_class(point) for group in groups for point in registered_points(group))
+    return [each for each in found if each is not None]
 
 
 @contextmanager

@@ -95,6 +95,22 @@ def test_a_class_of_another_package_is_described(capsys, tmp_path, monkeypatch):
     assert "Theirs" in words()[1]["strategies"]
 
 
+def test_a_package_that_cannot_be_imported_stops_nothing(capsys, tmp_path, monkeypatch):
+    info = tmp_path / "broken-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[lssl.strategies]\nBroken = no_such_module:Broken\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    main(["strategies"])
+    printed = capsys.readouterr()
+    assert "LongitudinalLocal" in printed.out
+    assert "Broken of the package broken cannot be imported (ModuleNotFoundError: No module named" in printed.err
+    with pytest.raises(SystemExit) as ended:
+        main(["strategies", "Broken"])
+    assert ended.value.code == 2
+    assert "Broken cannot be imported" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_parse(shell, capsys):
     script = said(capsys, "completion", shell)

@@ -1,0 +1,27 @@
+"""Methods and sources that packages register by entry points, ours and third parties'."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+
+__all__ = ["load_class", "registered_points"]
+
+
+def registered_points(group: str) -> list[EntryPoint]:
+    """The entry points of ``lssl.strategies`` or ``lssl.datamodules``, by name."""
+    return sorted(entry_points(group=group), key=lambda point: point.name)
+
+
+def load_class(point: EntryPoint) -> type | None:
+    """The class of an entry point; ``None`` if it cannot be imported, which is said on standard error.
+
+    A broken package must not stop the runs that do not use it.
+    """
+    try:
+        return point.load()
+    except Exception as error:  # whatever the package does when it is imported
+        owner = f"the package {point.dist.name}" if point.dist else "a package"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"Warning: {point.name} of {owner} cannot be imported ({reason}); it is left out.", file=sys.stderr)
+        return None
