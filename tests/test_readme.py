@@ -157,6 +157,7 @@ def resolved(command: str, place: Path) -> list[str]:
     """The command's words, with the data of the page replaced by the fixture's."""
     known = {"/data/my_bids": "my_bids", "../shared/data/mri": "my_bids", "DIR": "my_bids", "BIDS": "my_bids"}
     known |= {"/data/prepared": "prepared", "PATH": "prepared", "MAPS": "MAPS"}
+    known |= {"OUT/visits.csv": "prepared/visits.csv"}
     return [str(place / known[word]) if word in known else word for word in shlex.split(command)]
 
 

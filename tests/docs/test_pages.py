@@ -41,7 +41,7 @@ NOT_RUN = {
 SMALL = {
     "views": {"size": 32},
     "monitor": {"every": 0},
-    "data": {"init_args": {"batch_size": 2, "num_workers": 0}},
+    "data": {"init_args": {"batch_size": 4, "num_workers": 0}},
     "trainer": {
         "max_steps": 1,
         "log_every_n_steps": 1,
@@ -155,7 +155,7 @@ def words_of(command: str, place: Path) -> list[str]:
     if "--workers" in words:
         words[words.index("--workers") + 1] = "1"
     if words[0] == "fit" and not any(word.startswith(("--print_config", "--help")) for word in words):
-        words += ["--config", str(place / "small.yaml")]
+        words += ["--config", str(place / "small.yaml"), "--trainer.max_steps", "1"]
     return words
 
 
@@ -186,7 +186,10 @@ def test_a_command_does_its_work(command: str, place: Path, monkeypatch, capsys)
 def test_the_python_of_a_page_runs(page: Path, place: Path, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(str(place))
-    names: dict = {"__name__": "page"}
+    scans = sorted((place / "my_bids").glob("sub-*/ses-*/anat/*_T1w.nii.gz"))
+    labels = sorted((place / "my_bids/derivatives").rglob("*_dseg.nii.gz"))
+    cohort = [(*files, *files[0].name.split("_")[:2], 60.0) for files in zip(scans, labels, strict=True)]
+    names: dict = {"__name__": "page", "cohort": cohort}
     for text in blocks(page, "python"):
         exec(compile(text, str(page), "exec"), names)
 
