@@ -51,7 +51,7 @@ def test_a_moved_run_goes_on_with_its_best_score(tmp_path):
     best = best_of(moved)
     config = moved / "config.yaml"
     text = config.read_text()
-    main(["fit", "--config", str(config), "--ckpt_path=last", "--trainer.max_steps=4", "--model.init_args.lr=1.0"])
+    main(["fit", "--config", str(config), "--ckpt_path=last", "--trainer.max_steps=4"])
     assert not run.exists()
     assert (moved / "config.1.yaml").read_text() == text
     after = best_of(moved)
