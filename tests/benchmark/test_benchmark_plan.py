@@ -202,7 +202,7 @@ def test_only_a_report_keeps_its_options_in_pretraining(name, tmp_path):
     """A class of another package that is called Report, too, is none."""
     callback = {"class_path": name, "init_args": {"tap": "x"}}
     plan = read_plan(write_plan(tmp_path, pretrain={"trainer": {"max_steps": 5, "callbacks": [callback]}}))
-    ours = cell(plan, "pretrain/good").config["trainer"]["callbacks"][1:]
+    ours = cell(plan, "pretrain/good").config["trainer"]["callbacks"]
     assert ours == ([callback] if name == "lssl.callbacks.Report" else [{"class_path": "lssl.callbacks.Report"}])
 
 
