@@ -297,7 +297,7 @@ def test_fit_on_a_prepared_folder(prepared, tmp_path, caplog):
     run = fit(tmp_path, "demo.yaml", options=options, backbone=TINY_NET)
     assert (run / "checkpoints/last.ckpt").is_file()
     assert (run / "report.png").stat().st_size > 10_000
-    assert "Training waited for data" in caplog.text
+    assert "waiting for the loader" in caplog.text
 
 
 def test_moving_a_float_batch_leaves_it_alone(make_batch):
