@@ -70,7 +70,7 @@ def predict(source, out: Path) -> dict[str, nib.Nifti1Image]:
     """What the writer leaves of a datamodule, with a threshold in place of a network."""
     source.setup("predict")
     writer = SegmentationWriter()
-    trainer = SimpleNamespace(default_root_dir=str(out), datamodule=source, is_global_zero=True)
+    trainer = SimpleNamespace(default_root_dir=str(out), datamodule=source, is_global_zero=True, ckpt_path=None)
     classes = Classes(("bright",), ((1,),), True)
     module = SimpleNamespace(classes=classes, known_classes=lambda: classes)
     writer.on_predict_start(trainer, module)
