@@ -45,14 +45,24 @@ class StopSignals:
 
     Attributes:
         number: the first signal that arrived while waiting, or ``None``.
-        wait: whether to wait.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self.wait = False
+        self._wait = False
         self._pid, self._last = os.getpid(), 0.0
         self._earlier: dict[int, Any] = {}
+
+    @property
+    def wait(self) -> bool:
+        """Whether a signal waits for the owner."""
+        return self._wait
+
+    @wait.setter
+    def wait(self, value: bool) -> None:
+        self._wait = value
+        if not value and self.number is not None and os.getpid() == self._pid and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)  # Lightning takes the handler away, and the alarm would kill
 
     def __getstate__(self) -> dict[str, Any]:
         """The earlier handlers stay in this process."""
@@ -63,10 +73,9 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.wait = False
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
-        if self._earlier and hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
         self._earlier = {}
 
     def listen(self, *others: int) -> None:
@@ -101,15 +110,17 @@ class StopSignals:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if hasattr(signal, "setitimer"):
                 self._earlier.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._look))
-                signal.setitimer(signal.ITIMER_REAL, LOOK, LOOK)
+                signal.setitimer(signal.ITIMER_REAL, LOOK)
         elif number == signal.SIGINT and now - before > TWICE:
             _say("ended at once; the last save counts")
             os._exit(128 + number)
 
     def _look(self, number: int, frame: FrameType | None) -> None:
-        if self.wait and os.getpid() == self._pid and _waits_for_batch(frame):
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        if not self.wait or self.number is None or os.getpid() != self._pid:
+            return
+        if _waits_for_batch(frame):
             raise NoBatch("The run was asked to stop while it waited for a batch.")
+        signal.setitimer(signal.ITIMER_REAL, LOOK)
 
 
 def _waits_for_batch(frame: FrameType | None) -> bool:

@@ -65,12 +65,13 @@ def train(
     *callbacks: L.Callback,
     max_lost: float | None = None,
     data: L.LightningDataModule | None = None,
+    signals: StopSignals | None = None,
     **options: object,
 ) -> L.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    saver = AutoSave(folder, max_lost)
+    saver = AutoSave(folder, max_lost, signals)
     trainer = L.Trainer(
-        max_epochs=2, callbacks=[*callbacks, saver], default_root_dir=folder, **quiet, **{"devices": 1, **options}
+        max_epochs=2, callbacks=[*callbacks, saver], default_root_dir=folder, **{**quiet, "devices": 1, **options}
     )
     trainer.fit(BoringModel(), data or Data())
     return trainer
@@ -282,3 +283,25 @@ def test_saving_by_time_waits_for_the_end_of_an_accumulated_step(tmp_path):
 
     train(tmp_path, Count(), max_lost=1e-9, accumulate_grad_batches=3, limit_val_batches=0)
     assert batches == [3, 6, 8] * 2
+
+
+def test_a_long_end_is_not_cut_short(tmp_path):
+    """Lightning restores the handlers of all signals; an alarm that still ran would then kill the process."""
+
+    class SlowLogger(L.pytorch.loggers.CSVLogger):
+        def finalize(self, status):
+            time.sleep(1.5)
+
+    def stopped() -> None:
+        from helpers import SignalAt
+
+        with StopSignals() as signals:
+            try:
+                train(tmp_path, SignalAt(signal.SIGTERM, 3), signals=signals, logger=SlowLogger(tmp_path))
+            finally:
+                time.sleep(1.5)
+
+    process = multiprocessing.get_context("fork").Process(target=stopped)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 143
