@@ -1,11 +1,12 @@
 """Does a long run leak? Memory, open files and processes of ``lssl fit``, with workers, monitor and checkpoints.
 
-python benchmarks/bench_soak.py [STEPS] [RECIPE]     # 2000 steps of longitudinal_infonce, about 15 minutes on two cores
+python benchmarks/bench_soak.py [STEPS] [RECIPE]    # 2000 steps of longitudinal_infonce, tiny network
 
-Prints every hundredth step, and the slope over the second half of the run per 1000 steps with its standard error: what
+Prints every fiftieth step, and the slope over the second half of the run per 1000 steps with its standard error: what
 is allocated once (kernels, caches of visits) has been allocated by then.
 """
 
+import json
 import os
 import sys
 import tempfile
@@ -16,7 +17,8 @@ import numpy as np
 
 from lssl.cli.main import main
 
-EVERY = 100
+EVERY = 50
+NETWORK = {"spatial_dims": 3, "in_channels": 1, "out_channels": 4, "features": [4] * 6, "norm": "batch"}
 ROWS: list[tuple[int, float, float, int, int]] = []
 
 
@@ -61,11 +63,12 @@ if __name__ == "__main__":
     sys.modules["bench_soak"] = sys.modules["__main__"]
     data = ["--data", "PhantomDataModule", "--data.init_args.subjects=12", "--data.init_args.size=40"]
     data += ["--data.init_args.spacing=5.0", "--data.init_args.num_workers=2", "--data.init_args.batch_size=2"]
+    network = {"class_path": "monai.networks.nets.BasicUNet", "init_args": NETWORK}
     with tempfile.TemporaryDirectory() as folder:
         run = [f"--trainer.max_steps={steps}", f"--trainer.default_root_dir={folder}", "--trainer.precision=32-true"]
         run += ["--trainer.callbacks+=bench_soak.Soak", "--monitor.every=200", "--trainer.enable_progress_bar=false"]
         run += ["--trainer.check_val_every_n_epoch=20", "--views.size=32"]
-        main(["fit", "--config", recipe, "--config", "network/unet_tiny", *data, *run])
+        main(["fit", "--config", recipe, f"--backbone.network={json.dumps(network)}", *data, *run])
     late = np.array([row for row in ROWS if row[0] > steps / 2], float)
     for name, column in (("memory, MB", 1), ("memory of workers, MB", 2), ("open files", 3), ("processes", 4)):
         print("{:<22} {:+.2f} ± {:.2f} per 1000 steps".format(name, *slope(late[:, 0], late[:, column])))
