@@ -5,6 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
+import yaml
 from helpers import ROOT, TINY_NET, VISIT_ORDER
 from plans import PLAN, fake, ran, write_plan
 
@@ -186,6 +187,10 @@ def test_shipped_plans(name, tmp_path, monkeypatch, capsys):
     assert all(f"{strategy}: 20 ms/step" in said for strategy in own)
     plan = read_plan(path)
     assert {cell.strategy for cell in plan.cells} == {"scratch", *own}
+    narrow = yaml.safe_load((ROOT / "configs/base/narrow_heads.yaml").read_text())["model"]["init_args"]
+    rows = [cell for cell in plan.cells if cell.name.startswith(("pretrain/longitudinal_local", "pretrain/paper"))]
+    assert rows
+    assert all(cell.config["model"]["init_args"][name] == value for cell in rows for name, value in narrow.items())
     few = [cell.config["data"]["init_args"]["few_shot"] for cell in plan.cells if cell.labelled == 1]
     assert {(part["subjects"], part["visits"]) for part in few} == {(1, 1)}
     first = [cell for cell in plan.cells if cell.seed == 0 and (cell.stage == "pretrain" or cell.strategy == "scratch")]
