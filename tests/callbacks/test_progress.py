@@ -43,7 +43,7 @@ class Model(L.LightningModule):
 
 
 def trained(tmp_path, **options):
-    data = DataLoader(torch.ones(8, 1), 2)
+    data = DataLoader(torch.ones(8, 1), batch_size=2)
     trainer = L.Trainer(
         max_epochs=3,
         accelerator="cpu",
@@ -111,7 +111,7 @@ def test_an_endless_run_has_no_time_left(tmp_path, capsys):
     trainer = L.Trainer(
         max_epochs=-1, accelerator="cpu", callbacks=[Progress(), Stop()], logger=False, enable_checkpointing=False
     )
-    data = DataLoader(torch.ones(8, 1), 2)
+    data = DataLoader(torch.ones(8, 1), batch_size=2)
     trainer.fit(Model(), data, data)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert line.startswith("step 4; ")
