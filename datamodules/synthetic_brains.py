@@ -85,6 +85,12 @@ class SyntheticBrainsDataModule(PairDataModule):
             raise InputError(
                 f"spacing is {spacing:g} mm and change is {change:g}; spacing must be positive, change ≥ 0."
             )
+        chosen = (self.few_shot.subjects, self.few_shot.visits, self.max_interval)
+        if any(value is not None for value in chosen) or self.min_interval > 0:
+            raise InputError(
+                "few_shot (subjects, visits), min_interval and max_interval choose among visits that are there, and a "
+                "stream makes its own; leave them out, or take LabelMapDataModule."
+            )
         self.size: tuple[int, int, int] = (size, size, size) if isinstance(size, int) else (size[0], size[1], size[2])
         if min(self.size) < 8:
             raise InputError(f"size is {list(self.size)}; give at least 8 voxels along each axis.")

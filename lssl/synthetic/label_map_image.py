@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from lssl.data.batch import Visit
+from lssl.synthetic.draws import uniform
 from lssl.synthetic.label_map_anatomy import classes, sample_labels
 from lssl.synthetic.label_map_subject import MapSubject, canonical
 from lssl.synthetic.phantom_image import acquire, normalise
-from lssl.synthetic.phantom_subject import generator, uniform
+from lssl.synthetic.phantom_subject import generator
 
 __all__ = ["TISSUES", "scan"]
 

@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lssl.synthetic.draws import uniform
 from lssl.synthetic.label_map_anatomy import AGEING, STRUCTURES, LabelMap, classes, read_map
 from lssl.synthetic.label_map_cells import Cells
-from lssl.synthetic.phantom_subject import generator, uniform, waves
+from lssl.synthetic.phantom_subject import generator, waves
 
 __all__ = [
     "LONGEST",

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lssl.synthetic.draws import misregistration, uniform
 from lssl.synthetic.phantom_ageing import canonical
 from lssl.synthetic.phantom_anatomy import paint
-from lssl.synthetic.phantom_subject import PhantomSubject, draw_subject, generator, uniform
+from lssl.synthetic.phantom_subject import PhantomSubject, draw_subject, generator
 
 __all__ = ["Scan", "acquire", "normalise", "residual", "scan", "subject", "visit_time"]
 
@@ -60,16 +61,8 @@ def visit_time(seed: int, index: int, visit: int, interval: float) -> float:
 
 def residual(seed: int, index: int, visit: int, spacing: float) -> Tensor:
     """``R (4, 4)``: at most 0.5° about the centre of the field of view, and a shift of at most half a voxel."""
-    stream = generator("residual", seed, index, visit)
-    axis, shift = torch.randn(2, 3, generator=stream, dtype=torch.float64)
-    axis = axis / axis.norm() * math.radians(uniform(stream, 0, 0.5))
-    shift = shift / shift.norm() * spacing * uniform(stream, 0, 0.5)
-    x, y, z = axis.tolist()
-    rotation = torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64))
     centre = torch.tensor(_CENTRE, dtype=torch.float64)
-    matrix = torch.eye(4, dtype=torch.float64)
-    matrix[:3, :3], matrix[:3, 3] = rotation, centre - rotation @ centre + shift
-    return matrix
+    return misregistration(centre, spacing, generator("residual", seed, index, visit))
 
 
 def scan(

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["FOLD_WAVES", "PhantomSubject", "draw_subject", "generator", "uniform", "waves"]
+from lssl.synthetic.draws import uniform
+
+__all__ = ["FOLD_WAVES", "PhantomSubject", "draw_subject", "generator", "waves"]
 
 _VARYING = ("ventricle", "caudate", "putamen", "pallidum", "thalamus", "hippocampus", "amygdala")
 
@@ -54,11 +56,6 @@ def generator(*key: object) -> torch.Generator:
     """A generator whose stream depends on the key alone, so no draw depends on what was asked for before."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def uniform(stream: torch.Generator, low: float, high: float) -> float:
-    """One uniform draw."""
-    return low + (high - low) * torch.rand((), generator=stream, dtype=torch.float64).item()
 
 
 def waves(stream: torch.Generator, count: int, shortest: float, longest: float) -> tuple[Tensor, Tensor]:

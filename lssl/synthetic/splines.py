@@ -13,10 +13,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["INJECTIVE", "basis", "evaluate"]
+__all__ = ["INJECTIVE", "basis", "bump", "evaluate"]
 
 INJECTIVE = 0.403
 """Largest coefficient, in distances between nodes, with which the deformation is surely one-to-one."""
+
+
+def bump(offset: Tensor) -> Tensor:
+    """β, the cubic B-spline, at ``offset`` nodes from its own; 0 from 2 nodes on."""
+    distance = offset.abs()
+    near = 2 / 3 - distance.square() + distance.pow(3) / 2
+    return torch.where(distance < 1, near, (2 - distance).clamp_min(0).pow(3) / 6)
 
 
 def basis(places: Tensor, nodes: int) -> Tensor:
@@ -24,9 +31,7 @@ def basis(places: Tensor, nodes: int) -> Tensor:
 
     From place 1 to place ``nodes - 2`` they add up to 1.
     """
-    distance = (places[:, None] - torch.arange(nodes, dtype=places.dtype)).abs()
-    near = 2 / 3 - distance.square() + distance.pow(3) / 2
-    return torch.where(distance < 1, near, (2 - distance).clamp_min(0).pow(3) / 6)
+    return bump(places[:, None] - torch.arange(nodes, dtype=places.dtype))
 
 
 def evaluate(coefficients: Tensor, bases: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lssl.data.batch import Visit
-from lssl.synthetic.phantom_subject import uniform
+from lssl.synthetic.draws import misregistration, uniform
 from lssl.synthetic.stream_anatomy import Anatomy
 from lssl.synthetic.stream_contrast import draw_contrast, vary
 from lssl.synthetic.stream_course import Course, draw_course
@@ -19,7 +18,6 @@ from lssl.synthetic.stream_scanner import Look, draw_look, expose
 
 __all__ = ["Drawn", "Stream"]
 
-_RESIDUAL = 0.5  # degrees, and voxels, by which visits are misregistered at most
 _TEXTURE = 0.05  # largest standard deviation of the texture
 
 
@@ -73,7 +71,7 @@ class Stream:
         room = (torch.tensor([150.0, 190.0, 160.0], dtype=torch.float64) - extent).clamp_min(10) / 2
         centre = room * (2 * torch.rand(3, generator=stream, dtype=torch.float64) - 1) + torch.tensor([0.0, 0.0, -9.0])
         corners = torch.stack([centre - extent / 2] * 2)
-        rigid = torch.stack([_rigid(centre, self.spacing, stream) for _ in range(2)])
+        rigid = torch.stack([misregistration(centre, self.spacing, stream) for _ in range(2)])
         return Drawn(course, draw_look(stream), corners, rigid, stream)
 
     def pair(self, number: int) -> tuple[Visit, Visit]:
@@ -113,18 +111,6 @@ class Stream:
         grid = torch.eye(4, dtype=torch.float64) * self.spacing
         grid[:3, 3], grid[3, 3] = drawn.corners[visit], 1
         return torch.linalg.inv(drawn.rigid[visit]) @ grid
-
-
-def _rigid(centre: Tensor, spacing: float, stream: torch.Generator) -> Tensor:
-    """A misregistration: at most half a degree about ``centre``, and half a voxel."""
-    axis, shift = torch.randn(2, 3, generator=stream, dtype=torch.float64)
-    axis = axis / axis.norm() * math.radians(uniform(stream, 0, _RESIDUAL))
-    shift = shift / shift.norm() * spacing * uniform(stream, 0, _RESIDUAL)
-    x, y, z = axis.tolist()
-    turn = torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64))
-    matrix = torch.eye(4, dtype=torch.float64)
-    matrix[:3, :3], matrix[:3, 3] = turn, centre - turn @ centre + shift
-    return matrix
 
 
 def _lesions(anatomy: Anatomy, wanted: bool, change: float, stream: torch.Generator) -> Tensor:

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lssl.synthetic.draws import uniform
 from lssl.synthetic.label_map_anatomy import AGEING_ROWS, LabelMap, classes, read_map, sample_labels
 from lssl.synthetic.phantom_image import scan
-from lssl.synthetic.phantom_subject import uniform
 from lssl.synthetic.splines import basis, evaluate
 
 __all__ = ["BRAIN_END", "WHITE_MATTER", "Anatomy", "map_anatomy", "phantom_anatomy", "shapes_anatomy"]

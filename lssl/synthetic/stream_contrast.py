@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from lssl.synthetic.draws import uniform
 from lssl.synthetic.label_map_image import TISSUES
-from lssl.synthetic.phantom_subject import uniform
 
 __all__ = ["CONTRASTS", "Contrast", "draw_contrast", "vary"]
 

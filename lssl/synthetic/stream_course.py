@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lssl.synthetic.draws import turn, uniform
 from lssl.synthetic.label_map_anatomy import AGEING
 from lssl.synthetic.label_map_subject import LONGEST, LONGEST_FAST, RATES
-from lssl.synthetic.phantom_subject import uniform
-from lssl.synthetic.splines import INJECTIVE, basis, evaluate
+from lssl.synthetic.splines import INJECTIVE, basis, bump, evaluate
 from lssl.synthetic.stream_anatomy import Anatomy
 
 __all__ = ["Course", "draw_course"]
@@ -81,12 +81,7 @@ class Course:
         first = places.floor().long() - 1
         window = torch.arange(4)
         near = (first[:, :, None] + window).clamp(0, _NODES - 1)  # (N, 3, 4)
-        distance = (places[:, :, None] - (first[:, :, None] + window)).abs()
-        weight = torch.where(
-            distance < 1,
-            2 / 3 - distance.square() + distance.pow(3) / 2,
-            (2 - distance).clamp_min(0).pow(3) / 6,
-        )
+        weight = bump(places[:, :, None] - (first[:, :, None] + window))
         a, b, c = near.unbind(1)
         values = self.coefficients[visit].double()[:, a[:, :, None, None], b[:, None, :, None], c[:, None, None, :]]
         x, y, z = weight.unbind(1)
@@ -154,10 +149,9 @@ def draw_course(anatomy: Anatomy, stream: torch.Generator, change: float = 1.0) 
 def _linear(stream: torch.Generator) -> tuple[Tensor, float]:
     """``(3, 3)`` frame → map frame, and the size of the head relative to the map."""
     angles = math.radians(8) * (2 * torch.rand(3, generator=stream, dtype=torch.float64) - 1)
-    x, y, z = angles.tolist()
-    turn = torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64))
+    rotation = turn(angles)
     size = uniform(stream, 0.75, 1.12)
     scale = size * (1 + 0.08 * (2 * torch.rand(3, generator=stream, dtype=torch.float64) - 1))
     if uniform(stream, 0, 1) < 0.5:
         scale[0] = -scale[0]
-    return turn / scale, size
+    return rotation / scale, size

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lssl.data.batch import Visit
-from lssl.synthetic.phantom_subject import uniform
+from lssl.synthetic.draws import uniform
 from lssl.synthetic.splines import basis, evaluate
 from lssl.synthetic.stream_anatomy import BRAIN_END, Anatomy
 from lssl.synthetic.stream_contrast import Contrast

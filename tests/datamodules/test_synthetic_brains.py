@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from lssl.data.batch import Visit
+from lssl.data.few_shot import FewShot
 from lssl.datamodules.synthetic_brains import SyntheticBrainsDataModule
 from lssl.synthetic import stream_scanner
 from lssl.synthetic.label_map_anatomy import AGEING, STRUCTURES
@@ -140,6 +141,29 @@ def test_tissue_is_found_again_where_correspondence_says(anatomy):
             agree[name] += (second.label[tuple(voxel.T)] == own).float().mean().item() / 4
     assert agree["true"] > 0.9
     assert agree["true"] > max(agree["aside"], agree["same place"]) + 0.02
+
+
+def test_a_coarse_field_lies_where_the_fine_one_did(maps):
+    """A displacement that grows linearly is the same, read from the coarse field: not half a voxel aside."""
+    known = map_anatomy(maps / "sub-01_dseg.nii.gz")
+    shape = known.code.shape
+    index = torch.stack(torch.meshgrid(*[torch.arange(n) for n in shape], indexing="ij")).float()
+    ramp = dataclasses.replace(known, fields=F.avg_pool3d(index, 2, ceil_mode=False)[None], response=torch.eye(1))
+    inner = torch.tensor(shape) // 2 + torch.tensor([[0, 0, 0], [3, -4, 5], [-6, 2, 1]])
+    points = inner.float() @ known.affine[:3, :3].T + known.affine[:3, 3]
+    moved = ramp.pull(points, torch.ones(1)) - points
+    torch.testing.assert_close(moved, inner.float(), atol=1e-3, rtol=0)
+
+
+def test_most_subjects_shrink_around_growing_ventricles(anatomy):
+    """Ageing is the rule and growth the exception: one in five has the opposite sign."""
+    axis = list(AGEING).index("lateral ventricle")
+    effects = []
+    for number in range(200):
+        course = draw_course(anatomy, seeded(number))
+        change = anatomy.response @ (course.amplitudes[1] - course.amplitudes[0])
+        effects.append(bool(change[axis] > 0))
+    assert 0.7 < np.mean(effects) < 0.9
 
 
 def test_structures_change_at_the_rates_that_were_drawn(anatomy):
@@ -322,6 +346,8 @@ def test_labels_of_new_anatomies_train_a_segmenter(maps):
         ({"shapes": 1.5}, "shapes is 1.5"),
         ({"lesions": -0.1}, "lesions is -0.1"),
         ({"root": "nowhere"}, "nowhere does not exist"),
+        ({"few_shot": FewShot(subjects=1)}, "a stream makes its own"),
+        ({"max_interval": 2.0}, "a stream makes its own"),
     ],
 )
 def test_wrong_options_stop_early(options, sentence):
