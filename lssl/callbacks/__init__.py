@@ -1,4 +1,4 @@
-"""Callbacks: account, monitor, pictures, reports and written embeddings of a run."""
+"""Callbacks: account, trace, monitor, pictures, reports and written embeddings of a run."""
 
 from lssl.callbacks.account import Account
 from lssl.callbacks.autosave import AutoSave
@@ -8,6 +8,7 @@ from lssl.callbacks.monitor import RepresentationMonitor
 from lssl.callbacks.pictures import Pictures
 from lssl.callbacks.progress import Progress
 from lssl.callbacks.report import Report
+from lssl.callbacks.trace import Trace
 from lssl.resume import ExactResume
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "Progress",
     "Report",
     "RepresentationMonitor",
+    "Trace",
 ]

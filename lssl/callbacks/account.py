@@ -74,7 +74,8 @@ class Account(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts the step; reads the clock as far as the device has come."""
-        assert self.clock is not None
+        if self.clock is None:  # concluded
+            return
         self.steps, self.pairs = self.steps + 1, _pairs(batch) or self.pairs
         if self.steps == 1:
             self._first_step = time.perf_counter() - self._started
@@ -97,7 +98,11 @@ class Account(L.Callback):
             self.clock.end()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the account and shows it."""
+        """Concludes."""
+        self.conclude(trainer, pl_module)
+
+    def conclude(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the account and shows it; later steps do not count."""
         cost = self._finish(trainer, pl_module)
         if cost is not None and trainer.is_global_zero:
             rank_zero_info(cost_table(cost))

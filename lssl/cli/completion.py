@@ -25,9 +25,11 @@ PARSERS = {
     "inspect": "lssl.prepare.commands:inspect_parser",
     "import": "lssl.prepare.migrate:import_parser",
     "show": "lssl.runs.show:show_parser",
+    "profile": "lssl.cli.profile:profile_parser",
     "benchmark": "lssl.benchmark.command:benchmark_parser",
     "export": "lssl.export.command:export_parser",
 }
+MEASURING = ("profile",)  # they take the options of fit beside their own
 VALUES = {"ckpt_path": ("best", "last"), "print_config": ("sources",), "trainer.precision": ("32-true", "bf16-mixed")}
 
 
@@ -68,6 +70,9 @@ def words() -> tuple[list[str], dict[str, list[str]]]:
     for command, place in PARSERS.items():
         module, _, name = place.partition(":")
         after |= _of_parser(command, getattr(import_module(module), name)())
+    for command in MEASURING:
+        after[command] += after["fit"]
+        after |= {f"{command} {key[4:]}": found for key, found in after.items() if key.startswith("fit --")}
     after["benchmark --config"] = [name for name in configs if name.startswith("benchmark/")]
     return sorted({*after.keys()} & {*COMMANDS, *PARSERS, *classes, "completion"}), after
 

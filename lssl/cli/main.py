@@ -7,14 +7,10 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import os
 import sys
-import warnings
 
 from lssl.cli.help import COMMANDS, HELP, command_help
 from lssl.cli.versions import print_versions
-from lssl.utils.allocator import keep_freed_memory
 from lssl.utils.errors import InputError, input_error, nearest
 
 __all__ = ["main"]
@@ -24,6 +20,7 @@ LIGHT_COMMANDS = {
     "inspect": "lssl.prepare.commands:inspect_command",
     "import": "lssl.prepare.migrate:import_command",
     "show": "lssl.runs.show:show_command",
+    "profile": "lssl.cli.profile:profile_command",
     "benchmark": "lssl.benchmark.command:benchmark_command",
     "export": "lssl.export.command:export_command",
     "completion": "lssl.cli.completion:completion_command",
@@ -53,7 +50,9 @@ def main(args: list[str] | None = None) -> None:
             if {"-h", "--help"} & {*args}:
                 print(command_help(command))
             else:
-                _train(command, args[1:])
+                from lssl.cli.start import train
+
+                train(command, args[1:])
         else:
             raise InputError(
                 f"There is no command '{command}'{nearest(command, [*COMMANDS, *LIGHT_COMMANDS, *GROUPS])}"
@@ -81,36 +80,3 @@ def _describe(group: str, args: list[str]) -> None:
         describe.list_classes(group)
     for name in args if not any(name.startswith("-") for name in args) else ():
         describe.describe_class(group, name)
-
-
-def _train(command: str, args: list[str]) -> None:
-    """Hands over to LightningCLI."""
-    _hush()
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a user's own my_methods.py beside the config
-    from lssl.cli.training import TrainingCLI
-
-    keep_freed_memory()
-    TrainingCLI.run(command, args)
-
-
-class _Chatter(logging.Filter):
-    """Drops advertisements and notes on absent hardware."""
-
-    NOISE = ("💡", "TPU available", "HPU available", "`weights_only`", "IPU available")
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """False for noise."""
-        return not record.getMessage().startswith(self.NOISE)
-
-
-def _hush() -> None:
-    connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", connector):
-        logging.getLogger(name).addFilter(_Chatter())
-    for message in (
-        ".*does not have many workers.*",
-        ".*number of training batches .* is smaller than the logging interval.*",
-        ".*isinstance.treespec, LeafSpec.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)

@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import distributed
 
-from lssl.callbacks import Account, AutoSave, EmbeddingWriter, Progress, RepresentationMonitor
+from lssl.callbacks import Account, AutoSave, EmbeddingWriter, Progress, RepresentationMonitor, Trace
 from lssl.checkpoint import read_checkpoint
 from lssl.cli.arguments import asks_for_help, read_arguments
 from lssl.cli.compose import OF_THE_RECIPE, Config, compose
@@ -240,8 +240,9 @@ class TrainingCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, ProgressBar))  # type: ignore[attr-defined]
-        return trainer  # the bar goes first, so that it has ended when others print
+        order = lambda one: (not isinstance(one, ProgressBar), isinstance(one, Trace))  # noqa: E731
+        trainer.callbacks.sort(key=order)  # type: ignore[attr-defined]
+        return trainer  # the bar goes first, so that it has ended when others print; a trace follows the account
 
     def before_test(self) -> None:
         """The Segmenter's table is the only one."""

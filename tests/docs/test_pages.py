@@ -160,7 +160,7 @@ def words_of(command: str, place: Path) -> list[str]:
         words[2 if words[0] != "export" else words.index("exported")] = str(place / f"out-{abs(hash(command))}")
     if "--workers" in words:
         words[words.index("--workers") + 1] = "1"
-    if words[0] == "fit" and not any(word.startswith(("--print_config", "--help")) for word in words):
+    if words[0] in ("fit", "profile") and not any(word.startswith(("--print_config", "--help")) for word in words):
         words += ["--config", str(place / "small.yaml"), "--trainer.max_steps", "1"]
         words += (
             ["--model.init_args.min_points", "1"] if "prior_guided" in command else []

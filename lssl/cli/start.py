@@ -1,0 +1,65 @@
+"""Hands a command over to LightningCLI, without the noise of the libraries; they are imported here and not before."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from lssl.utils.allocator import keep_freed_memory
+
+__all__ = ["BRIEF", "train"]
+
+#: Options of a run that only measures: nothing but training steps.
+BRIEF = (
+    "--trainer.limit_val_batches=0",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.enable_checkpointing=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.logger=false",
+    "--trainer.max_epochs=-1",
+    "--trainer.max_time=null",
+    "--monitor.every=0",
+    "--max_lost=null",
+)
+
+
+def train(command: str, args: Sequence[str]) -> None:
+    """Runs ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Args:
+        command: its name.
+        args: its options.
+    """
+    _hush()
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a user's own my_methods.py beside the config
+    from lssl.cli.training import TrainingCLI
+
+    keep_freed_memory()
+    TrainingCLI.run(command, args)
+
+
+class _Chatter(logging.Filter):
+    """Drops advertisements and notes on absent hardware."""
+
+    NOISE = ("💡", "TPU available", "HPU available", "`weights_only`", "IPU available")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for noise."""
+        return not record.getMessage().startswith(self.NOISE)
+
+
+def _hush() -> None:
+    connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", connector):
+        logging.getLogger(name).addFilter(_Chatter())
+    for message in (
+        ".*does not have many workers.*",
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*isinstance.treespec, LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
