@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 
 from lssl.prepare.commands import Parser
@@ -46,5 +45,4 @@ def profile_command(args: Sequence[str]) -> None:
     trace = {"class_path": "lssl.callbacks.Trace", "init_args": {"after": after, "steps": TRACED}}
     length = f"--trainer.max_steps={after + TRACED}"
     folder = "--trainer.default_root_dir=runs/profile"
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # its library prints the beginning and the end
     train("fit", [folder, *others, *BRIEF, length, f"--trainer.callbacks={json.dumps(trace)}"])
