@@ -88,7 +88,7 @@ def _instantiate(data: dict[str, Any]) -> Any:
     import lightning as L
     from jsonargparse import ArgumentParser
 
-    from lssl.cli.training import registered
+    from lssl.cli.registered import registered
     from lssl.data.source import DataSource
 
     registered()  # so that short names are known

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import EntryPoint, entry_points
 
-__all__ = ["load_class", "registered_points"]
+__all__ = ["load_class", "registered", "registered_points"]
 
 
 def registered_points(group: str) -> list[EntryPoint]:
@@ -25,3 +25,10 @@ def load_class(point: EntryPoint) -> type | None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"Warning: {point.name} of {owner} cannot be imported ({reason}); it is left out.", file=sys.stderr)
         return None
+
+
+def registered() -> list[type]:
+    """Loads every registered method and source, so that their short names are known."""
+    groups = ("lssl.strategies", "lssl.datamodules")
+    found = (load_class(point) for group in groups for point in registered_points(group))
+    return [each for each in found if each is not None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,14 +20,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import distributed
 
 from lssl.callbacks import Account, AutoSave, EmbeddingWriter, Progress, RepresentationMonitor, Trace
-from lssl.checkpoint import read_checkpoint
 from lssl.cli.arguments import asks_for_help, read_arguments
-from lssl.cli.compose import OF_THE_RECIPE, Config, compose
+from lssl.cli.complete import at, complete
+from lssl.cli.compose import Config
 from lssl.cli.endings import say_ending
 from lssl.cli.messages import explain, refuse_unknown
 from lssl.cli.references import from_environment, resolved
-from lssl.cli.registered import load_class, registered_points
-from lssl.data.datamodule import PairDataModule
+from lssl.cli.registered import registered
 from lssl.networks.backbone import Backbone
 from lssl.runs.checkpoint_io import AtomicCheckpointIO
 from lssl.runs.folder import (
@@ -36,19 +34,18 @@ from lssl.runs.folder import (
     RunFolder,
     back_up,
     checkpoint_path,
+    leave,
     new_run_folder,
-    release,
     resolved_text,
     run_checkpoints,
     written_into,
 )
-from lssl.segmentation.foreign import is_foreign
+from lssl.runs.siblings import choose_run
 from lssl.segmentation.segmenter import Segmenter
 from lssl.task import Task
 from lssl.utils.errors import InputError
 from lssl.utils.files import writing_failed
 from lssl.utils.stop import StopSignals
-from lssl.utils.trust import check_classes
 from lssl.views.sampler import ViewSampler
 
 __all__ = ["TrainingCLI"]
@@ -58,6 +55,11 @@ NO_DATA = (
     "There is no data; give --data PATH (a prepared folder, a BIDS folder, a table of visits or one NIfTI file), "
     "--data CLASS (PhantomDataModule draws heads and needs no files), or a config with data: in it."
 )
+
+OF_THE_NETWORK, OF_THE_TRAINING = (
+    ("model", "backbone", "views"),
+    ("data", "seed_everything"),
+)  # what runs share to be one
 
 
 class TrainingCLI(LightningCLI):
@@ -89,7 +91,7 @@ class TrainingCLI(LightningCLI):
         if ending is not None:
             ending.enter_context(self.signals)
         values = resolved(self.composed.values)
-        if config is not None and not _at(values, "data", "class_path"):
+        if config is not None and not at(values, "data", "class_path"):
             if not show:
                 raise InputError(NO_DATA)
             self.without = values.pop("data", None)  # a recipe without data can be shown, but not run
@@ -195,7 +197,7 @@ class TrainingCLI(LightningCLI):
         if self.subcommand == "fit":
             self.claim = claim = new_run_folder(folder, path)
             self.ending.push(written_into(claim.folder))
-            self.ending.callback(release, claim)
+            self.ending.push(leave(claim))
             self.save_config_kwargs["claim"] = claim
             logs = folder = claim.folder
             config.ckpt_path = path = claim.checkpoint
@@ -212,14 +214,23 @@ class TrainingCLI(LightningCLI):
                 arguments.save_dir = str(logs)
 
     def _folder(self, config: Any) -> Path:
-        """The run folder; that of the config file if a checkpoint is given and the folder was moved with its config."""
+        """The run folder.
+
+        With a checkpoint, it is that of the config file if it was moved with its config, or the newest of several runs.
+        """
         folder, source = Path(config.trainer.default_root_dir), ("trainer", "default_root_dir")
         file = Path(self.composed.sources.get(source, ""))
         moved = file.name == CONFIG and (file.parent / "checkpoints").is_dir() and not folder.exists()
-        if not moved or not config.get("ckpt_path"):
+        given = config.get("ckpt_path")
+        if moved and given:
+            rank_zero_info(f"The run folder {folder} was moved to {file.parent}.")
+            return file.parent
+        if given not in ("best", "last"):
             return folder
-        rank_zero_info(f"The run folder {folder} was moved to {file.parent}.")
-        return file.parent
+        named = file.name == CONFIG and file.parent.resolve() == folder.resolve()
+        groups = OF_THE_NETWORK + (OF_THE_TRAINING if self.subcommand == "fit" else ())
+        settings = yaml.safe_load(self._dump())
+        return choose_run(folder, given, {key: settings.get(key) for key in groups}, named)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Adds the progress bar and the checkpoints of the run folder to the configured callbacks."""
@@ -255,13 +266,6 @@ class TrainingCLI(LightningCLI):
             self.model.on_resume()
 
 
-def registered() -> list[type]:
-    """Loads every registered method and source, so that their short names are known."""
-    groups = ("lssl.strategies", "lssl.datamodules")
-    found = (load_class(point) for group in groups for point in registered_points(group))
-    return [each for each in found if each is not None]
-
-
 @contextmanager
 def explained(classes: Sequence[type]) -> Iterator[None]:
     """Turns the parser's refusal into one sentence, which may suggest ``classes`` and those of their modules."""
@@ -282,61 +286,6 @@ def explained(classes: Sequence[type]) -> Iterator[None]:
                 "one stops, too. Go on with --ckpt_path last."
             ) from error
         raise
-
-
-def complete(files: Sequence[str], data: str | None = None, options: Sequence[tuple[str, str]] = ()) -> Config:
-    """Composes a config; if it names no network, the initial checkpoint's network is used."""
-    config = compose(files, data, options)
-    path = _at(config.values, "model", "init_args", "pretrained")
-    if (
-        isinstance(path, str)
-        and Path(path).is_file()
-        and not _at(config.values, "backbone", "network")
-        and not is_foreign(path)
-    ):
-        about = read_checkpoint(path)["lssl"]
-        if "structure" in about:
-            raise InputError(
-                f"{path} comes from a Trainer in Python, so it has no config of its network; name it, as with --config "
-                f"network/unet."
-            )
-        theirs = yaml.safe_load(about["config"])
-        network = {"backbone": theirs["backbone"], "views": {"size": theirs["views"]["size"]}}
-        check_classes(network, path)
-        config = compose(files, data, options, network, path)
-        name = (theirs["backbone"].get("network") or {}).get("class_path", "the default U-Net").rpartition(".")[2]
-        rank_zero_info(f"{path}: network ({name}), taps, padding, channels and the size of the views are its own.")
-    _leave_out_unknown(config)
-    return config
-
-
-def _leave_out_unknown(config: Config) -> None:
-    """A user's datamodule may lack the options that recipes set for any data."""
-    name = _at(config.values, "data", "class_path")
-    cls = next((cls for cls in registered() if cls.__name__ == name), None) or _imported(name)
-    arguments = _at(config.values, "data", "init_args")
-    if cls is None or issubclass(cls, PairDataModule) or not arguments:
-        return
-    known = inspect.signature(cls).parameters
-    for key in sorted({*OF_THE_RECIPE} & {*arguments} - {*known}):
-        source = config.sources.get(("data", "init_args", key), "the config")
-        rank_zero_info(f"{cls.__name__} has no option {key}: that of {source} is left out.")
-        del arguments[key]
-
-
-def _imported(name: str | None) -> type | None:
-    module, _, attribute = (name or "").rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute) if module else None
-    except (ImportError, AttributeError):  # the parser reports it
-        return None
-    return found if inspect.isclass(found) else None
-
-
-def _at(values: Any, *keys: str) -> Any:
-    for key in keys:
-        values = values.get(key) if isinstance(values, Mapping) else None
-    return values
 
 
 def sources_of(values: Any, sources: Mapping[tuple[str, ...], str], path: tuple[str, ...] = ()) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 import lssl
 from lssl.data.description import describe
@@ -32,6 +33,7 @@ __all__ = [
     "RunFolder",
     "back_up",
     "checkpoint_path",
+    "leave",
     "new_run_folder",
     "release",
     "requeued_checkpoint",
@@ -51,11 +53,15 @@ class Claim:
         folder: to write into.
         checkpoint: to resume from, or ``None``.
         lock: the sole right to the folder; ``None`` on all processes but the first, which have no folder of their own.
+        note: why it is not the configured folder.
+        untrained: the run has begun in this process, and no step of it is done.
     """
 
     folder: Path
     checkpoint: str | None = None
     lock: RunLock | None = None
+    note: str = ""
+    untrained: bool = False
 
 
 def new_run_folder(folder: Path, checkpoint: str | None = None) -> Claim:
@@ -83,9 +89,8 @@ def new_run_folder(folder: Path, checkpoint: str | None = None) -> Claim:
         number += 1
         free = folder.with_name(f"{folder.name}-{number}")
     if number > 1:
-        rank_zero_info(
-            f"{folder} holds an earlier run, or another one writes there; this one goes to {free}. An earlier run is "
-            "continued by --ckpt_path last."
+        claim.note = (
+            f"{folder} holds an earlier run, or another one writes there; --ckpt_path last continues the newest"
         )
     return claim
 
@@ -107,6 +112,31 @@ def release(claim: Claim) -> None:
     """Gives a folder back."""
     if claim.lock is not None:
         claim.lock.release()
+
+
+def leave(claim: Claim) -> Callable[..., None]:
+    """For an exit stack: gives the folder back; a run that failed before its first step was done leaves none.
+
+    Args:
+        claim: its folder stays if it was there before, or holds weights or the batch of the failure.
+    """
+
+    def end(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        made = claim.lock is not None and claim.lock.made_folder
+        if made and claim.untrained and isinstance(error, Exception) and not _worth_keeping(claim.folder):
+            for path in claim.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif claim.lock and path != claim.lock.path:
+                    path.unlink(missing_ok=True)
+        release(claim)
+
+    return end
+
+
+def _worth_keeping(folder: Path) -> bool:
+    """Whether there are weights, a saved batch, or what another program is still writing."""
+    return any(next(folder.glob(pattern), None) is not None for pattern in ("**/*.ckpt", "**/*.pt", "wandb"))
 
 
 def _holds_run(folder: Path) -> bool:
@@ -150,9 +180,17 @@ def checkpoint_path(given: str | None, folder: Path) -> str | None:
         saved = [file for file in (path, *folder.glob("hpc_ckpt_*.ckpt")) if file.is_file()]
         path = max(saved, key=lambda file: file.stat().st_mtime, default=path)
     if not path.is_file():
-        raise InputError(f"There is no checkpoint {path}.")
+        raise InputError(_no_checkpoint(path, given))
     refuse_damaged(path)
     return str(path)
+
+
+def _no_checkpoint(path: Path, given: str) -> str:
+    if given == "best" and path.with_name("last.ckpt").is_file():
+        return f"There is no {path}, as the run has not been validated yet; --ckpt_path last takes its latest weights."
+    if given in ("best", "last"):
+        return f"There is no checkpoint {path}; without --ckpt_path, lssl fit starts a new run."
+    return f"There is no checkpoint {path}."
 
 
 def written_into(folder: Path) -> Callable[..., None]:
@@ -216,21 +254,24 @@ class RunFolder(SaveConfigCallback):
         super().__init__(parser, config, overwrite=True, **options)
         self.references = references or {}
         self.data: dict[str, Any] = {}
-        self.lock = claim.lock if claim else None
+        self.claim = claim
 
     def __getstate__(self) -> dict[str, Any]:
-        """The lock stays in the process that took it."""
-        return {**self.__dict__, "lock": None}
+        """The claim stays in the process that made it."""
+        return {**self.__dict__, "claim": None}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Takes over the folder that the first process claimed; writes nothing yet."""
         own: Any = trainer
         own._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)
+        if self.claim:
+            self.claim.untrained = True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Says where the run goes; describes the data, for the checkpoints."""
         if trainer.is_global_zero:
-            print(f"Run folder: {trainer.default_root_dir}", flush=True)
+            note = f" ({self.claim.note})" if self.claim and self.claim.note else ""
+            print(f"Run folder: {trainer.default_root_dir}{note}", flush=True)
         self.data = describe(trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -242,6 +283,11 @@ class RunFolder(SaveConfigCallback):
                 part.write_text(self._text())
             store_config(trainer, yaml.safe_load(self._text()))
 
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """From the first step on, the folder stays."""
+        if self.claim:
+            self.claim.untrained = False
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Removes what SLURM's requeues saved: the run is complete, and its last checkpoint is later."""
         folder = Path(trainer.default_root_dir)
@@ -251,8 +297,8 @@ class RunFolder(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds config, version and a description of the data; refuses if another run has taken the folder."""
-        if self.lock is not None:
-            self.lock.check()
+        if self.claim is not None and self.claim.lock is not None:
+            self.claim.lock.check()
         about = {"format": CHECKPOINT_FORMAT, "version": lssl.__version__, "data": self.data, "job": slurm_job()}
         checkpoint["lssl"] = {**about, "config": self._text()}
 

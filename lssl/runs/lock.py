@@ -72,6 +72,11 @@ class RunLock:
         """Whether the lock is gone: somebody deleted or moved the folder while the run was writing."""
         return not self.path.exists()
 
+    @property
+    def made_folder(self) -> bool:
+        """Whether the folder was not there before."""
+        return self.folder in self._made
+
     def check(self) -> None:
         """Refuses to go on if another run has taken the folder: this one was taken for dead, or the folder was new."""
         numbers = _numbers(self.folder)

@@ -15,10 +15,11 @@ import yaml
 from helpers import ROOT, TINY_NET, fit, tiny
 
 from lssl.cli.arguments import read_arguments
+from lssl.cli.complete import complete
 from lssl.cli.compose import OF_THE_RECIPE, Config, compose, find_config, load, merged, without_data
 from lssl.cli.main import main
 from lssl.cli.references import from_environment, resolved
-from lssl.cli.training import TrainingCLI, complete
+from lssl.cli.training import TrainingCLI
 from lssl.data.datamodule import PairDataModule
 from lssl.utils.errors import InputError
 

@@ -9,7 +9,7 @@ import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lssl.cli.messages import NO_CLASS, NO_OPTION, OF_A_UNION, explain, refuse_unknown
-from lssl.cli.training import registered
+from lssl.cli.registered import registered
 from lssl.strategies.global_contrastive import Objective
 from lssl.utils.errors import InputError
 

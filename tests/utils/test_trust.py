@@ -9,7 +9,7 @@ import yaml
 from helpers import TINY_NET, fit
 
 from lssl.checkpoint import load_task
-from lssl.cli.training import complete
+from lssl.cli.complete import complete
 from lssl.utils.errors import InputError
 from lssl.utils.trust import check_classes
 

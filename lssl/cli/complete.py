@@ -1,0 +1,78 @@
+"""Completes a composed config: network and views of the checkpoint that a run starts from, and what data know."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_info
+
+from lssl.checkpoint import read_checkpoint
+from lssl.cli.compose import OF_THE_RECIPE, Config, compose
+from lssl.cli.registered import registered
+from lssl.data.datamodule import PairDataModule
+from lssl.segmentation.foreign import is_foreign
+from lssl.utils.errors import InputError
+from lssl.utils.trust import check_classes
+
+__all__ = ["at", "complete"]
+
+
+def complete(files: Sequence[str], data: str | None = None, options: Sequence[tuple[str, str]] = ()) -> Config:
+    """Composes a config; if it names no network, the initial checkpoint's network is used."""
+    config = compose(files, data, options)
+    path = at(config.values, "model", "init_args", "pretrained")
+    if (
+        isinstance(path, str)
+        and Path(path).is_file()
+        and not at(config.values, "backbone", "network")
+        and not is_foreign(path)
+    ):
+        about = read_checkpoint(path)["lssl"]
+        if "structure" in about:
+            raise InputError(
+                f"{path} comes from a Trainer in Python, so it has no config of its network; name it, as with --config "
+                f"network/unet."
+            )
+        theirs = yaml.safe_load(about["config"])
+        network = {"backbone": theirs["backbone"], "views": {"size": theirs["views"]["size"]}}
+        check_classes(network, path)
+        config = compose(files, data, options, network, path)
+        name = (theirs["backbone"].get("network") or {}).get("class_path", "the default U-Net").rpartition(".")[2]
+        rank_zero_info(f"{path}: network ({name}), taps, padding, channels and the size of the views are its own.")
+    _leave_out_unknown(config)
+    return config
+
+
+def _leave_out_unknown(config: Config) -> None:
+    """A user's datamodule may lack the options that recipes set for any data."""
+    name = at(config.values, "data", "class_path")
+    cls = next((cls for cls in registered() if cls.__name__ == name), None) or _imported(name)
+    arguments = at(config.values, "data", "init_args")
+    if cls is None or issubclass(cls, PairDataModule) or not arguments:
+        return
+    known = inspect.signature(cls).parameters
+    for key in sorted({*OF_THE_RECIPE} & {*arguments} - {*known}):
+        source = config.sources.get(("data", "init_args", key), "the config")
+        rank_zero_info(f"{cls.__name__} has no option {key}: that of {source} is left out.")
+        del arguments[key]
+
+
+def _imported(name: str | None) -> type | None:
+    module, _, attribute = (name or "").rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute) if module else None
+    except (ImportError, AttributeError):  # the parser reports it
+        return None
+    return found if inspect.isclass(found) else None
+
+
+def at(values: Any, *keys: str) -> Any:
+    """The value at nested keys; ``None`` where there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
