@@ -5,6 +5,7 @@ from lssl.callbacks.autosave import AutoSave
 from lssl.callbacks.embeddings import EmbeddingWriter
 from lssl.callbacks.landmarks import Landmarks
 from lssl.callbacks.monitor import RepresentationMonitor
+from lssl.callbacks.pace import Pace
 from lssl.callbacks.pictures import Pictures
 from lssl.callbacks.progress import Progress
 from lssl.callbacks.report import Report
@@ -17,6 +18,7 @@ __all__ = [
     "EmbeddingWriter",
     "ExactResume",
     "Landmarks",
+    "Pace",
     "Pictures",
     "Progress",
     "Report",

@@ -25,11 +25,12 @@ PARSERS = {
     "inspect": "lssl.prepare.commands:inspect_parser",
     "import": "lssl.prepare.migrate:import_parser",
     "show": "lssl.runs.show:show_parser",
+    "tune": "lssl.cli.tune:tune_parser",
     "profile": "lssl.cli.profile:profile_parser",
     "benchmark": "lssl.benchmark.command:benchmark_parser",
     "export": "lssl.export.command:export_parser",
 }
-MEASURING = ("profile",)  # they take the options of fit beside their own
+MEASURING = ("tune", "profile")  # they take the options of fit beside their own
 VALUES = {"ckpt_path": ("best", "last"), "print_config": ("sources",), "trainer.precision": ("32-true", "bf16-mixed")}
 
 

@@ -23,17 +23,19 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lssl.cli.references import resolved
 from lssl.data.recognise import Found, recognise
 from lssl.utils.errors import InputError, nearest
 
-__all__ = ["OF_THE_RECIPE", "Config", "compose", "find_config", "load", "merged", "without_data"]
+__all__ = ["OF_THE_RECIPE", "Config", "compose", "find_config", "load", "merged", "sources_of", "without_data"]
 
 #: Options of any datamodule that belong to the method; the others (paths, split, seed, …) belong to the data.
 OF_THE_RECIPE = (
@@ -203,6 +205,17 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def without_data(values: Mapping[str, Any]) -> dict[str, Any]:
     """A config without its data, but with the data options that belong to the method."""
     return {**values, "data": {"init_args": _of_the_recipe(values.get("data") or {})}}
+
+
+def sources_of(values: Any, sources: Mapping[tuple[str, ...], str], path: tuple[str, ...] = ()) -> Iterator[str]:
+    """A line for each value: key, value, and its file or option."""
+    if isinstance(values, dict) and values:
+        for key, value in values.items():
+            yield from sources_of(value, sources, (*path, str(key)))
+        return
+    known = next((sources[path[:n]] for n in range(len(path), 0, -1) if path[:n] in sources), "default")
+    text = yaml.safe_dump(values, default_flow_style=True, width=10**6, allow_unicode=True).splitlines()[0]
+    yield f"{'.'.join(path)}: {text}  # {known}"
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
   lssl inspect  DIR [--json] [--sheet FILE.png]                    what a BIDS or prepared folder holds
   lssl import   FILE OUT [--spacing MM]                            a table of visits from nnssl's JSON or an HDF5 file
   lssl benchmark --config NAME [--dry-run] [--jobs N] [--report]   strategies side by side, in one table
+  lssl tune     --config NAME --data PATH [--minutes 2]            settings that make it faster here, and what to type
   lssl profile  --config NAME --data PATH [--steps N]              where a step's time goes: table, operations, trace
   lssl export   RUN OUT [--to monai|nnunet|safetensors|onnx]       weights for other programs, verified without lssl
   lssl strategies [NAME]                                           the methods; one with its options and recipes

@@ -20,6 +20,7 @@ LIGHT_COMMANDS = {
     "inspect": "lssl.prepare.commands:inspect_command",
     "import": "lssl.prepare.migrate:import_command",
     "show": "lssl.runs.show:show_command",
+    "tune": "lssl.cli.tune:tune_command",
     "profile": "lssl.cli.profile:profile_command",
     "benchmark": "lssl.benchmark.command:benchmark_command",
     "export": "lssl.export.command:export_command",

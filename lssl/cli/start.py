@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from lssl.utils.allocator import keep_freed_memory
 
@@ -27,8 +28,8 @@ BRIEF = (
 )
 
 
-def train(command: str, args: Sequence[str]) -> None:
-    """Runs ``fit``, ``validate``, ``test`` or ``predict``.
+def train(command: str, args: Sequence[str]) -> Any:
+    """Runs ``fit``, ``validate``, ``test`` or ``predict``, and returns the trainer.
 
     Args:
         command: its name.
@@ -40,7 +41,7 @@ def train(command: str, args: Sequence[str]) -> None:
     from lssl.cli.training import TrainingCLI
 
     keep_freed_memory()
-    TrainingCLI.run(command, args)
+    return TrainingCLI.run(command, args)
 
 
 class _Chatter(logging.Filter):

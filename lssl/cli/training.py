@@ -22,7 +22,7 @@ from torch import distributed
 from lssl.callbacks import Account, AutoSave, EmbeddingWriter, Progress, RepresentationMonitor, Trace
 from lssl.cli.arguments import asks_for_help, read_arguments
 from lssl.cli.complete import at, complete
-from lssl.cli.compose import Config
+from lssl.cli.compose import Config, sources_of
 from lssl.cli.endings import say_ending
 from lssl.cli.messages import explain, refuse_unknown
 from lssl.cli.references import from_environment, resolved
@@ -107,8 +107,8 @@ class TrainingCLI(LightningCLI):
         )
 
     @classmethod
-    def run(cls, command: str, args: Sequence[str]) -> None:
-        """Runs one command with its arguments.
+    def run(cls, command: str, args: Sequence[str]) -> L.Trainer | None:
+        """Runs one command with its arguments, and returns its trainer; ``None`` if it showed help.
 
         Args:
             command: its name.
@@ -118,13 +118,14 @@ class TrainingCLI(LightningCLI):
         if asks_for_help(args):
             with explained(classes):
                 cls(command, None, ["--help" if arg.startswith("--help=") else arg for arg in args])
-            return
+            return None
         given = read_arguments(args)
         config = complete(given.files, given.data, given.options)
         with explained(classes), ExitStack() as ending:
             cli = cls(command, config, show=given.show, ending=ending)
         if cli.trainer.is_global_zero and not cli.trainer.interrupted:
             say_ending(command, args, cli.trainer, cli.model, cli.datamodule)
+        return cli.trainer
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -286,14 +287,3 @@ def explained(classes: Sequence[type]) -> Iterator[None]:
                 "one stops, too. Go on with --ckpt_path last."
             ) from error
         raise
-
-
-def sources_of(values: Any, sources: Mapping[tuple[str, ...], str], path: tuple[str, ...] = ()) -> Iterator[str]:
-    """A line for each value: key, value, and its file or option."""
-    if isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from sources_of(value, sources, (*path, str(key)))
-        return
-    known = next((sources[path[:n]] for n in range(len(path), 0, -1) if path[:n] in sources), "default")
-    text = yaml.safe_dump(values, default_flow_style=True, width=10**6, allow_unicode=True).splitlines()[0]
-    yield f"{'.'.join(path)}: {text}  # {known}"

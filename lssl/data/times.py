@@ -259,7 +259,11 @@ def _groups(subject: np.ndarray) -> list[np.ndarray]:
 
 def _per_subject(values: np.ndarray, subject: np.ndarray, statistic: Literal["min", "max", "mean"]) -> np.ndarray:
     """A statistic of the known values of each visit's subject; NaN if none is known."""
-    return pd.Series(values).groupby(subject).transform(statistic).to_numpy()
+    if statistic == "mean":
+        return pd.Series(values).groupby(subject).transform("mean").to_numpy()
+    found = np.full(subject.max(initial=-1) + 1, np.nan)
+    (np.fmin if statistic == "min" else np.fmax).at(found, subject, values)  # a tenth of the time of pandas
+    return found[subject]
 
 
 def _first_complete(sources: np.ndarray, subject: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -289,7 +293,9 @@ def _conflicts(
     found = []
     names = list(SOURCES)
     for number, name in enumerate(names):
-        for other in names[number + 1 :]:
+        for other in names[number + 1 :] if (chosen == number).any() else ():
+            if np.isnan(sources[other]).all():
+                continue
             wrong = _disagree(elapsed, sources[other], subject, name, other) & (chosen == number)
             for group in _groups(subject[wrong]):
                 rows = np.flatnonzero(wrong)[group]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssl.networks.blocks import Blocks
 from lssl.networks.feature_geometry import Tap, measure
 from lssl.networks.tapped import StopForward, tapped, tokens_to_map
 from lssl.utils.errors import InputError, nearest
@@ -69,6 +70,9 @@ class Backbone(nn.Module):
             cores; measure it on your GPU.
         tokens: path of a transformer's submodule that makes tokens from patches, before positions are added. Methods
             that mask tokens need it (``vit.patch_embedding.patch_embeddings``, ``swinViT.patch_embed``).
+        compile: ``torch.compile`` of the blocks between taps; see :class:`lssl.networks.blocks.Blocks`.
+        checkpointing: keep no activations within blocks and compute them again in the backward pass: less memory, and
+            about a third more time.
     """
 
     def __init__(
@@ -79,11 +83,14 @@ class Backbone(nn.Module):
         padding: Literal["zeros", "reflect"] = "zeros",
         channels_last: bool = False,
         tokens: str | None = None,
+        compile: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if hasattr(network, "_orig_mod"):
             raise InputError(
-                "backbone: torch.compile hides the submodules that taps name; give the network uncompiled."
+                "backbone: torch.compile hides the submodules that taps name; give the network uncompiled, with "
+                "backbone.compile true."
             )
         self.network = unet(in_channels) if network is None else network
         modules = dict(self.network.named_modules())
@@ -105,6 +112,7 @@ class Backbone(nn.Module):
         self.tokens = measured.taps.pop(_TOKENS) if tokens is not None else None
         self.taps: dict[str, Tap] = measured.taps
         self.out_channels: int = measured.out_channels
+        self._blocks = Blocks(compile, checkpointing)
         _warn_of_uncertain_places(self.taps)
 
     def places(self) -> dict[str, list[float]]:
@@ -123,7 +131,11 @@ class Backbone(nn.Module):
         Without ``output`` the pass stops after the last tap, so an encoder-only method does not run the decoder.
         """
         self.check_taps(taps)
-        with tapped(self.network, {name: self._paths[name] for name in taps}, stop=not output) as features:
+        paths = {name: self._paths[name] for name in taps}
+        with (
+            self._blocks.within(self.network, list(paths.values())),
+            tapped(self.network, paths, not output) as features,
+        ):
             try:
                 result = self.network(image.contiguous(memory_format=self._format))
                 if output:
@@ -133,7 +145,7 @@ class Backbone(nn.Module):
         if silent := [name for name in taps if name not in features]:
             raise InputError(
                 f"backbone: tap '{silent[0]}' ('{self._paths[silent[0]]}') gave nothing; torch.compile leaves out "
-                f"the hooks that read taps, so give the network uncompiled."
+                f"the hooks that read taps, so give the network uncompiled, with backbone.compile true."
             )
         return {name: tokens_to_map(value, image.shape[2:]) for name, value in features.items()}
 
@@ -175,7 +187,7 @@ class Backbone(nn.Module):
         for side in sorted({coarsest, 64, 96, 128}):  # some networks accept certain sizes only
             image = torch.zeros(1, self.in_channels, side, side, side, device=device)
             try:
-                with torch.enable_grad():
+                with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
                     features = self(image, taps, output)
                 break
             except (RuntimeError, ValueError, AssertionError):

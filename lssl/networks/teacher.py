@@ -59,8 +59,7 @@ class Teacher(nn.ModuleDict):
         """Moves the copies towards the originals."""
         share = 1 - self.momentum(progress)
         for name, module in self._followed:
-            for mine, theirs in zip(self[name].parameters(), module.parameters(), strict=True):
-                mine.lerp_(theirs, share)
-            if self._copies_buffers:
-                for copied, original in zip(self[name].buffers(), module.buffers(), strict=True):
-                    copied.copy_(original)
+            if mine := list(self[name].parameters()):
+                torch._foreach_lerp_(mine, list(module.parameters()), share)
+            if self._copies_buffers and (buffers := list(self[name].buffers())):
+                torch._foreach_copy_(buffers, list(module.buffers()))

@@ -26,6 +26,7 @@ from lssl.datamodules import PhantomDataModule
 #: What is not run here, by the beginning of the command, and why. Whatever is not run is in this list.
 NOT_RUN = {
     "lssl benchmark": "minutes to a night; tests/benchmark runs it with small plans",
+    "lssl tune": "minutes; tests/cli/test_tune.py runs a trial",
     "lssl export runs/demo --to nnunet": "needs nnU-Net's own environment; tests/export runs it where there is one",
     "lssl export runs/demo --to onnx": "needs the extra onnx; tests/export runs it where it is installed",
     "lssl fit --config longitudinal_infonce --data /data/prepared --trainer.accelerator gpu": "needs a GPU",
@@ -205,4 +206,4 @@ def test_the_python_of_a_page_runs(page: Path, place: Path, monkeypatch):
 
 def test_long_commands_are_run_too():
     """The fast look at commands that work for minutes is only at their options."""
-    assert {command.split()[0] for command in TO_RUN} >= set(LONG) - {"benchmark"}
+    assert {command.split()[0] for command in TO_RUN} >= set(LONG) - {"benchmark", "tune"}
