@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lssl.utils.errors import InputError
 
@@ -59,7 +59,9 @@ class Teacher(nn.ModuleDict):
         """Moves the copies towards the originals."""
         share = 1 - self.momentum(progress)
         for name, module in self._followed:
-            if mine := list(self[name].parameters()):
-                torch._foreach_lerp_(mine, list(module.parameters()), share)
+            mine: list[Tensor] = list(self[name].parameters())
+            theirs: list[Tensor] = list(module.parameters())
+            if mine:
+                torch._foreach_lerp_(mine, theirs, share)
             if self._copies_buffers and (buffers := list(self[name].buffers())):
                 torch._foreach_copy_(buffers, list(module.buffers()))
