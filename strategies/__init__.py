@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .longitudinal_local import LongitudinalLocal
     from .masked_autoencoder import MaskedAutoencoder
     from .prior_guided_local import PriorGuidedLocal
+    from .temporal_order import TemporalOrder
 
 __all__ = [
     "AnatomicalEmbedding",
@@ -24,6 +25,7 @@ __all__ = [
     "LongitudinalLocal",
     "MaskedAutoencoder",
     "PriorGuidedLocal",
+    "TemporalOrder",
 ]
 
 _HOMES = {
@@ -33,6 +35,7 @@ _HOMES = {
     "LongitudinalLocal": "lssl.strategies.longitudinal_local",
     "MaskedAutoencoder": "lssl.strategies.masked_autoencoder",
     "PriorGuidedLocal": "lssl.strategies.prior_guided_local",
+    "TemporalOrder": "lssl.strategies.temporal_order",
 }
 
 if not TYPE_CHECKING:  # for a type checker it would make every unknown name an object

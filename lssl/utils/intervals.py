@@ -1,4 +1,4 @@
-"""Weights of visit pairs by the time between the visits."""
+"""The time between the visits of a pair: with its sign, as a weight, and whether any is known."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lssl.utils.errors import InputError
 
-__all__ = ["interval_weight", "require_intervals"]
+__all__ = ["interval_weight", "require_intervals", "require_order", "signed_interval"]
 
 
 def interval_weight(first_time: Tensor, second_time: Tensor, tau: float) -> Tensor:
@@ -47,4 +47,33 @@ def require_intervals(visits: pd.DataFrame) -> None:
         raise InputError(
             "interval weighs pairs by the years between their visits, but of no subject are two visits known in time; "
             "give dates, ages or days (see docs/times.md), or set interval to null."
+        )
+
+
+def signed_interval(first_time: Tensor, second_time: Tensor) -> tuple[Tensor, Tensor]:
+    """Years from the first visit to the second, and which pairs have an order.
+
+    Args:
+        first_time: ``(B,)`` years since the subject's first visit, as ``View.time``; NaN where unknown.
+        second_time: ``(B,)`` the same of the other visit.
+
+    Returns:
+        ``(B,)`` float32 years, negative if the second visit is the earlier one, 0 where unknown; and ``(B,)`` float32,
+        1 where they are known and differ, else 0.
+    """
+    years = (second_time - first_time).float().nan_to_num(0.0)
+    return years, years.ne(0).float()
+
+
+def require_order(visits: pd.DataFrame, name: str) -> None:
+    """Refuses data from which no order of visits can be learned.
+
+    Args:
+        visits: the table, with ``subject`` and ``time`` (years, NaN where unknown).
+        name: of the strategy, for the message.
+    """
+    if not (visits.groupby("subject")["time"].nunique() > 1).any():
+        raise InputError(
+            f"{name} learns from the years between visits, but of no subject are two visits known at different times; "
+            "give dates, ages or days (see docs/times.md), or take a strategy that needs no time."
         )

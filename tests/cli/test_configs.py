@@ -87,6 +87,14 @@ def test_masked_autoencoder(tmp_path):
     assert all(name in log for name in ("train/reconstruction", "train/explained", "val/explained"))
 
 
+@pytest.mark.parametrize("config", ["temporal_order.yaml"])
+def test_methods_of_time(config, tmp_path):
+    run = fit(tmp_path, config, options=["--data.init_args.batch_size=2"], backbone=TINY_NET)
+    log = (run / "metrics.csv").read_text()
+    assert "train/skipped" in log
+    assert all(f"val/{term}" in log for term in load_task(run / "checkpoints" / "last.ckpt").LOSS_WEIGHTS)
+
+
 def test_the_frame_pairs_no_subjects_that_share_none(tmp_path, bids, capsys):
     options = ["--model.init_args.hidden=16", "--model.init_args.block=8", "--data.init_args.source_size=null"]
     data = {"class_path": "NiftiDataModule", "init_args": {"root": str(bids)}}

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import entry_points
+from math import nan
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, Si
 from lssl.strategies.longitudinal_local import LongitudinalLocal
 from lssl.strategies.masked_autoencoder import MaskedAutoencoder
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
+from lssl.strategies.temporal_order import TemporalOrder
 from lssl.strategy import Strategy
 from lssl.task import Task
 from lssl.views.sampler import View, ViewSampler
@@ -128,6 +130,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "GlobalContrastive BYOL": partial(contrastive, BYOL),
     "GlobalContrastive VICReg": partial(contrastive, VICReg),
     "MaskedAutoencoder": lambda: MaskedAutoencoder(block=5, mask_ratio=0.5, **common()),
+    "TemporalOrder": lambda: TemporalOrder(tap="deep", hidden=16, **common()),
     "Segmenter": segmenter,
 }
 BATCHES = ("full", "uneven", "nothing")
@@ -210,14 +213,15 @@ def work(own: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def batches(make_batch) -> dict[str, Views]:
-    """Four pairs; ``uneven``: they share more and less; ``nothing``: two show no common place and have no label."""
+    """Four pairs; ``uneven``: they share more and less; ``nothing``: two share no place and have no label and no time."""
     batch = dataclasses.replace(make_batch(PAIRS, labels=True), subject=SUBJECTS)
     first, second = ViewSampler(SIZE)(batch, torch.Generator().manual_seed(0))
     moved = {}
     for kind, shift in (("uneven", (0.0, 3.0, 6.0, 9.0)), ("nothing", (0.0, 3.0, 1000.0, 1000.0))):
         affine = second.affine.clone()
         affine[:, 0, 3] += torch.tensor(shift)
-        moved[kind] = dataclasses.replace(second, affine=affine)
+        time = torch.tensor([2.0, 0.5, nan, -3.0] if kind == "uneven" else [2.0, -0.5, nan, 0.0])
+        moved[kind] = dataclasses.replace(second, affine=affine, time=time)
     unlabelled = first.source_label.clone()
     unlabelled[2:] = -1
     nothing = (dataclasses.replace(view, source_label=unlabelled) for view in (first, moved["nothing"]))
