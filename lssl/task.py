@@ -23,6 +23,7 @@ from lssl.networks.backbone import Backbone, TakesNetworks
 from lssl.resume import ExactResume
 from lssl.utils.distributed import every_rank
 from lssl.utils.errors import InputError
+from lssl.utils.generator import StepGenerator
 from lssl.utils.schedules import WarmupCosine
 from lssl.views.sampler import View, ViewSampler
 from lssl.views.working_spacing import WorkingSpacing
@@ -78,7 +79,7 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         self.views = views or ViewSampler()
         self.optimizer, self.schedule = optimizer, schedule
         self.working_spacing = WorkingSpacing(self.views)
-        self.generator = torch.Generator()
+        self.generator: torch.Generator = StepGenerator()
         self.on_nonfinite = on_nonfinite
         self.logged: dict[str, Tensor] = {}
         self.latest_terms: dict[str, Tensor] = {}

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import inspect
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import ArgumentError
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import distributed
 
 from lssl.callbacks import Account, AutoSave, EmbeddingWriter, Progress, RepresentationMonitor, Trace
 from lssl.cli.arguments import asks_for_help, read_arguments
 from lssl.cli.complete import at, complete
 from lssl.cli.compose import Config, sources_of
 from lssl.cli.endings import say_ending
-from lssl.cli.messages import explain, refuse_unknown
+from lssl.cli.failures import explained, stop_launched
+from lssl.cli.messages import refuse_unknown
 from lssl.cli.references import from_environment, resolved
 from lssl.cli.registered import registered
 from lssl.networks.backbone import Backbone
@@ -44,7 +40,6 @@ from lssl.runs.siblings import choose_run
 from lssl.segmentation.segmenter import Segmenter
 from lssl.task import Task
 from lssl.utils.errors import InputError
-from lssl.utils.files import writing_failed
 from lssl.utils.stop import StopSignals
 from lssl.views.sampler import ViewSampler
 
@@ -105,6 +100,10 @@ class TrainingCLI(LightningCLI):
             auto_configure_optimizers=False,
             args=[command, *args] if config is None else {"subcommand": command, command: values},
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is to be done when the run ends is left to this process."""
+        return {**self.__dict__, "ending": ExitStack()}
 
     @classmethod
     def run(cls, command: str, args: Sequence[str]) -> L.Trainer | None:
@@ -256,6 +255,10 @@ class TrainingCLI(LightningCLI):
         trainer.callbacks.sort(key=order)  # type: ignore[attr-defined]
         return trainer  # the bar goes first, so that it has ended when others print; a trace follows the account
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        with stop_launched(self.trainer):
+            super()._run_subcommand(subcommand)
+
     def before_test(self) -> None:
         """The Segmenter's table is the only one."""
         if isinstance(self.model, Segmenter):
@@ -265,25 +268,3 @@ class TrainingCLI(LightningCLI):
         """A resumed run has its own weights and no longer needs its initial checkpoint."""
         if self.config.fit.get("ckpt_path"):
             self.model.on_resume()
-
-
-@contextmanager
-def explained(classes: Sequence[type]) -> Iterator[None]:
-    """Turns the parser's refusal into one sentence, which may suggest ``classes`` and those of their modules."""
-    try:
-        yield
-    except ArgumentError as error:
-        rooms = {sys.modules[cls.__module__] for cls in classes}
-        beside = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())}
-        known = sorted(filter(inspect.isclass, {*beside, *classes, Segmenter}), key=lambda cls: cls.__name__)
-        raise explain(error, known) from None
-    except OSError as error:  # of logs and pictures; checkpoints say it themselves
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-        raise (writing_failed(Path(error.filename or "The run folder"), error) if full else None) or error from error
-    except RuntimeError as error:
-        if isinstance(error, distributed.DistError) or "gloo" in str(error):
-            raise InputError(
-                "Another process of this run has ended or cannot be reached (if it said why, that is above), so this "
-                "one stops, too. Go on with --ckpt_path last."
-            ) from error
-        raise

@@ -20,14 +20,13 @@ from lssl.data import STEP
 from lssl.data.batch import Visit, collate
 from lssl.data.read_errors import FAILURES, FilledLoader, SkipList, collate_readable, other_pairs, read_error
 from lssl.utils.errors import InputError
-from lssl.utils.workers import check_workers
+from lssl.utils.workers import check_workers, start_worker
 
 __all__ = [
     "PairDataset",
     "PairLoader",
     "PairSampler",
     "continue_training",
-    "one_thread",
     "pair_loader",
     "same_length",
 ]
@@ -221,11 +220,6 @@ class PairLoader(DataLoader):
         """Nothing."""
 
 
-def one_thread(_: int) -> None:
-    """Sets one torch thread per worker: more threads would only compete with the other workers."""
-    torch.set_num_threads(1)
-
-
 def pair_loader(dataset: PairDataset, batch_size: int, num_workers: int, **options: Any) -> DataLoader:
     """Batches of a dataset as PairBatch; ``options`` are further ones of torch's DataLoader."""
     voxels = math.prod(dataset.size) if dataset.size else 0
@@ -237,7 +231,7 @@ def pair_loader(dataset: PairDataset, batch_size: int, num_workers: int, **optio
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=collate_readable if skips else collate,
-        worker_init_fn=one_thread,
+        worker_init_fn=start_worker,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(torch.initial_seed()),  # an iterator must not draw from the global one

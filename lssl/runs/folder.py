@@ -63,6 +63,10 @@ class Claim:
     note: str = ""
     untrained: bool = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The lock stays in the process that took it."""
+        return {**self.__dict__, "lock": None}
+
 
 def new_run_folder(folder: Path, checkpoint: str | None = None) -> Claim:
     """Claims ``folder`` for a new run; if it holds a run or another run has claimed it, ``folder-2``, ``-3`` and so on.

@@ -1,15 +1,18 @@
-"""What worker processes need of the system, checked before they start: open files and shared memory."""
+"""Worker processes: what they need of the system, checked before they start, and how they start."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 
+import torch
 import torch.multiprocessing
 
 from lssl.utils.errors import InputError
+from lssl.utils.stop import end_with_parent
 
-__all__ = ["check_workers"]
+__all__ = ["check_workers", "start_worker"]
 
 SHARED = "/dev/shm"  # nosec B108: where Linux keeps what processes share
 AHEAD = 2  # batches that a worker reads ahead, torch's default
@@ -46,6 +49,17 @@ def check_workers(workers: int, batch_bytes: int) -> None:
             f"{free / 1e6:,.0f} MB are free; lower data.init_args.num_workers or batch_size, or give the container "
             f"more (docker run --shm-size)."
         )
+
+
+def start_worker(_: int) -> None:
+    """Gives a worker one torch thread, as more would compete with the other workers; it ends with its parent.
+
+    Torch ends orphans, too, but only between two reads, and a read may hang.
+    """
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        end_with_parent(parent.pid)
 
 
 def _free_shared_memory() -> int | None:

@@ -88,6 +88,12 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def runs(pid: int) -> bool:
+    """Whether a process runs; one that has ended may wait for whoever collects orphans."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_ends_the_other_in_a_sentence(tmp_path, killed):
@@ -100,6 +106,8 @@ def test_a_killed_rank_ends_the_other_in_a_sentence(tmp_path, killed):
     errors = process.communicate(timeout=60)[1]  # both ranks write to it, so both have ended
     print(f"ended after {time.monotonic() - began:.1f} s, status {process.returncode}")
     assert process.returncode
-    assert not Path(f"/proc/{other}").exists()
-    assert "lssl: error: Another process of this run has ended" in errors
+    assert not runs(process.pid)
+    assert not runs(other)
+    # the first rank's observer of Lightning may be quicker: it says so, too, and kills
+    assert "lssl: error: Another process of this run has ended" in errors or "terminated with code -9" in errors
     assert "Traceback" not in errors

@@ -9,7 +9,6 @@ import torch
 from helpers import TINY_NET, fit, sentence
 
 from lssl.cli.main import main
-from lssl.cli.training import explained
 from lssl.runs.folder import written_into
 from lssl.utils.errors import InputError
 
@@ -74,17 +73,3 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, number, found
     with pytest.raises(InputError, match=found):
         written_into(run)(OSError, OSError(number, "", str(run / "metrics.csv")), None)
     written_into(run)(OSError, OSError(number, "", str(tmp_path / "scan.nii.gz")), None)  # another error
-
-
-def test_a_process_that_lost_the_others_says_so_in_one_sentence():
-    with pytest.raises(InputError, match="Another process of this run"), explained([]):
-        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:31337")
-    with pytest.raises(RuntimeError, match="shapes"), explained([]):
-        raise RuntimeError("shapes do not match")
-
-
-def test_a_full_disk_is_one_sentence_and_a_missing_file_is_another_error():
-    with pytest.raises(InputError, match=r"metrics\.csv could not be written: the disk is full"), explained([]):
-        raise OSError(errno.ENOSPC, "No space left on device", "run/metrics.csv")
-    with pytest.raises(FileNotFoundError), explained([]):
-        raise FileNotFoundError(errno.ENOENT, "No such file", "scan.nii.gz")

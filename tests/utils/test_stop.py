@@ -50,6 +50,36 @@ def test_workers_end_with_a_killed_parent(tmp_path, module, work, argument):
         time.sleep(0.1)
 
 
+READER = """
+import os
+import time
+import numpy as np
+from lssl.data.loading import PairDataset, pair_loader
+
+def hang(*_):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+one = np.zeros(1)
+data = PairDataset(hang, np.zeros((4, 2), int), one, one, one)
+batches = iter(pair_loader(data, 1, 2))
+time.sleep(60)
+"""
+
+
+def test_a_worker_within_a_read_ends_with_a_killed_run(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(READER)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        assert parent.pid not in workers
+        parent.send_signal(signal.SIGKILL)
+    end = time.monotonic() + 20
+    while any(running(pid) for pid in workers):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def running(pid: int) -> bool:
     """A killed orphan may stay as a zombie where nobody collects it."""
     try:

@@ -1,0 +1,84 @@
+"""What ends a training command, as one sentence: the parser's refusal, a full disk, a process that is gone."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from torch import distributed
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from lssl.cli.messages import explain
+from lssl.segmentation.segmenter import Segmenter
+from lssl.utils.errors import InputError
+from lssl.utils.files import writing_failed
+from lssl.utils.stop import Stopped
+
+__all__ = ["explained", "stop_launched"]
+
+QUOTED = "lssl.utils.errors.InputError: "
+GONE = (
+    "Another process of this run has ended or cannot be reached (if it said why, that is above), so this one stops, "
+    "too. Go on with --ckpt_path last."
+)
+
+
+@contextmanager
+def explained(classes: Sequence[type]) -> Iterator[None]:
+    """Turns failures that are not the program's into one sentence.
+
+    Args:
+        classes: those that a parser's refusal may suggest, with those of their modules.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        rooms = {sys.modules[cls.__module__] for cls in classes}
+        beside = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())}
+        known = sorted(filter(inspect.isclass, {*beside, *classes, Segmenter}), key=lambda cls: cls.__name__)
+        raise explain(error, known) from None
+    except OSError as error:  # of logs and pictures; checkpoints say it themselves
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+        raise (writing_failed(Path(error.filename or "The run folder"), error) if full else None) or error from error
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise InputError(GONE) from error
+        raise
+    except ProcessRaisedException as error:
+        raise _raised(str(error)) or error from None
+    except ProcessExitedException as error:
+        if error.exit_code > 0:  # it has said why; or it was asked to stop, and this is the signal's status
+            raise SystemExit(error.exit_code) from None
+        raise InputError(GONE) from error
+
+
+def _raised(text: str) -> InputError | None:
+    """The sentence at the end of a launched process's traceback; ``None`` for a bug."""
+    last = text.strip().rpartition("\n")[2]
+    if last.startswith(QUOTED):
+        return InputError(last.removeprefix(QUOTED))
+    return InputError(GONE) if last.startswith(("torch.distributed.Dist", "RuntimeError")) and "gloo" in last else None
+
+
+@contextmanager
+def stop_launched(trainer: Any) -> Iterator[None]:
+    """If a signal stops this process, asks those that it has launched (``ddp_spawn``) to save and end, too.
+
+    Args:
+        trainer: of the run.
+    """
+    try:
+        yield
+    except Stopped:
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _MultiProcessingLauncher):
+            launcher.kill(signal.SIGTERM)  # a second Ctrl-C would end them at once
+        raise

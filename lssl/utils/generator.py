@@ -1,0 +1,19 @@
+"""StepGenerator: random numbers of one step, in whichever process."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["StepGenerator"]
+
+
+class StepGenerator(torch.Generator):
+    """A generator that is seeded before each use, so that another process or a copy gets it without its state.
+
+    Torch (2.13) sends the state of a generator as a shared file that is closed before a spawned process opens it, so
+    ``ddp_spawn`` would not start.
+    """
+
+    def __reduce__(self) -> tuple[type[StepGenerator], tuple[()]]:
+        """A new one."""
+        return StepGenerator, ()

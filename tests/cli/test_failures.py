@@ -1,0 +1,91 @@
+"""What ends a training command is one sentence, also if another process of the run met it."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import signal
+from types import SimpleNamespace
+
+import pytest
+from helpers import TINY_NET, fit
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from lssl.cli.failures import explained, stop_launched
+from lssl.utils.errors import InputError
+from lssl.utils.stop import Stopped
+
+
+def test_a_process_that_lost_the_others_says_so_in_one_sentence():
+    with pytest.raises(InputError, match="Another process of this run"), explained([]):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:31337")
+    with pytest.raises(RuntimeError, match="shapes"), explained([]):
+        raise RuntimeError("shapes do not match")
+
+
+def test_a_full_disk_is_one_sentence_and_a_missing_file_is_another_error():
+    with pytest.raises(InputError, match=r"metrics\.csv could not be written: the disk is full"), explained([]):
+        raise OSError(errno.ENOSPC, "No space left on device", "run/metrics.csv")
+    with pytest.raises(FileNotFoundError), explained([]):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "scan.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("last", "kind", "sentence"),
+    [
+        ("lssl.utils.errors.InputError: /data/a.nii is damaged.", InputError, r"^/data/a\.nii is damaged\.$"),
+        ("RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer", InputError, "Another process"),
+        ("torch.distributed.DistBackendError: gloo has lost a rank", InputError, "Another process"),
+        ("ValueError: a bug", ProcessRaisedException, "a bug"),
+        ("ValueError: after lssl.utils.errors.InputError: a sentence", ProcessRaisedException, "a sentence"),
+    ],
+)
+def test_the_sentence_of_a_spawned_process_is_that_of_the_run(last, kind, sentence):
+    text = f"\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n  …\n{last}\n"
+    with pytest.raises(kind, match=sentence), explained([]):
+        raise ProcessRaisedException(text, 1, 31337)
+
+
+def test_the_status_of_a_spawned_process_is_that_of_the_run():
+    with pytest.raises(SystemExit) as stop, explained([]):
+        raise ProcessExitedException("process 0 terminated with exit code 143", 0, 31337, 143)
+    assert stop.value.code == 143
+    with pytest.raises(InputError, match="Another process"), explained([]):
+        raise ProcessExitedException("process 1 terminated with signal SIGKILL", 1, 31337, -9, "SIGKILL")
+
+
+def test_a_signal_reaches_the_spawned_processes():
+    class Launcher(_MultiProcessingLauncher):
+        sent: list[int] = []  # noqa: RUF012
+
+        def __init__(self) -> None:
+            pass
+
+        def kill(self, signum):
+            self.sent.append(signum)
+
+    launcher = Launcher()
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+    with pytest.raises(Stopped), stop_launched(trainer):
+        raise Stopped(signal.SIGINT)
+    assert launcher.sent == [signal.SIGTERM]
+    with pytest.raises(Stopped), stop_launched(SimpleNamespace(strategy=SimpleNamespace(launcher=None))):
+        raise Stopped(signal.SIGINT)
+
+
+def test_a_run_can_be_sent_to_spawned_processes(tmp_path, monkeypatch):
+    """Lock, files to close and the state of generators stay here: torch sends the latter as a file that is gone."""
+    found = {}
+
+    def launch(self, function, *args, trainer=None, **kwargs):
+        found["task"], found["trainer"] = pickle.loads(pickle.dumps((trainer.lightning_module, trainer)))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(_MultiProcessingLauncher, "launch", launch)
+    options = ["--trainer.strategy=ddp_spawn", "--trainer.devices=2"]
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "demo.yaml", options=options, backbone=TINY_NET)
+    locks = [callback.lock for callback in found["trainer"].callbacks if hasattr(callback, "lock")]
+    assert locks == [None, None]
+    assert pickle.dumps(found["task"].generator) == pickle.dumps(type(found["task"].generator)().manual_seed(5))
