@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .anatomical_embedding import AnatomicalEmbedding
     from .anatomical_invariance import AnatomicalInvariance
     from .global_contrastive import GlobalContrastive
+    from .latent_direction import LatentDirection
     from .longitudinal_local import LongitudinalLocal
     from .masked_autoencoder import MaskedAutoencoder
     from .prior_guided_local import PriorGuidedLocal
@@ -22,6 +23,7 @@ __all__ = [
     "AnatomicalEmbedding",
     "AnatomicalInvariance",
     "GlobalContrastive",
+    "LatentDirection",
     "LongitudinalLocal",
     "MaskedAutoencoder",
     "PriorGuidedLocal",
@@ -32,6 +34,7 @@ _HOMES = {
     "AnatomicalEmbedding": "lssl.strategies.anatomical_embedding",
     "AnatomicalInvariance": "lssl.strategies.anatomical_invariance",
     "GlobalContrastive": "lssl.strategies.global_contrastive",
+    "LatentDirection": "lssl.strategies.latent_direction",
     "LongitudinalLocal": "lssl.strategies.longitudinal_local",
     "MaskedAutoencoder": "lssl.strategies.masked_autoencoder",
     "PriorGuidedLocal": "lssl.strategies.prior_guided_local",

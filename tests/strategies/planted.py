@@ -87,9 +87,9 @@ def train(strategy: Strategy, steps: int, control: bool = False, pairs: int = 16
 
 @torch.no_grad()
 def held_out(
-    strategy: Strategy, compare: Callable[[Tensor, Tensor], tuple[Tensor, ...]], pairs: int = 128
+    strategy: Strategy, compare: Callable[[Tensor, Tensor], tuple[Tensor, ...]], pairs: int = 128, seed: int = 1
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """``compare(earlier, later)`` of new subjects' images, and the years between them."""
-    batch = planted(pairs, 1)
+    batch = planted(pairs, seed)
     first, second = strategy.views.centred(batch)
     return compare(first.image, second.image), batch.times[:, 1]

@@ -27,6 +27,7 @@ from lssl.strategies import anatomical_invariance, longitudinal_local, prior_gui
 from lssl.strategies.anatomical_embedding import AnatomicalEmbedding, CoarseMap, FineMap
 from lssl.strategies.anatomical_invariance import Alignment, AnatomicalInvariance
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
+from lssl.strategies.latent_direction import LatentDirection
 from lssl.strategies.longitudinal_local import LongitudinalLocal
 from lssl.strategies.masked_autoencoder import MaskedAutoencoder
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
@@ -131,6 +132,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "GlobalContrastive VICReg": partial(contrastive, VICReg),
     "MaskedAutoencoder": lambda: MaskedAutoencoder(block=5, mask_ratio=0.5, **common()),
     "TemporalOrder": lambda: TemporalOrder(tap="deep", hidden=16, **common()),
+    "LatentDirection": lambda: LatentDirection(tap="deep", latent=8, hidden=8, **common()),
     "Segmenter": segmenter,
 }
 BATCHES = ("full", "uneven", "nothing")
@@ -213,7 +215,7 @@ def work(own: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def batches(make_batch) -> dict[str, Views]:
-    """Four pairs; ``uneven``: they share more and less; ``nothing``: two share no place and have no label and no time."""
+    """Four pairs; ``uneven``: they share more and less; ``nothing``: two share no place, label or time."""
     batch = dataclasses.replace(make_batch(PAIRS, labels=True), subject=SUBJECTS)
     first, second = ViewSampler(SIZE)(batch, torch.Generator().manual_seed(0))
     moved = {}
