@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -19,7 +19,7 @@ from lssl.data.batch import Visit
 from lssl.data.boxes import crop, source_box
 from lssl.data.duplicates import check_duplicates
 from lssl.data.few_shot import FewShot, choose_labelled, repeated
-from lssl.data.loading import PairDataset, PairSampler, continue_training, pair_loader, same_length
+from lssl.data.loading import PairDataset, PairSampler, continue_training, pair_loader, reading_rate, same_length
 from lssl.data.pairs import (
     ORDERED_POLICIES,
     SPLITS,
@@ -287,6 +287,9 @@ class PairDataModule(L.LightningDataModule):
         if not self.supervised:
             pairs = self._train_pairs()
             continue_training([pairs], self.trainer)
+            dataset: Any = pairs.dataset
+            if rate := reading_rate(dataset, self.batch_size, self.num_workers):
+                rank_zero_info(rate)
             return pairs
         rows = repeated(self.labelled_rows("train"), self.few_shot)
         dataset = self._dataset(np.stack([rows, rows], 1), self.source_size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain, islice
@@ -28,10 +30,12 @@ __all__ = [
     "PairSampler",
     "continue_training",
     "pair_loader",
+    "reading_rate",
     "same_length",
 ]
 
 
+SLOW = 0.5  # seconds of reading, after which one pair is enough to tell the rate
 VOXEL = 5  # bytes of one channel (int16), foreground and label
 
 
@@ -133,6 +137,42 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
         time = float(self.time[row]) if math.isnan(visit.time) else visit.time
         label = visit.label if self.visible is None or self.visible[row] else None
         return dataclasses.replace(visit, subject=int(self.subject[row]), session=row, age=age, time=time, label=label)
+
+
+def reading_rate(dataset: PairDataset, batch_size: int, workers: int) -> str:
+    """How fast pairs are read, by the first two of the dataset, and from which step time on that is enough.
+
+    Args:
+        dataset: pairs.
+        batch_size: pairs per step.
+        workers: processes that read.
+
+    Returns:
+        A sentence; empty if a pair cannot be read, which the loader reports when it comes to it.
+    """
+    start, number = time.perf_counter(), 0
+    for row, later in dataset.pairs[:2].tolist():
+        if number and time.perf_counter() - start > SLOW:
+            break
+        try:
+            dataset.read(row, later, dataset.size, number)
+        except FAILURES:
+            return ""
+        number += 1
+    each = (time.perf_counter() - start) / max(1, number)
+    step = f"{batch_size} pair{'s'[: batch_size > 1]}"
+    if not workers:
+        return f"Reading a pair takes {_ms(each)}, and a step of {step} waits for it, as there are no workers."
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    rate = min(workers, cores) / max(each, 1e-9)
+    return (
+        f"Reading a pair takes {_ms(each)}, so {workers} workers on {cores} processors read about {rate:.3g} "
+        f"pairs a second: steps of {step} shorter than {_ms(batch_size / rate)} would wait for data."
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms" if seconds > 0.1 else f"{1000 * seconds:.3g} ms"
 
 
 class PairSampler(DistributedSampler):
