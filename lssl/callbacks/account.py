@@ -15,6 +15,7 @@ from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.flop_counter import FlopCounterMode
 
+from lssl.callbacks.scaling import scaling
 from lssl.runs.cost_table import cost_table
 from lssl.runs.outputs import RunCost, write_cost
 from lssl.utils.clock import Clock, DeviceTimer
@@ -69,6 +70,7 @@ class Account(L.Callback):
         self.clock = Clock(REST, DeviceTimer() if pl_module.device.type == "cuda" else None)
         own: Any = trainer
         own.profiler = _Phases(own.profiler, self)
+        _state_scaling(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -278,6 +280,14 @@ def waiting(seconds: Mapping[str, float], pairs: int, workers: int) -> str:
         f"second and the steps could take {pairs / max(everything - waited, 1e-9):.3g}; {advice}, read smaller boxes "
         f"(data.init_args.source_size) or prepare the data (lssl prepare)."
     )
+
+
+def _state_scaling(trainer: L.Trainer) -> None:
+    loader: Any = trainer.fit_loop._combined_loader
+    pairs = next((each.batch_size for each in getattr(loader, "flattened", ()) if each.batch_size), 0)
+    rates = [group.get("initial_lr", group["lr"]) for one in trainer.optimizers for group in one.param_groups]
+    if pairs and rates and (text := scaling(pairs, trainer.world_size, trainer.accumulate_grad_batches, max(rates))):
+        rank_zero_info(text)
 
 
 def _workers(trainer: L.Trainer) -> tuple[int, int]:

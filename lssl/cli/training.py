@@ -18,6 +18,7 @@ from lssl.callbacks import Account, AutoSave, EmbeddingWriter, Progress, Represe
 from lssl.cli.arguments import asks_for_help, read_arguments
 from lssl.cli.complete import at, complete
 from lssl.cli.compose import Config, sources_of
+from lssl.cli.devices import refuse_sharding
 from lssl.cli.endings import say_ending
 from lssl.cli.failures import explained, stop_launched
 from lssl.cli.messages import refuse_unknown
@@ -189,6 +190,7 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Resolves the run folder and the initial checkpoint, before anything is built."""
         config = self.config[self.subcommand]
+        refuse_sharding(config.trainer.strategy)
         folder = self._folder(config)
         path = checkpoint_path(config.get("ckpt_path"), folder)
         if "ckpt_path" in config:

@@ -107,7 +107,7 @@ class Tuner:
         other = {key: value for key, value in self.kept.items() if key in CHANGES_METHOD}
         lines = []
         if not self.kept:
-            lines.append(f"No setting was {GAIN} times as fast as the present ones, so nothing is to be changed.")
+            lines.append(f"No other setting that was tried is {GAIN} times as fast as the present ones.")
         if same:
             lines += ["The method stays the same with:", *_to_type(same)]
         if other:
