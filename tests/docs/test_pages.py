@@ -33,6 +33,7 @@ NOT_RUN = {
     "lssl fit --config longitudinal_infonce --data /data/prepared --trainer.devices 4": "needs four GPUs",
     "lssl fit --config configs/finetune.yaml --data NiftiDataModule": "needs real MRI, as in tests/segmentation",
     "srun": "needs a SLURM cluster",
+    "torchrun": "needs several processes; tests/cli/test_cluster.py runs two",
     "make": "CI runs setup, demo, coverage and docs; tests/test_readme.py checks that the others exist",
     ".venv/bin/pip": "needs a package index; `make setup` does it in CI",
     "pip": "needs a package index",
@@ -57,7 +58,7 @@ SMALL = {
         "enable_model_summary": False,
     },
 }
-PROGRAMS = ("lssl", "srun", "make", "pip", "python", ".venv/bin/")
+PROGRAMS = ("lssl", "srun", "torchrun", "make", "pip", "python", ".venv/bin/")
 
 
 def not_run(command: str) -> str:
