@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 __all__ = ["StepGenerator"]
@@ -14,6 +16,6 @@ class StepGenerator(torch.Generator):
     ``ddp_spawn`` would not start.
     """
 
-    def __reduce__(self) -> tuple[type[StepGenerator], tuple[()]]:
+    def __reduce__(self) -> Any:
         """A new one."""
         return StepGenerator, ()
