@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .latent_direction import LatentDirection
     from .longitudinal_local import LongitudinalLocal
     from .masked_autoencoder import MaskedAutoencoder
+    from .neighbourhood_embedding import NeighbourhoodEmbedding
     from .prior_guided_local import PriorGuidedLocal
     from .temporal_order import TemporalOrder
 
@@ -26,6 +27,7 @@ __all__ = [
     "LatentDirection",
     "LongitudinalLocal",
     "MaskedAutoencoder",
+    "NeighbourhoodEmbedding",
     "PriorGuidedLocal",
     "TemporalOrder",
 ]
@@ -37,6 +39,7 @@ _HOMES = {
     "LatentDirection": "lssl.strategies.latent_direction",
     "LongitudinalLocal": "lssl.strategies.longitudinal_local",
     "MaskedAutoencoder": "lssl.strategies.masked_autoencoder",
+    "NeighbourhoodEmbedding": "lssl.strategies.neighbourhood_embedding",
     "PriorGuidedLocal": "lssl.strategies.prior_guided_local",
     "TemporalOrder": "lssl.strategies.temporal_order",
 }

@@ -87,7 +87,7 @@ def test_masked_autoencoder(tmp_path):
     assert all(name in log for name in ("train/reconstruction", "train/explained", "val/explained"))
 
 
-@pytest.mark.parametrize("config", ["temporal_order.yaml", "latent_direction.yaml"])
+@pytest.mark.parametrize("config", ["temporal_order.yaml", "neighbourhood_embedding.yaml", "latent_direction.yaml"])
 def test_methods_of_time(config, tmp_path):
     run = fit(tmp_path, config, options=["--data.init_args.batch_size=2"], backbone=TINY_NET)
     log = (run / "metrics.csv").read_text()

@@ -30,6 +30,7 @@ from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, Si
 from lssl.strategies.latent_direction import LatentDirection
 from lssl.strategies.longitudinal_local import LongitudinalLocal
 from lssl.strategies.masked_autoencoder import MaskedAutoencoder
+from lssl.strategies.neighbourhood_embedding import NeighbourhoodEmbedding
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 from lssl.strategies.temporal_order import TemporalOrder
 from lssl.strategy import Strategy
@@ -133,6 +134,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "MaskedAutoencoder": lambda: MaskedAutoencoder(block=5, mask_ratio=0.5, **common()),
     "TemporalOrder": lambda: TemporalOrder(tap="deep", hidden=16, **common()),
     "LatentDirection": lambda: LatentDirection(tap="deep", latent=8, hidden=8, **common()),
+    "NeighbourhoodEmbedding": lambda: NeighbourhoodEmbedding(tap="deep", latent=8, hidden=8, neighbours=2, **common()),
     "Segmenter": segmenter,
 }
 BATCHES = ("full", "uneven", "nothing")
