@@ -100,6 +100,12 @@ def _score_notes(found: list[Result]) -> list[str]:
         "no longer scratch fits. Operations are those of convolutions, matrix products and attention, steps × the "
         "first step's, whatever the machine.",
     ]
+    return notes + _doubts(found, seeds) + ceiling_warnings(found)
+
+
+def _doubts(found: list[Result], seeds: int) -> list[str]:
+    """Notes on what the table cannot say: few seeds, one budget, rows that still improve."""
+    notes = []
     if seeds == 1:
         notes.append("One seed gives no interval: take 5 or more before you believe a row.")
     elif seeds < 5:
@@ -107,12 +113,16 @@ def _score_notes(found: list[Result]) -> list[str]:
             "With 2 to 4 seeds the intervals are wide. With 2 they cover .92 instead of .95 where seeds differ most, "
             "and up to a tenth of the tables has a bold row by chance; take 5 or more before you believe a row."
         )
-    notes += [
+    if len({entry.budget for entry in found}) == 1:
+        notes.append(
+            "One budget: whether longer fine-tuning would change the order was not measured. The loss cannot say, "
+            "as a schedule that ends at 0 flattens it; add a longer budget for a verdict."
+        )
+    return notes + [
         f"Not flat: {entry.strategy}, {entry.labelled} labelled, {entry.budget}: {entry.rising}."
         for entry in found
         if entry.rising
     ]
-    return notes + ceiling_warnings(found)
 
 
 def is_ceiling(entry: Result) -> bool:

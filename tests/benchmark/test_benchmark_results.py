@@ -134,6 +134,9 @@ def test_a_ceiling_below_a_row_is_a_warning_and_rows_that_rise_are_marked(finish
     scores = sheets(plan, table, found)[0]
     assert {tuple(row[1:3]) for row in scores.rows if "not flat" in row[1]} == {("short (not flat)", "good")}
     assert any("Not flat: good, 1 labelled, short: long is better by +0.2" in note for note in scores.notes)
+    assert not any("One budget" in note for note in scores.notes)
+    alone = sheets(plan, table[table["budget"] == "short"], [entry for entry in found if entry.budget == "short"])[0]
+    assert any("One budget" in note for note in alone.notes)
     low = collect(plan, fingerprints)
     low.loc[(low["labelled"] == "all") & (low["metric"] == "dice"), "value"] -= 0.4
     with pytest.MonkeyPatch.context() as patch:
