@@ -14,7 +14,7 @@ from lssl.prepare import quality
 from lssl.prepare.cohort import Options
 from lssl.prepare.picture import draw_subject
 from lssl.prepare.scans import Overlay, Scans
-from lssl.prepare.transforms import displacement, rotation_degrees
+from lssl.prepare.transforms import motion
 from lssl.prepare.volumes import FrameGrid, Volume, common_grid, resample, resample_label, resample_mask
 
 __all__ = ["LOOK", "judge", "write_visit"]
@@ -146,18 +146,14 @@ def judge(
         for volume, matrix in zip(firsts, maps, strict=True)
     ]
     head = np.any(masks, 0)
-    centre = firsts[0].points()
     for number, row in enumerate(rows):
-        matrix = np.array(found["maps"][number])
-        row |= {
+        row |= motion(maps, number, firsts[number].points()) | {
             "ncc_before": then[number]["ncc"],
             "ncc_after": now[number]["ncc"],
             "mi_before": then[number]["mi"],
             "mi_after": now[number]["mi"],
             "overlap": now[number]["overlap"],
             "coverage": float((views[number] & head).sum() / max(1, head.sum())),
-            "rotation_deg": rotation_degrees(matrix),
-            "moved_mm": displacement(matrix, np.eye(4), centre),
             "disagreement_mm": found["disagreement"][number],
             "closure_mm": found["closure"],
             "mirror_gain": found["mirror"][number],

@@ -23,7 +23,7 @@ COARSE, MIDDLE = 8.0, 4.0  # mm
 FINEST = 1.5  # mm: rigid maps of whole heads gain nothing from finer voxels
 LOCAL = 15.0  # mm over which brightness is evened out
 DEPTH = 12.0  # mm below the skin at which the brain begins, about
-STARTS = 3  # how many of the best starts are followed
+STARTS, TURNED = 3, 2  # how many of the best starts are followed, of those turned a little and by right angles
 TURNS = np.radians(20.0)  # rotations tried at the start, about each axis
 SAMPLES = 60_000  # foreground voxels that the metric looks at
 Kind = Literal["rigid", "affine"]
@@ -209,22 +209,32 @@ def _matrix(transform: sitk.Transform) -> np.ndarray:
     return LPS @ lps @ LPS
 
 
-def _starts(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
-    """Centres of mass on each other, or scanner coordinates as they are; turned by nothing or 20° about an axis."""
-    turns = [np.eye(3)]
+def _starts(fixed: np.ndarray, moving: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Centres of mass on each other, or scanner coordinates as they are, turned a little, or by right angles.
+
+    A little: by nothing or 20° about an axis, as heads lie. By right angles: the 23 other ways to lay a cube down, as
+    patients are scanned feet first or on their side, and headers are wrong.
+    """
+    small, large = [np.eye(3)], []
     for axis, sign in itertools.product(range(3), (-1, 1)):
         b, c = (axis + 1) % 3, (axis + 2) % 3
         turn = np.eye(3)
         turn[b, b] = turn[c, c] = np.cos(TURNS)
         turn[b, c], turn[c, b] = -sign * np.sin(TURNS), sign * np.sin(TURNS)
-        turns.append(turn)
-    found = []
-    for target, turn in itertools.product((moving, fixed), turns):
+        small.append(turn)
+    for order, signs in itertools.product(itertools.permutations(range(3)), itertools.product((1.0, -1.0), repeat=3)):
+        turn = np.eye(3)[list(order)] * np.array(signs)[:, None]
+        if np.linalg.det(turn) > 0 and not np.array_equal(turn, np.eye(3)):
+            large.append(turn)
+
+    def placed(turn: np.ndarray, target: np.ndarray) -> np.ndarray:
         matrix = np.eye(4)
-        matrix[:3, :3] = turn
-        matrix[:3, 3] = target - turn @ fixed
-        found.append(matrix)
-    return found
+        matrix[:3, :3], matrix[:3, 3] = turn, target - turn @ fixed
+        return matrix
+
+    return [placed(turn, target) for target in (moving, fixed) for turn in small], [
+        placed(turn, moving) for turn in large
+    ]
 
 
 def _value(fixed: _Level, moving: _Level, matrix: np.ndarray) -> float:
@@ -244,8 +254,14 @@ def _cost(pyramids: list[dict[float, _Level]], matrix: np.ndarray) -> float:
 
 
 def _search(fixed: _Level, moving: _Level, centre: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The best of several starts, followed at the coarse level."""
-    starts = sorted(_starts(centre, other), key=lambda matrix: _value(fixed, moving, matrix))[:STARTS]
+    """The best of several starts, followed at the coarse level.
+
+    Turns by right angles are followed beside the small ones, not instead: heads are so nearly symmetric that a half
+    turn can look good before it is followed.
+    """
+    starts = []
+    for group, followed in zip(_starts(centre, other), (STARTS, TURNED), strict=True):
+        starts += sorted(group, key=lambda matrix: _value(fixed, moving, matrix))[:followed]
     ends = [_refine(fixed, moving, centre, start, "rigid", COARSE) for start in starts]
     return min(ends, key=lambda matrix: _value(fixed, moving, matrix))
 

@@ -6,12 +6,12 @@ identity and ``T`` is ``exp(½ log T)``, which is rigid if ``T`` is, and which d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.linalg import expm, logm
 
-__all__ = ["between", "closure", "displacement", "exponential", "half_way", "logarithm", "rotation_degrees"]
+__all__ = ["between", "closure", "displacement", "exponential", "half_way", "logarithm", "motion", "rotation_degrees"]
 
 ITERATIONS = 200
 TOLERANCE = 1e-10
@@ -108,3 +108,23 @@ def rotation_degrees(matrix: np.ndarray) -> float:
     """Angle of the rotation nearest to the linear part."""
     left, _, right = np.linalg.svd(matrix[:3, :3])
     return float(np.degrees(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1))))
+
+
+def motion(maps: Sequence[np.ndarray], visit: int, points: np.ndarray) -> dict[str, float]:
+    """How a head moved in the scanner between a visit and the one that differs most from it.
+
+    Args:
+        maps: half-way frame → each visit, mm.
+        visit: which one.
+        points: ``(N, 3)`` mm, of the head at this visit.
+
+    Returns:
+        ``rotation_deg``, the largest rotation from this visit to another, and ``moved_mm``, the largest mean distance;
+        both 0 for a single visit.
+    """
+    inverse = np.linalg.inv(maps[visit])
+    others = [other @ inverse for number, other in enumerate(maps) if number != visit]
+    return {
+        "rotation_deg": max(map(rotation_degrees, others), default=0.0),
+        "moved_mm": max((displacement(other, np.eye(4), points) for other in others), default=0.0),
+    }

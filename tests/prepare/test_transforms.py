@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scans import rigid
 
-from lssl.prepare.transforms import between, closure, displacement, exponential, half_way, logarithm, rotation_degrees
+from lssl.prepare.transforms import (
+    between,
+    closure,
+    displacement,
+    exponential,
+    half_way,
+    logarithm,
+    motion,
+    rotation_degrees,
+)
 
 POINTS = np.random.default_rng(0).uniform(-80, 80, (50, 3))
 
@@ -24,6 +33,15 @@ def test_two_visits_share_the_motion_equally():
     assert rotation_degrees(first) == pytest.approx(7, abs=1e-6)
     assert rotation_degrees(second) == pytest.approx(7, abs=1e-6)
     np.testing.assert_allclose(second @ first, np.eye(4), atol=1e-9)
+
+
+def test_motion_is_counted_from_visit_to_visit_not_half_way():
+    moved = rigid(14, 20)
+    wanted = {"rotation_deg": 14.0, "moved_mm": displacement(moved, np.eye(4), POINTS)}
+    assert motion(half_way(2, {(0, 1): moved}), 0, POINTS) == pytest.approx(wanted, abs=1e-5)
+    still = [np.eye(4), np.eye(4), moved]
+    assert motion(still, 1, POINTS) == pytest.approx(wanted, abs=1e-5)  # the visit that differs most counts
+    assert motion([rigid(9, 5)], 0, POINTS) == {"rotation_deg": 0.0, "moved_mm": 0.0}
 
 
 def test_the_order_of_visits_is_of_no_account():
