@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import SimpleITK as sitk
 
-from lssl.prepare.transforms import between, displacement
+from lssl.prepare.transforms import between, displacement, right_turn, right_turns
 from lssl.prepare.volumes import LPS, Volume, to_itk
 
 __all__ = ["Match", "mirror_gain", "register", "roughly"]
@@ -23,7 +23,8 @@ COARSE, MIDDLE = 8.0, 4.0  # mm
 FINEST = 1.5  # mm: rigid maps of whole heads gain nothing from finer voxels
 LOCAL = 15.0  # mm over which brightness is evened out
 DEPTH = 12.0  # mm below the skin at which the brain begins, about
-STARTS, TURNED = 3, 2  # how many of the best starts are followed, of those turned a little and by right angles
+STARTS = 3  # how many of the best starts are followed
+TURNED = 2  # and how many turns by right angles
 TURNS = np.radians(20.0)  # rotations tried at the start, about each axis
 SAMPLES = 60_000  # foreground voxels that the metric looks at
 Kind = Literal["rigid", "affine"]
@@ -60,6 +61,8 @@ def register(first: Volume, second: Volume, kind: Kind = "rigid") -> Match:
         second: another image of the same head, of any contrast, grid and place.
         kind: six degrees of freedom, or twelve.
     """
+    turn = _laid_down(first, second)
+    second = _turned(second, turn.T)
     finest = _finest(first, second)
     pyramids = [
         {COARSE: _level(volume, COARSE), MIDDLE: _level(volume, MIDDLE), finest: _deep(volume, _level(volume, finest))}
@@ -77,7 +80,7 @@ def register(first: Volume, second: Volume, kind: Kind = "rigid") -> Match:
         forward = _refine(pyramids[0][size], pyramids[1][size], centres[0], forward, stage, size)
         backward = _refine(pyramids[1][size], pyramids[0][size], centres[1], backward, stage, size)
     points = first.points()
-    return Match(between(forward, backward), displacement(forward, np.linalg.inv(backward), points))
+    return Match(turn @ between(forward, backward), displacement(forward, np.linalg.inv(backward), points))
 
 
 def mirror_gain(first: Volume, second: Volume, matrix: np.ndarray) -> float:
@@ -91,6 +94,8 @@ def mirror_gain(first: Volume, second: Volume, matrix: np.ndarray) -> float:
         second: another one of the same head.
         matrix: point of the first → point of the second, as found by :func:`register` or :func:`roughly`.
     """
+    turn = right_turn(matrix)
+    second, matrix = _turned(second, turn.T), turn.T @ matrix
     one, two = _level(first, MIDDLE), _level(second, MIDDLE)
     flip = np.diag([-1.0, 1.0, 1.0, 1.0])
     flip[0, 3] = 2 * second.centre()[0]
@@ -102,9 +107,48 @@ def mirror_gain(first: Volume, second: Volume, matrix: np.ndarray) -> float:
 
 def roughly(first: Volume, second: Volume) -> np.ndarray:
     """The rigid map of the first image onto the second to a millimetre or so, from 4 mm voxels, in one direction."""
+    turn = _laid_down(first, second)
+    second = _turned(second, turn.T)
     coarse = [_level(volume, COARSE) for volume in (first, second)]
     start = _search(coarse[0], coarse[1], first.centre(), second.centre())
-    return _refine(_level(first, MIDDLE), _level(second, MIDDLE), first.centre(), start, "rigid", MIDDLE)
+    return turn @ _refine(_level(first, MIDDLE), _level(second, MIDDLE), first.centre(), start, "rigid", MIDDLE)
+
+
+def _turned(volume: Volume, turn: np.ndarray) -> Volume:
+    """The same head, laid down otherwise."""
+    return Volume(volume.voxels, turn @ volume.affine, volume.foreground, volume.brain)
+
+
+def _laid_down(first: Volume, second: Volume) -> np.ndarray:
+    """``(4, 4)`` turn by right angles by which the second head lies against the first; nearly always the identity.
+
+    Patients are scanned feet first or on their side, and headers are wrong. Heads are so nearly symmetric that a half
+    turn can look good at first sight, so the best are followed before they are compared. The second head is turned
+    back for all that follows: angles about three axes are singular at a right angle.
+    """
+    fixed, moving = _level(first, COARSE), _level(second, COARSE)
+    centre, other = first.centre(), second.centre()
+    cases = []
+    for turn in right_turns():
+        level, start, place = _level_turned(moving, turn.T), np.eye(4), turn[:3, :3].T @ other
+        start[:3, 3] = place - centre
+        cases.append((_value(fixed, level, start), turn, level, place))
+    if min(case[0] for case in cases) == cases[0][0]:
+        return cases[0][1]
+    followed = [cases[0], *sorted(cases[1:], key=lambda case: case[0])[:TURNED]]
+    ends = [_value(fixed, level, _search(fixed, level, centre, place)) for _, _, level, place in followed]
+    return followed[int(np.argmin(ends))][1]
+
+
+def _level_turned(level: _Level, turn: np.ndarray) -> _Level:
+    """The same voxels, laid down otherwise."""
+    lps, found = (LPS @ turn @ LPS)[:3, :3], []
+    for image in (level.image, level.mask):
+        laid = sitk.Image(image)
+        laid.SetOrigin((lps @ np.array(image.GetOrigin())).tolist())
+        laid.SetDirection((lps @ np.array(image.GetDirection()).reshape(3, 3)).ravel().tolist())
+        found.append(laid)
+    return _Level(found[0], found[1], level.samples, level.factors)
 
 
 def _finest(first: Volume, second: Volume) -> float:
@@ -209,32 +253,22 @@ def _matrix(transform: sitk.Transform) -> np.ndarray:
     return LPS @ lps @ LPS
 
 
-def _starts(fixed: np.ndarray, moving: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Centres of mass on each other, or scanner coordinates as they are, turned a little, or by right angles.
-
-    A little: by nothing or 20° about an axis, as heads lie. By right angles: the 23 other ways to lay a cube down, as
-    patients are scanned feet first or on their side, and headers are wrong.
-    """
-    small, large = [np.eye(3)], []
+def _starts(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
+    """Centres of mass on each other, or scanner coordinates as they are; turned by nothing or 20° about an axis."""
+    turns = [np.eye(3)]
     for axis, sign in itertools.product(range(3), (-1, 1)):
         b, c = (axis + 1) % 3, (axis + 2) % 3
         turn = np.eye(3)
         turn[b, b] = turn[c, c] = np.cos(TURNS)
         turn[b, c], turn[c, b] = -sign * np.sin(TURNS), sign * np.sin(TURNS)
-        small.append(turn)
-    for order, signs in itertools.product(itertools.permutations(range(3)), itertools.product((1.0, -1.0), repeat=3)):
-        turn = np.eye(3)[list(order)] * np.array(signs)[:, None]
-        if np.linalg.det(turn) > 0 and not np.array_equal(turn, np.eye(3)):
-            large.append(turn)
-
-    def placed(turn: np.ndarray, target: np.ndarray) -> np.ndarray:
+        turns.append(turn)
+    found = []
+    for target, turn in itertools.product((moving, fixed), turns):
         matrix = np.eye(4)
-        matrix[:3, :3], matrix[:3, 3] = turn, target - turn @ fixed
-        return matrix
-
-    return [placed(turn, target) for target in (moving, fixed) for turn in small], [
-        placed(turn, moving) for turn in large
-    ]
+        matrix[:3, :3] = turn
+        matrix[:3, 3] = target - turn @ fixed
+        found.append(matrix)
+    return found
 
 
 def _value(fixed: _Level, moving: _Level, matrix: np.ndarray) -> float:
@@ -254,14 +288,8 @@ def _cost(pyramids: list[dict[float, _Level]], matrix: np.ndarray) -> float:
 
 
 def _search(fixed: _Level, moving: _Level, centre: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The best of several starts, followed at the coarse level.
-
-    Turns by right angles are followed beside the small ones, not instead: heads are so nearly symmetric that a half
-    turn can look good before it is followed.
-    """
-    starts = []
-    for group, followed in zip(_starts(centre, other), (STARTS, TURNED), strict=True):
-        starts += sorted(group, key=lambda matrix: _value(fixed, moving, matrix))[:followed]
+    """The best of several starts, followed at the coarse level."""
+    starts = sorted(_starts(centre, other), key=lambda matrix: _value(fixed, moving, matrix))[:STARTS]
     ends = [_refine(fixed, moving, centre, start, "rigid", COARSE) for start in starts]
     return min(ends, key=lambda matrix: _value(fixed, moving, matrix))
 

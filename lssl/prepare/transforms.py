@@ -6,12 +6,24 @@ identity and ``T`` is ``exp(½ log T)``, which is rigid if ``T`` is, and which d
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.linalg import expm, logm
 
-__all__ = ["between", "closure", "displacement", "exponential", "half_way", "logarithm", "motion", "rotation_degrees"]
+__all__ = [
+    "between",
+    "closure",
+    "displacement",
+    "exponential",
+    "half_way",
+    "logarithm",
+    "motion",
+    "right_turn",
+    "right_turns",
+    "rotation_degrees",
+]
 
 ITERATIONS = 200
 TOLERANCE = 1e-10
@@ -46,6 +58,9 @@ def half_way(number: int, measured: Mapping[tuple[int, int], np.ndarray]) -> lis
     identity, ``Σ log M_i = 0``. No visit is the reference, and all maps between visits, ``M_j M_i⁻¹``, agree with each
     other by construction.
 
+    A visit that lies by right angles against the others has a wrong header, and no half of that is meant: its turn is
+    set aside first, so the frame lies as most visits do, or as the first where there is no majority.
+
     Args:
         number: of visits.
         measured: ``(i, j)`` → ``T_ij``, one direction of each pair; the pairs connect all visits.
@@ -53,7 +68,44 @@ def half_way(number: int, measured: Mapping[tuple[int, int], np.ndarray]) -> lis
     Returns:
         ``number`` maps, frame → visit; the identity for a single visit.
     """
-    both = {**measured, **{(j, i): np.linalg.inv(matrix) for (i, j), matrix in measured.items()}}
+    turns = _right_angles(_along_tree(number, _both(measured)))
+    upright = {(i, j): turns[j].T @ matrix @ turns[i] for (i, j), matrix in measured.items()}
+    return [turn @ matrix for turn, matrix in zip(turns, _least_squares(number, upright), strict=True)]
+
+
+def right_turns() -> list[np.ndarray]:
+    """The 24 rotations by right angles, ``(4, 4)``, the identity first."""
+    found = []
+    for signs in itertools.product((1.0, -1.0), repeat=3):
+        for order in itertools.permutations(range(3)):
+            turn = np.eye(4)
+            turn[:3, :3] = np.eye(3)[list(order)] * np.array(signs)[:, None]
+            if np.linalg.det(turn) > 0:
+                found.append(turn)
+    return found
+
+
+def right_turn(matrix: np.ndarray) -> np.ndarray:
+    """The rotation by right angles ``(4, 4)`` that is nearest to a map's."""
+    return max(right_turns(), key=lambda turn: float(np.trace(turn[:3, :3].T @ matrix[:3, :3])))
+
+
+def _right_angles(maps: list[np.ndarray]) -> list[np.ndarray]:
+    """``(4, 4)`` turn of each visit by right angles against most of them."""
+    own = [right_turn(matrix) for matrix in maps]
+    names = [turn.tobytes() for turn in own]
+    most = own[names.index(max(names, key=names.count))]  # the first of the most frequent
+    return [turn @ most.T for turn in own]
+
+
+def _both(measured: Mapping[tuple[int, int], np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
+    """Both directions of each pair."""
+    return {**measured, **{(j, i): np.linalg.inv(matrix) for (i, j), matrix in measured.items()}}
+
+
+def _least_squares(number: int, measured: Mapping[tuple[int, int], np.ndarray]) -> list[np.ndarray]:
+    """The maps that :func:`half_way` describes, of visits that lie alike."""
+    both = _both(measured)
     maps = _along_tree(number, both)
     for _ in range(ITERATIONS if number > 2 else 0):
         change = 0.0
@@ -88,7 +140,7 @@ def _centred(maps: list[np.ndarray]) -> list[np.ndarray]:
 
 def closure(measured: Mapping[tuple[int, int], np.ndarray], points: np.ndarray) -> float:
     """Largest mean displacement in mm of points ``(N, 3)`` that go once round any triangle of registrations."""
-    both = {**measured, **{(j, i): np.linalg.inv(matrix) for (i, j), matrix in measured.items()}}
+    both = _both(measured)
     rounds = [
         both[k, i] @ both[j, k] @ both[i, j]
         for (i, j) in measured

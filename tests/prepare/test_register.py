@@ -9,7 +9,7 @@ from scans import REAL, rigid, scan
 from lssl.data.nifti import automatic_foreground, read_image, read_mask
 from lssl.prepare import quality
 from lssl.prepare.register import mirror_gain, register
-from lssl.prepare.transforms import closure, displacement, half_way
+from lssl.prepare.transforms import closure, displacement, half_way, right_turns
 from lssl.prepare.volumes import Volume, common_grid, resample, resample_mask, thick
 
 real = [pytest.mark.real, pytest.mark.skipif(not (REAL / "mri").is_dir(), reason=f"no real MRI in {REAL}")]
@@ -26,6 +26,15 @@ def test_known_motions_are_found_whichever_image_comes_first(degrees, mm, spacin
     assert displacement(there.matrix, motion, first.points()) < 0.8  # a fifth of a voxel
     assert displacement(there.matrix, np.linalg.inv(back.matrix), first.points()) < 0.05
     assert there.disagreement < 1.0
+
+
+@pytest.mark.parametrize("number", [3, 10, 17])
+def test_a_head_laid_down_by_right_angles_is_found(number):
+    """Scanned feet first or on the side, or with a wrong header: the affine turns the whole head."""
+    motion, turn = rigid(6, 8, 3), right_turns()[number]
+    first, second = scan(), scan(motion, seed=1)
+    turned = Volume(second.voxels, turn @ second.affine, second.foreground)
+    assert displacement(register(first, turned).matrix, turn @ motion, first.points()) < 0.8
 
 
 def test_three_visits_agree():

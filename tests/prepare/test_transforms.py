@@ -14,6 +14,7 @@ from lssl.prepare.transforms import (
     half_way,
     logarithm,
     motion,
+    right_turns,
     rotation_degrees,
 )
 
@@ -42,6 +43,22 @@ def test_motion_is_counted_from_visit_to_visit_not_half_way():
     still = [np.eye(4), np.eye(4), moved]
     assert motion(still, 1, POINTS) == pytest.approx(wanted, abs=1e-5)  # the visit that differs most counts
     assert motion([rigid(9, 5)], 0, POINTS) == {"rotation_deg": 0.0, "moved_mm": 0.0}
+
+
+def test_a_visit_laid_down_by_right_angles_does_not_tilt_the_frame():
+    """Half of a wrong header's quarter turn is nobody's orientation; the rest of the motion is shared as ever."""
+    turns = right_turns()
+    assert len({turn.tobytes() for turn in turns}) == 24
+    np.testing.assert_array_equal(turns[0], np.eye(4))
+    moved, wanted = rigid(14, 20), half_way(2, {(0, 1): rigid(14, 20)})
+    for header in turns:
+        first, second = half_way(2, {(0, 1): header @ moved})
+        np.testing.assert_allclose(first, wanted[0], atol=1e-9)
+        np.testing.assert_allclose(second, header @ wanted[1], atol=1e-9)
+    quarter = turns[-1]
+    pairs = {(0, 1): np.linalg.inv(quarter), (1, 2): np.eye(4), (0, 2): np.linalg.inv(quarter)}
+    maps = half_way(3, pairs)  # the first is the odd one out
+    np.testing.assert_allclose(maps, [quarter, np.eye(4), np.eye(4)], atol=1e-9)
 
 
 def test_the_order_of_visits_is_of_no_account():
