@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark test coverage slow fuzz lint docs wheel release clean
+.PHONY: help setup demo benchmark perf test coverage slow fuzz lint docs wheel release clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ demo: setup ## pretrain on procedural heads and show what was learned: minutes o
 
 benchmark: setup ## six strategies against scratch on procedural heads, about an hour on two cores: table, figure and page in runs/benchmark/demo
 	$(BIN)/lssl benchmark --config configs/benchmark/demo.yaml --jobs 2 --report
+
+perf: setup ## the measurements of benchmarks/ that take minutes, one after the other: views, reading, points, steps, whole runs, start
+	for script in views reading pairs operations strategies published end_to_end start; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_$$script.py || exit 1; done
 
 test: lint ## lint, types, and all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

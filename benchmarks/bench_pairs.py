@@ -20,6 +20,7 @@ from lssl.data.batch import Visit
 from lssl.data.datamodule import PairDataModule, PairSampler
 from lssl.data.tables import csv_table
 from lssl.datamodules.prepared import WANTED, PreparedDataModule
+from lssl.utils.errors import InputError
 
 
 class CsvOnly(PairDataModule):
@@ -33,7 +34,7 @@ class CsvOnly(PairDataModule):
         return csv_table(self.path)[0]
 
     def read(self, row: int) -> Visit:
-        raise NotImplementedError
+        raise InputError("There is no such file.")
 
 
 def write_csv(path: Path, subjects: int = 20_000, visits: int = 100_000) -> None:
@@ -94,6 +95,10 @@ def measure(prepared: bool) -> None:
         writer.start()
         writer.join()
         before = megabytes()
+
+        from lssl.datamodules import prepared as module
+
+        module.unopenable = lambda paths: {}  # there are no files to open
 
         def drawable() -> PairDataModule:
             source = PreparedDataModule(folder, pairs="any") if prepared else CsvOnly(path, pairs="any")

@@ -6,6 +6,7 @@ thread; compare ratios only. The visits are phantoms at 1 mm with their noise, w
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ import torchio as tio
 from lssl.data import STEP
 from lssl.data.nifti import automatic_foreground, intensity_range, scale
 from lssl.data.store import quantise, read_stored, write_stored
+from lssl.datamodules.prepared import VisitFiles
 from lssl.synthetic.phantom_image import scan
 from lssl.utils.allocator import keep_freed_memory
 
@@ -74,6 +76,20 @@ def readers(paths: dict[str, Path]) -> dict[str, object]:
     def worker(start: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(read_stored(paths["b2nd"]).box(start.tolist(), [CROP] * 3)[0])
 
+    cache = VisitFiles([str(paths["b2nd"])], budget=10**9)
+
+    def cold(start: np.ndarray) -> torch.Tensor:
+        """The system has forgotten the file, as of a cohort larger than memory, or on storage that is not cached."""
+        with paths["b2nd"].open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return worker(start)
+
+    def cached(start: np.ndarray) -> torch.Tensor:
+        """The same, but the compressed visit is in the worker's memory: `cache_gb`."""
+        with paths["b2nd"].open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return torch.from_numpy(cache.open(0).box(start.tolist(), [CROP] * 3)[0])
+
     return {
         "nii.gz, nibabel": nibabel,
         "nii.gz, torchio": torchio,
@@ -81,6 +97,8 @@ def readers(paths: dict[str, Path]) -> dict[str, object]:
         "npy int16, mapped": npy,
         "prepared, with foreground, float32": prepared,
         "prepared, with foreground, int16 as sent": worker,
+        "the same, file not in the system's cache": cold,
+        "the same with cache_gb, after first reading": cached,
     }
 
 

@@ -18,7 +18,7 @@ from lssl.strategies.longitudinal_local import LongitudinalLocal
 from lssl.strategies.prior_guided_local import InfoNCE, PriorGuidedLocal
 from lssl.strategies.prior_guided_local import VICReg as LocalVICReg
 
-SIDE, PAIRS = (int(argument) for argument in (*sys.argv[1:], "64", "2")[:2])
+SIDE, PAIRS = (int(argument) for argument in (*sys.argv[1:], *("64", "2")[len(sys.argv) - 1 :])[:2])
 REPEATS = 3
 
 

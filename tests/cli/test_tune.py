@@ -76,8 +76,16 @@ def test_what_helps_is_kept(machine):
 def test_no_trial_begins_too_late(machine):
     tuner = Tuner([], 2.5, machine, lambda: machine.time)
     list(tuner.lines())
-    assert len(machine.tried) == 3  # at 0, 1 and 2 seconds
-    assert re.search(r"No time for num_workers 3, fused true, .*checkpointing true: raise --minutes", tuner.advice())
+    assert len(machine.tried) == 3  # at 0 and 1 seconds, and the present settings again at 2
+    assert re.search(r"No time for num_workers 2, .*checkpointing true: raise --minutes", tuner.advice())
+
+
+def test_a_machine_that_has_become_faster_is_no_gain():
+    """Every trial is 1.2 times as fast as the one before, whatever its settings."""
+    speeds = iter(1.2**number for number in range(100))
+    tuner = Tuner([], 9e9, lambda *_: Trial(next(speeds), config=CONFIG))
+    list(tuner.lines())
+    assert tuner.kept == {}
 
 
 def test_settings_that_do_not_work_at_all_are_an_error():
