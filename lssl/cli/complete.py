@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -15,15 +16,16 @@ from lssl.checkpoint import read_checkpoint
 from lssl.cli.compose import OF_THE_RECIPE, Config, compose
 from lssl.cli.registered import registered
 from lssl.data.datamodule import PairDataModule
+from lssl.data.spacing import spacing_text
 from lssl.segmentation.foreign import is_foreign
 from lssl.utils.errors import InputError
 from lssl.utils.trust import check_classes
 
-__all__ = ["at", "complete"]
+__all__ = ["at", "complete", "refuse_missing_weights"]
 
 
 def complete(files: Sequence[str], data: str | None = None, options: Sequence[tuple[str, str]] = ()) -> Config:
-    """Composes a config; if it names no network, the initial checkpoint's network is used."""
+    """Composes a config; if it names no network, that of the initial checkpoint is used, with its views and spacing."""
     config = compose(files, data, options)
     path = at(config.values, "model", "init_args", "pretrained")
     if (
@@ -32,20 +34,40 @@ def complete(files: Sequence[str], data: str | None = None, options: Sequence[tu
         and not at(config.values, "backbone", "network")
         and not is_foreign(path)
     ):
-        about = read_checkpoint(path)["lssl"]
+        checkpoint = read_checkpoint(path)
+        about, spacing = checkpoint["lssl"], checkpoint.get("spacing")
         if "structure" in about:
             raise InputError(
                 f"{path} comes from a Trainer in Python, so it has no config of its network; name it, as with --config "
                 f"network/unet."
             )
         theirs = yaml.safe_load(about["config"])
-        network = {"backbone": theirs["backbone"], "views": {"size": theirs["views"]["size"]}}
+        views = {"size": theirs["views"]["size"], **({"spacing": [round(mm, 5) for mm in spacing]} if spacing else {})}
+        network = {"backbone": theirs["backbone"], "views": views}
         check_classes(network, path)
         config = compose(files, data, options, network, path)
         name = (theirs["backbone"].get("network") or {}).get("class_path", "the default U-Net").rpartition(".")[2]
-        rank_zero_info(f"{path}: network ({name}), taps, padding, channels and the size of the views are its own.")
+        size = "×".join(str(side) for side in np.broadcast_to(views["size"], 3))
+        at_mm = f" of {spacing_text(spacing)} mm" if spacing else ""
+        rank_zero_info(
+            f"{path}: network ({name}), taps, padding and channels are its own, as are views of {size} voxels{at_mm}."
+        )
     _leave_out_unknown(config)
     return config
+
+
+def refuse_missing_weights(model: str, path: Any) -> None:
+    """Refuses a Segmenter's initial checkpoint that is not there, before data are read.
+
+    Args:
+        model: its class path; only a Segmenter's ``pretrained`` is a file.
+        path: as given.
+    """
+    if model.rpartition(".")[2] != "Segmenter" or path is None or Path(path).is_file():
+        return
+    saved = [Path(path) / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    inside = next((f"; give {file}" for file in saved if file.is_file()), "")
+    raise InputError(f"model.init_args.pretrained: there is no checkpoint {path}{inside}.")
 
 
 def _leave_out_unknown(config: Config) -> None:

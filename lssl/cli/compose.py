@@ -8,10 +8,10 @@
 4. all other options, in their order
 
 **Merging.** Mappings merge key by key; everything else is replaced: lists, and a mapping that an option gives
-(``--key {a: 1}``). A new class drops the arguments of the former class. Arguments without a class (``init_args`` alone)
-apply to the current class. Data are the one exception: options that the method needs of any data
-(:data:`OF_THE_RECIPE`) stay when the class of the data changes, so that other data never change a recipe. A new network
-drops the taps and tokens of the former network.
+(``--key {a: 1}``). A new class drops the arguments of the former class; for the model, a file of ``--config`` may not
+do so to an earlier one. Arguments without a class (``init_args`` alone) apply to the current class. Data are the one
+exception: options that the method needs of any data (:data:`OF_THE_RECIPE`) stay when the class of the data changes, so
+that other data never change a recipe. A new network drops the taps and tokens of the former network.
 
 **Files.** A config is a file, or a shipped one by its name: ``longitudinal_local``, ``network/unet``. ``base: [FILE,
 …]`` names other configs, relative to the file or shipped. ``data: PATH`` means the same as ``--data PATH``. Values may
@@ -185,13 +185,32 @@ def compose(
     if lowest:
         config.add(lowest, source)
     for name in files:
+        before = copy.deepcopy(config.values.get("model"))
         for path, layer in load(name):
             config.add(layer, path)
+        _refuse_another_model(before, config.values.get("model"), name)
     if data is not None:
         config.set("data", data)
     for key, text in options:
         config.set(key, text)
     return config
+
+
+def _refuse_another_model(before: Any, after: Any, name: str) -> None:
+    """A file drops no options of a model that an earlier file of ``--config`` names: one of the two is a mistake."""
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping) or not _other_class(before, after):
+        return
+    old, new = (str(model["class_path"]).rpartition(".")[2] for model in (before, after))
+    if lost := list(before.get("init_args") or {}):
+        listed = f"{', '.join(lost[:4])}{', …' if len(lost) > 4 else ''}"
+        tuning = (
+            "; to fine-tune a run's network, give --config finetune and --model.init_args.pretrained "
+            "RUN/checkpoints/last.ckpt, which brings it"
+        )
+        raise InputError(
+            f"{name} replaces the model {old} of an earlier --config by {new}, and options ({listed}) would be lost: "
+            f"give one of the two{tuning if 'Segmenter' in (old, new) else ''}."
+        )
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,11 @@ def explain(error: ArgumentError, classes: Iterable[type]) -> InputError:
     if found := NO_OPTION[0].search(text) or NO_OPTION[1].search(text):
         name, option = found["path"].rpartition(".")[2], found["option"]
         cls = next((cls for cls in classes if cls.__name__ == name), None)
+        if _pretrains(cls) and option in _options(next((cls for cls in classes if cls.__name__ == "Segmenter"), None)):
+            return InputError(
+                f"{name} pretrains and has no option '{option}', which the Segmenter has; to fine-tune, give --config "
+                f"finetune instead of this recipe or run, and --model.init_args.pretrained RUN/checkpoints/last.ckpt."
+            )
         return InputError(f"{name} has no option '{option}'{nearest(option, _options(cls))}")
     if found := NO_CLASS.search(text):
         return InputError(f"There is no class '{found['name']}'{nearest(found['name'], (c.__name__ for c in classes))}")
@@ -80,6 +85,10 @@ def _first_reason(text: str) -> str:
     if first.startswith(("Problem with", "Parser key")):
         return _first_reason(first)
     return f"{text[: found.start()]}Expected one of {found['types']}. Got value: {found['value']}"
+
+
+def _pretrains(cls: type | None) -> bool:
+    return cls is not None and any(base.__name__ == "Strategy" for base in inspect.getmro(cls))
 
 
 def _options(cls: type | None) -> set[str]:

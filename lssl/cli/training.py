@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lssl.callbacks import Account, AutoSave, EmbeddingWriter, Progress, RepresentationMonitor, Trace
 from lssl.cli.arguments import asks_for_help, read_arguments
-from lssl.cli.complete import at, complete
+from lssl.cli.complete import at, complete, refuse_missing_weights
 from lssl.cli.compose import Config, sources_of
 from lssl.cli.devices import refuse_sharding
 from lssl.cli.endings import say_ending
@@ -197,6 +197,8 @@ class TrainingCLI(LightningCLI):
             config.ckpt_path = path
         logs = folder
         if self.subcommand == "fit":
+            if path is None:
+                refuse_missing_weights(config.model.class_path, config.get("model.init_args.pretrained"))
             self.claim = claim = new_run_folder(folder, path)
             self.ending.push(written_into(claim.folder))
             self.ending.push(leave(claim))

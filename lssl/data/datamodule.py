@@ -291,7 +291,7 @@ class PairDataModule(L.LightningDataModule):
             if rate := reading_rate(dataset, self.batch_size, self.num_workers):
                 rank_zero_info(rate)
             return pairs
-        rows = repeated(self.labelled_rows("train"), self.few_shot)
+        rows = repeated(self.labelled_rows("train"), self.few_shot, self.trainer)
         dataset = self._dataset(np.stack([rows, rows], 1), self.source_size)
         sampler = PairSampler(dataset, True, self.seed)
         loaders = {"labelled": pair_loader(dataset, self.few_shot.batch_size, self.num_workers, sampler=sampler)}

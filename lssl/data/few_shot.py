@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import distributed
@@ -25,7 +26,7 @@ class FewShot:
         visits: labelled visits per subject, drawn by the seed; ``None`` takes all visits with labels.
         seed: of the choice.
         batch_size: labelled visits per step; each gives two views.
-        steps: training steps of an epoch; more if there are more unlabelled pairs.
+        steps: training steps of an epoch, at most those of the run; more if there are more unlabelled pairs.
     """
 
     subjects: int | None = None
@@ -76,8 +77,17 @@ def require_labels(rows: np.ndarray) -> None:
         )
 
 
-def repeated(rows: np.ndarray, few_shot: FewShot) -> np.ndarray:
-    """The rows repeated until they fill an epoch on all devices."""
+def repeated(rows: np.ndarray, few_shot: FewShot, trainer: Any = None) -> np.ndarray:
+    """The rows repeated until they fill an epoch on all devices.
+
+    Args:
+        rows: labelled visits.
+        few_shot: batch size, and steps of an epoch.
+        trainer: if its whole run has fewer steps than an epoch, it is one epoch, and so is validated at its end.
+    """
     require_labels(rows)
+    steps = few_shot.steps
+    if trainer is not None and trainer.max_steps > 0:
+        steps = min(steps, trainer.max_steps * trainer.accumulate_grad_batches)
     world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-    return rows[np.arange(few_shot.steps * few_shot.batch_size * world) % len(rows)]
+    return rows[np.arange(steps * few_shot.batch_size * world) % len(rows)]

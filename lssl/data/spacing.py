@@ -97,10 +97,12 @@ def refuse_large_views(
         own = (
             "" if steps is None or (steps[row] == 1).all() else f", {'×'.join(f'{n:.3g}' for n in needed[row])} of its,"
         )
+        fits = int((shapes / (1.0 if steps is None else steps)).min() + 1e-6) // 16 * 16
+        choice = f"smaller views (--views.size {fits} fits all)" if fits >= 32 else "smaller views"
         raise InputError(
             f"Views of {wanted} voxels{own} do not fit into {count(len(small), 'visit')}, the smallest being "
             f"{visit_name(table, row)} with {'×'.join(map(str, shapes[row]))}; "
-            f"choose smaller views or leave these visits out."
+            f"choose {choice} or leave these visits out."
         )
     if source_size is not None and (np.array(source_size) < np.array(size)).any():
         box = "×".join(map(str, source_size))

@@ -61,7 +61,7 @@ def load_pretrained(
     share = sum(ours[name].numel() for name in fitting) / max(1, sum(value.numel() for value in ours.values()))
     wrong = _differences(ours, theirs)
     if not partial and wrong and (padding or share < BAR):
-        network = "the backbone of its config" if padding else "its network as backbone"
+        network = "its own network, which lssl fit takes if none is named" if padding else "its network as backbone"
         raise InputError(
             f"The network of {path} differs from this one in {len(wrong)} tensors ({_some(wrong)}); "
             f"{share:.0%} of the weights match; use {network}"

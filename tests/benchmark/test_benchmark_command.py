@@ -27,7 +27,7 @@ REAL = {
     "backbone": TINY_NET,
     "pretrain": {"trainer": {"max_steps": 3, "precision": "32-true", "check_val_every_n_epoch": 100}},
     "finetune": {
-        "config": ["finetune", "classes/freesurfer"],
+        "config": ["base/one_shot", "classes/freesurfer"],
         "learning_rates": [0.003],
         "budgets": {"short": {"trainer": {"max_steps": 3}}},
         "data": {"init_args": {"few_shot": {"visits": 1}}},

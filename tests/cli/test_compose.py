@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from helpers import ROOT, TINY_NET, fit, tiny
+from helpers import ROOT, TINY_NET, fit, sentence, tiny
 
 from lssl.cli.arguments import read_arguments
 from lssl.cli.complete import complete
@@ -71,6 +71,17 @@ def test_another_class_takes_none_of_the_former_ones_arguments():
     optimizer = merged(adam, sgd)["model"]["init_args"]["optimizer"]
     assert optimizer == {"class_path": "torch.optim.SGD", "init_args": {"lr": 1}}
     assert merged(adam, same)["model"]["init_args"]["optimizer"]["init_args"] == {"betas": [0, 1], "lr": 1}
+
+
+def test_a_later_file_drops_no_options_of_an_earlier_files_model(tmp_path):
+    own = write(tmp_path / "own.yaml", "model: {class_path: my.Method, init_args: {tap: b}}\n")
+    based = write(tmp_path / "based.yaml", "base: demo\nmodel: {class_path: my.Method, init_args: {tap: b}}\n")
+    assert compose([str(based)]).values["model"]["init_args"] == {"tap": "b"}  # a file may build on another
+    assert compose(["demo"], options=[("model.class_path", "my.Method")]).values["model"] == {"class_path": "my.Method"}
+    with pytest.raises(
+        InputError, match=r"own.yaml replaces the model LongitudinalLocal .* by Method, .*\(objective, "
+    ):
+        compose(["demo", str(own)])
 
 
 def test_arguments_without_a_class_hold_for_whichever_is_named():
@@ -366,15 +377,28 @@ def test_a_network_comes_with_its_checkpoint(tmp_path, capsys):
     config, demo = parsed(capsys, *start), parsed(capsys, "--config", "demo")
     assert config["backbone"] == demo["backbone"]  # network, taps, padding, channels
     assert config["views"]["size"] == 32
+    assert config["views"]["spacing"] == [5.0, 5.0, 5.0]
     assert config["data"]["init_args"]["source_size"] == 48
+    assert (config["data"]["init_args"]["few_shot"]["subjects"], config["data"]["init_args"]["few_shot"]["visits"]) == (
+        None,
+        None,
+    )
     assert parsed(capsys, *start, "--backbone.padding", "zeros")["backbone"] == {**demo["backbone"], "padding": "zeros"}
     own = parsed(capsys, *start, "--config", "network/segresnet")["backbone"]
     assert own["network"]["class_path"].endswith("SegResNet")
     assert own["padding"] == "zeros"  # a network that is named is taken as it is named
-    last = ["--data.init_args.split=[0.5,0.25,0.25]", "--data.init_args.few_shot.steps=1", "--trainer.max_steps=1"]
+    last = ["--data.init_args.split=[0.5,0.25,0.25]", "--trainer.max_steps=1", "--data.init_args.num_workers=0"]
     last += ["--data.init_args.subjects=4", "--data.init_args.size=40", "--data.init_args.spacing=5"]
     main(["fit", *start, *last, f"--trainer.default_root_dir={tmp_path / 'tuned'}", "--trainer.accelerator=cpu"])
     assert (tmp_path / "tuned" / "checkpoints" / "last.ckpt").is_file()
+    assert (tmp_path / "tuned" / "checkpoints" / "best.ckpt").is_file()  # a run shorter than an epoch is validated, too
+    words = sentence(capsys, "fit", *start, "--config", str(run / "config.yaml"))
+    assert "replaces the model Segmenter of an earlier --config by LongitudinalLocal" in words
+    assert "give one of the two; to fine-tune a run's network, give --config finetune" in words
+    words = sentence(capsys, "fit", "--config", str(run / "config.yaml"), "--model.init_args.pretrained", path)
+    assert "LongitudinalLocal pretrains and has no option 'pretrained', which the Segmenter has" in words
+    start[3] = str(run)
+    assert f"there is no checkpoint {run}; give {run / 'checkpoints' / 'best.ckpt'}" in sentence(capsys, "fit", *start)
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """Few-shot: which labels training sees, how labelled and unlabelled pairs come, and single files."""
 
+from types import SimpleNamespace
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from lssl.data.datamodule import PairDataModule
-from lssl.data.few_shot import FewShot, choose_labelled
+from lssl.data.few_shot import FewShot, choose_labelled, repeated
 from lssl.datamodules.nifti import NiftiDataModule
 from lssl.datamodules.phantom import PhantomDataModule
 from lssl.utils.errors import InputError
@@ -146,3 +148,12 @@ def test_voxel_size_from_the_headers(bids):
     data.setup("fit")
     np.testing.assert_allclose(data.voxel_sizes(), np.full((10, 3), 4.0))
     assert isinstance(data, PairDataModule)
+
+
+def test_a_run_shorter_than_an_epoch_is_one_epoch():
+    few, rows = FewShot(batch_size=2, steps=5), np.arange(3)
+    run = SimpleNamespace(max_steps=2, accumulate_grad_batches=2)
+    assert len(repeated(rows, few)) == 10
+    assert repeated(rows, few, run).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    run.max_steps = -1
+    assert len(repeated(rows, few, run)) == 10

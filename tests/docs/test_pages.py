@@ -31,7 +31,7 @@ NOT_RUN = {
     "lssl export runs/demo --to onnx": "needs the extra onnx; tests/export runs it where it is installed",
     "lssl fit --config longitudinal_infonce --data /data/prepared --trainer.accelerator gpu": "needs a GPU",
     "lssl fit --config longitudinal_infonce --data /data/prepared --trainer.devices 4": "needs four GPUs",
-    "lssl fit --config configs/finetune.yaml --data NiftiDataModule": "needs real MRI, as in tests/segmentation",
+    "lssl fit --config base/one_shot --data NiftiDataModule": "needs real MRI, as in tests/segmentation",
     "srun": "needs a SLURM cluster",
     "torchrun": "needs several processes; tests/cli/test_cluster.py runs two",
     "make": "CI runs setup, demo, coverage and docs; tests/test_readme.py checks that the others exist",
