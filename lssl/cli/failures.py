@@ -13,12 +13,14 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from lssl.cli.messages import explain
+from lssl.cli.settings import of_a_library, other_weights, trainer_refusal
 from lssl.segmentation.segmenter import Segmenter
-from lssl.utils.errors import InputError
+from lssl.utils.errors import InputError, input_error
 from lssl.utils.files import writing_failed
 from lssl.utils.stop import Stopped
 
@@ -48,7 +50,13 @@ def explained(classes: Sequence[type]) -> Iterator[None]:
     except OSError as error:  # of logs and pictures; checkpoints say it themselves
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
         raise (writing_failed(Path(error.filename or "The run folder"), error) if full else None) or error from error
+    except MisconfigurationException as error:
+        raise input_error(error) or trainer_refusal(error) from error
+    except ValueError as error:
+        raise input_error(error) or other_weights(error) or of_a_library(error) or error from error
     except RuntimeError as error:
+        if mistake := other_weights(error):
+            raise mistake from error
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             raise InputError(GONE) from error
         raise

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 
 from lssl.cli.help import COMMANDS, HELP, command_help
@@ -58,6 +60,12 @@ def main(args: list[str] | None = None) -> None:
             raise InputError(
                 f"There is no command '{command}'{nearest(command, [*COMMANDS, *LIGHT_COMMANDS, *GROUPS])}"
             )
+        sys.stdout.flush()
+    except BrokenPipeError:  # lssl strategies | head
+        if command in COMMANDS:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is said at exit
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
         print("\nlssl: stopped by Ctrl-C.", file=sys.stderr)
         raise SystemExit(130) from None

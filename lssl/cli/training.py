@@ -13,8 +13,10 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lssl.callbacks import Account, AutoSave, EmbeddingWriter, Progress, RepresentationMonitor, Trace
+from lssl.checkpoint import read_checkpoint
 from lssl.cli.arguments import asks_for_help, read_arguments
 from lssl.cli.complete import at, complete, refuse_missing_weights
 from lssl.cli.compose import Config, sources_of
@@ -24,6 +26,7 @@ from lssl.cli.failures import explained, stop_launched
 from lssl.cli.messages import refuse_unknown
 from lssl.cli.references import from_environment, resolved
 from lssl.cli.registered import registered
+from lssl.cli.settings import check_settings, trainer_refusal
 from lssl.networks.backbone import Backbone
 from lssl.runs.checkpoint_io import AtomicCheckpointIO
 from lssl.runs.folder import (
@@ -40,7 +43,7 @@ from lssl.runs.folder import (
 from lssl.runs.siblings import choose_run
 from lssl.segmentation.segmenter import Segmenter
 from lssl.task import Task
-from lssl.utils.errors import InputError
+from lssl.utils.errors import InputError, input_error
 from lssl.utils.stop import StopSignals
 from lssl.views.sampler import ViewSampler
 
@@ -191,8 +194,11 @@ class TrainingCLI(LightningCLI):
         """Resolves the run folder and the initial checkpoint, before anything is built."""
         config = self.config[self.subcommand]
         refuse_sharding(config.trainer.strategy)
+        check_settings(str(self.subcommand), config.trainer, config.get("max_lost"))
         folder = self._folder(config)
         path = checkpoint_path(config.get("ckpt_path"), folder)
+        if path is not None and config.ckpt_path not in ("best", "last"):
+            read_checkpoint(path)  # refuses a file of other software
         if "ckpt_path" in config:
             config.ckpt_path = path
         logs = folder
@@ -254,7 +260,10 @@ class TrainingCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, ImportError) as error:
+            raise input_error(error) or trainer_refusal(error, config.accelerator) from error
         order = lambda one: (not isinstance(one, ProgressBar), isinstance(one, Trace))  # noqa: E731
         trainer.callbacks.sort(key=order)  # type: ignore[attr-defined]
         return trainer  # the bar goes first, so that it has ended when others print; a trace follows the account

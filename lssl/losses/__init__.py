@@ -3,6 +3,7 @@
 from lssl.losses.aligned_cosine import AlignedCosine
 from lssl.losses.consistency import Consistency
 from lssl.losses.covariance import Covariance
+from lssl.losses.deep_supervision import deep_supervision
 from lssl.losses.dense_info_nce import DenseInfoNCE
 from lssl.losses.dice_ce import DiceCE
 from lssl.losses.mined_info_nce import MinedInfoNCE
@@ -27,4 +28,5 @@ __all__ = [
     "QueueInfoNCE",
     "SelfDistillation",
     "Variance",
+    "deep_supervision",
 ]

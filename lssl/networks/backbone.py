@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lssl.networks.blocks import Blocks
 from lssl.networks.feature_geometry import Tap, measure
-from lssl.networks.tapped import StopForward, tapped, tokens_to_map
+from lssl.networks.tapped import StopForward, output_maps, tapped, tokens_to_map
 from lssl.utils.errors import InputError, nearest
 
 __all__ = ["Backbone", "TakesNetworks", "Tap", "unet", "unet_taps"]
@@ -61,8 +61,8 @@ class Backbone(nn.Module):
     """A network with named features.
 
     Args:
-        network: maps ``(B, C, D, H, W)`` to ``(B, C', D, H, W)``; a config gives its ``class_path``. ``None`` takes
-            :func:`unet`.
+        network: maps ``(B, C, D, H, W)`` to ``(B, C', D, H, W)``, or to a list of maps for deep supervision, of which
+            the finest is the output; a config gives its ``class_path``. ``None`` takes :func:`unet`.
         taps: name → path of a submodule (``network.get_submodule``). ``None`` takes :func:`unet_taps`, for a BasicUNet.
         in_channels: image channels.
         padding: padding of the network's convolutions: ``zeros``, or ``reflect`` as published.
@@ -93,6 +93,7 @@ class Backbone(nn.Module):
                 "backbone.compile true."
             )
         self.network = unet(in_channels) if network is None else network
+        _refuse_second_input(self.network)
         modules = dict(self.network.named_modules())
         self._paths = unet_taps() if taps is None else dict(taps)
         if taps is None and not modules.keys() >= set(self._paths.values()):
@@ -139,7 +140,7 @@ class Backbone(nn.Module):
             try:
                 result = self.network(image.contiguous(memory_format=self._format))
                 if output:
-                    features["output"] = result
+                    features["output"] = output_maps(result)[0]
             except StopForward:
                 pass
         if silent := [name for name in taps if name not in features]:
@@ -148,6 +149,10 @@ class Backbone(nn.Module):
                 f"the hooks that read taps, so give the network uncompiled, with backbone.compile true."
             )
         return {name: tokens_to_map(value, image.shape[2:]) for name, value in features.items()}
+
+    def outputs(self, image: Tensor) -> list[Tensor]:
+        """All outputs of a network with deep supervision, the finest first; of any other network, its output alone."""
+        return output_maps(self.network(image.contiguous(memory_format=self._format)))
 
     @classmethod
     def of(cls, network: nn.Module) -> Backbone:
@@ -237,9 +242,10 @@ class Backbone(nn.Module):
             for side, stride in zip(size, tap.stride, strict=True):
                 if side % stride:
                     low = side // stride * stride
+                    fitting = [str(near) for near in (low, low + stride) if near >= 2 * stride] or [str(2 * stride)]
                     raise InputError(
                         f"views: a side of {side} voxels is not divisible by {stride}, the stride of tap '{name}'; "
-                        f"use {f'{low} or ' if low else ''}{low + stride}."
+                        f"use {' or '.join(fitting)}."
                     )
                 if side < 2 * stride:
                     raise InputError(
@@ -267,6 +273,22 @@ class TakesNetworks(ABCMeta):
         """That of ``__init__``, as without this metaclass."""
         own = inspect.signature(cls.__init__)  # type: ignore[misc]
         return own.replace(parameters=list(own.parameters.values())[1:])
+
+
+def _refuse_second_input(network: nn.Module) -> None:
+    """A network must need an image alone."""
+    try:
+        parameters = list(inspect.signature(network.forward).parameters.values())
+    except (TypeError, ValueError):  # compiled code has no signature
+        return
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if len(needed) > 1:
+        raise InputError(
+            f"backbone: {type(network).__name__} needs {' and '.join(needed[1:])} beside the image; give a network of "
+            f"one input, such as one of your own that wraps it."
+        )
 
 
 def _outer(paths: Iterable[str], depth: int = 2) -> list[str]:

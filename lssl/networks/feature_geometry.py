@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lssl.networks.gradient_centroid import Centroid, gradient_centroids
 from lssl.networks.linear_probe import LinearMode, without_parameters
-from lssl.networks.tapped import tapped, tokens_to_map
+from lssl.networks.tapped import output_maps, tapped, tokens_to_map
 from lssl.utils.errors import InputError
 
 __all__ = ["Measured", "Tap", "measure"]
@@ -177,7 +177,7 @@ def _linear_features(
         try:
             with mode, tapped(probe, paths, stop=False) as features:
                 mode.watched = features
-                output = probe(images)
+                output = output_maps(probe(images))[0]
         except (RuntimeError, ValueError, AssertionError) as error:  # the network needs another size; try the next
             errors.append(f"{tuple(size)}: {error}")
             continue

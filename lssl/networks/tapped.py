@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-__all__ = ["StopForward", "tapped", "tokens_to_map"]
+from lssl.utils.errors import InputError
+
+__all__ = ["StopForward", "output_maps", "tapped", "tokens_to_map"]
 
 
 class StopForward(Exception):
@@ -38,6 +40,29 @@ def tapped(network: nn.Module, paths: Mapping[str, str], stop: bool) -> Iterator
     finally:
         for handle in handles:
             handle.remove()
+
+
+def output_maps(result: object) -> list[Tensor]:
+    """Outputs of a network with deep supervision, the finest first; of any other network, its output alone.
+
+    nnU-Net's networks and MONAI's SegResNetDS give a list, MONAI's DynUNet a tensor ``(B, n, C, D, H, W)`` in training.
+
+    Raises:
+        InputError: for anything else than maps ``(B, C, D, H, W)`` of equally many channels.
+    """
+    if isinstance(result, Tensor):
+        return [result] if result.ndim != 6 else list(result.unbind(1))
+    found = list(result) if isinstance(result, (list, tuple)) else [result]
+    maps = [one for one in found if isinstance(one, Tensor) and one.ndim == 5]
+    if not maps or len(maps) < len(found) or len({one.shape[1] for one in maps}) > 1:
+        kinds = ", ".join(
+            "×".join(map(str, one.shape)) if isinstance(one, Tensor) else type(one).__name__ for one in found
+        )
+        raise InputError(
+            f"backbone: the network returns a {type(result).__name__} ({kinds}); it must return a map (B, C, D, H, W), "
+            f"or for deep supervision a list of maps of equally many channels."
+        )
+    return sorted(maps, key=lambda one: -one[0, 0].numel())
 
 
 def tokens_to_map(features: Tensor, size: Sequence[int]) -> Tensor:

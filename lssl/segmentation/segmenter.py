@@ -30,7 +30,7 @@ from lssl.data.batch import PairBatch
 from lssl.data.few_shot import require_labels
 from lssl.data.pairs import visit_names
 from lssl.data.source import DataSource
-from lssl.losses import Consistency, DiceCE
+from lssl.losses import Consistency, DiceCE, deep_supervision
 from lssl.networks.backbone import Backbone
 from lssl.segmentation.classes import Classes, count_labels, refuse_empty, refuse_unknown
 from lssl.segmentation.multipliers import Multipliers
@@ -51,7 +51,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     """Segmentation of visits, from a pretrained network or from scratch (second part of Ren et al., NeurIPS 2022).
 
     Args:
-        backbone: network; a 1×1×1 convolution maps its output to classes.
+        backbone: network; a 1×1×1 convolution maps its output to classes, with deep supervision all of its outputs.
         pretrained: checkpoint of any strategy to start from; ``None`` starts from scratch.
         part: what to load from it: the whole ``network``, or its ``encoder``.
         partial: loads matching tensors from a different network, instead of refusing it.
@@ -197,14 +197,14 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         self, first: View, second: View, wanted: Sequence[str] = ("supervised", "consistency")
     ) -> dict[str, Tensor]:
         """The terms of views that are requested and have a weight."""
-        one, other = self.logits(torch.cat([first.image, second.image])).chunk(2)
-        one, other = self._unmirrored(one, first), self._unmirrored(other, second)
+        maps = [self.head(out).chunk(2) for out in self.backbone.outputs(torch.cat([first.image, second.image]))]
+        logits = [(self._unmirrored(one, first), self._unmirrored(other, second)) for one, other in maps]
         terms = {}
         if "supervised" in wanted and self.uses("supervised") and first.label is not None and second.label is not None:
             target = self.to_class_index(torch.cat([first.label, second.label])[:, 0])
-            terms["supervised"] = self.supervised(torch.cat([one, other]), target)
+            terms["supervised"] = deep_supervision(self.supervised, [torch.cat(both) for both in logits], target)
         if "consistency" in wanted and self.uses("consistency"):
-            terms["consistency"] = self._consistency(one, other, first, second)
+            terms["consistency"] = self._consistency(*logits[0], first, second)
         return terms
 
     def weight(self, term: str) -> float:
