@@ -107,7 +107,8 @@ class NeighbourhoodEmbedding(Strategy):
         if self.uses("direction"):
             self._check_batch(len(z) // 2)
             years, ordered = signed_interval(first.time, second.time)
-            terms["direction"] = self._direction(*z.chunk(2), years, batch.subject.masked_fill(ordered == 0, -1))
+            one, two = z.chunk(2)
+            terms["direction"] = self._direction(one, two, years, batch.subject.masked_fill(ordered == 0, -1))
         return terms
 
     def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:

@@ -35,7 +35,7 @@ from lssl.data.pairs import (
 from lssl.data.read_errors import SkipList
 from lssl.data.spacing import BoxReader, median_spacing, refuse_large_views, voxels_per_step
 from lssl.data.transform import visit_transform
-from lssl.utils.errors import InputError, positive
+from lssl.utils.errors import InputError
 
 __all__ = ["PairDataModule", "PairDataset", "PairSampler"]
 
@@ -111,9 +111,8 @@ class PairDataModule(L.LightningDataModule):
             raise InputError(f"split is {list(split)}; give three shares (train, val, test) that add up to 1.")
         if max_interval is not None and max_interval < min_interval:
             raise InputError(f"max_interval ({max_interval:g}) is below min_interval ({min_interval:g}); no pair fits.")
-        positive(batch_size=batch_size)
-        if num_workers < 0:
-            raise InputError(f"num_workers is {num_workers}; give 0 to read in the main process, or more.")
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(f"batch_size is {batch_size} and num_workers {num_workers}; give 1 and 0, or more.")
         if on_error not in ("stop", "skip"):
             raise InputError(f"on_error is {on_error!r}; choose stop or skip.")
         self.batch_size, self.num_workers, self.transform = batch_size, num_workers, visit_transform(transform)

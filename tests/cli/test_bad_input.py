@@ -37,8 +37,8 @@ DEMO = ["--config", str(ROOT / "configs/demo.yaml")]
         (["--trainer.accelerator=gpuu"], "trainer: You selected an invalid accelerator name"),
         (["--trainer.max_steps=0"], "trainer.max_steps is 0, so nothing would be trained"),
         (["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps: give a number above 0, not 0"),
-        (["--data.init_args.batch_size=0"], "batch_size: give a number above 0, not 0"),
-        (["--data.init_args.num_workers=-1"], "num_workers is -1; give 0 to read in the main process, or more"),
+        (["--data.init_args.batch_size=0"], "batch_size is 0 and num_workers 0; give 1 and 0, or more"),
+        (["--data.init_args.num_workers=-1"], "num_workers -1; give 1 and 0, or more"),
         (["--model.init_args.optimizer.init_args.lr=-1"], "optimizer: Invalid learning rate: -1.0."),
         (
             ["--trainer.precision=bf16-mixed", "--views.size=32", "--trainer.accelerator=cpu"],

@@ -99,7 +99,7 @@ def test_terms_in_use_reach_every_trained_parameter(used):
 
 def test_a_batch_of_one_pair_is_refused():
     strategy = make()
-    with pytest.raises(InputError, match="a batch holds 1: raise data.init_args.batch_size"):
+    with pytest.raises(InputError, match=r"a batch holds 1: raise data\.init_args.batch_size"):
         strategy.losses(planted.planted(1, 0))
 
 
