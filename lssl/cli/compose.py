@@ -32,6 +32,7 @@ from typing import Any
 import yaml
 
 from lssl.cli.references import resolved
+from lssl.cli.settings import refuse_another_model
 from lssl.data.recognise import Found, recognise
 from lssl.utils.errors import InputError, nearest
 
@@ -188,29 +189,13 @@ def compose(
         before = copy.deepcopy(config.values.get("model"))
         for path, layer in load(name):
             config.add(layer, path)
-        _refuse_another_model(before, config.values.get("model"), name)
+        if isinstance(before, Mapping) and _other_class(before, after := config.values["model"]):
+            refuse_another_model(before, after, name)
     if data is not None:
         config.set("data", data)
     for key, text in options:
         config.set(key, text)
     return config
-
-
-def _refuse_another_model(before: Any, after: Any, name: str) -> None:
-    """A file drops no options of a model that an earlier file of ``--config`` names: one of the two is a mistake."""
-    if not isinstance(before, Mapping) or not isinstance(after, Mapping) or not _other_class(before, after):
-        return
-    old, new = (str(model["class_path"]).rpartition(".")[2] for model in (before, after))
-    if lost := list(before.get("init_args") or {}):
-        listed = f"{', '.join(lost[:4])}{', …' if len(lost) > 4 else ''}"
-        tuning = (
-            "; to fine-tune a run's network, give --config finetune and --model.init_args.pretrained "
-            "RUN/checkpoints/last.ckpt, which brings it"
-        )
-        raise InputError(
-            f"{name} replaces the model {old} of an earlier --config by {new}, and options ({listed}) would be lost: "
-            f"give one of the two{tuning if 'Segmenter' in (old, new) else ''}."
-        )
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:

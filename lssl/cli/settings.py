@@ -1,13 +1,14 @@
-"""Settings of Lightning's trainer that would end in its own exceptions, or train nothing: one sentence each."""
+"""Settings that would end in a library's exception, train nothing, or be dropped: one sentence each."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from lssl.utils.errors import InputError
 
-__all__ = ["check_settings", "of_a_library", "other_weights", "trainer_refusal"]
+__all__ = ["check_settings", "of_a_library", "other_weights", "refuse_another_model", "trainer_refusal"]
 
 COUNTS = ("log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes", "devices")
 TRAINED = ("max_steps", "max_epochs", "limit_train_batches")
@@ -81,3 +82,24 @@ def other_weights(error: Exception) -> InputError | None:
         f"ckpt_path: the checkpoint is of another network or task than this config ({what}); give the config of its "
         f"run, --config RUN/config.yaml, or in lssl fit its weights alone, as --model.init_args.pretrained."
     )
+
+
+def refuse_another_model(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> None:
+    """Refuses to drop the options of a model that an earlier file of ``--config`` names: one of the two is a mistake.
+
+    Args:
+        before: the earlier model.
+        after: of another class.
+        name: the file that replaces it.
+    """
+    old, new = (str(model["class_path"]).rpartition(".")[2] for model in (before, after))
+    if lost := list(before.get("init_args") or {}):
+        listed = f"{', '.join(lost[:4])}{', …' if len(lost) > 4 else ''}"
+        tuning = (
+            "; to fine-tune a run's network, give --config finetune and --model.init_args.pretrained "
+            "RUN/checkpoints/last.ckpt, which brings it"
+        )
+        raise InputError(
+            f"{name} replaces the model {old} of an earlier --config by {new}, and options ({listed}) would be lost: "
+            f"give one of the two{tuning if 'Segmenter' in (old, new) else ''}."
+        )
