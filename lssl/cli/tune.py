@@ -121,7 +121,7 @@ class Tuner:
         return "\n".join(lines)
 
     def _beats(self, trial: Trial) -> bool:
-        """Whether it is faster than the best so far, also when that one is timed again: the machine may have changed."""
+        """Whether it is faster than the best so far, also when that one is timed again, as the machine may change."""
         if trial.pairs_per_second < GAIN * self.best.pairs_per_second:
             return False
         again = self._try(self.kept)

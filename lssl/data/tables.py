@@ -122,9 +122,16 @@ def _read_csv(path: Path, columns: Collection[str] | None, suffixes: Sequence[st
             f"it has {', '.join(table.columns)}."
         )
     for column in table:
-        table[column] = table[column].astype("object").str.strip()
-        table.loc[table[column].fillna("").str.lower().isin(MISSING), column] = np.nan
+        table[column] = _without_blanks(table[column])
     return _complete(table, path, suffixes)
+
+
+def _without_blanks(cells: pd.Series) -> pd.Series:
+    """Text without blanks around it, NaN where it says nothing; each different text is looked at once."""
+    codes, texts = pd.factorize(cells.astype("object"))
+    stripped = [text.strip() for text in texts]
+    known = np.array([*(np.nan if text.lower() in MISSING else text for text in stripped), np.nan], dtype=object)
+    return pd.Series(known[codes], cells.index, dtype=object)  # the code of an empty cell is -1
 
 
 def _name_channels(table: pd.DataFrame, suffixes: Sequence[str], path: Path) -> pd.DataFrame:
