@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .neighbourhood_embedding import NeighbourhoodEmbedding
     from .prior_guided_local import PriorGuidedLocal
     from .temporal_order import TemporalOrder
+    from .trajectory_prediction import TrajectoryPrediction
 
 __all__ = [
     "AnatomicalEmbedding",
@@ -30,6 +31,7 @@ __all__ = [
     "NeighbourhoodEmbedding",
     "PriorGuidedLocal",
     "TemporalOrder",
+    "TrajectoryPrediction",
 ]
 
 _HOMES = {
@@ -42,6 +44,7 @@ _HOMES = {
     "NeighbourhoodEmbedding": "lssl.strategies.neighbourhood_embedding",
     "PriorGuidedLocal": "lssl.strategies.prior_guided_local",
     "TemporalOrder": "lssl.strategies.temporal_order",
+    "TrajectoryPrediction": "lssl.strategies.trajectory_prediction",
 }
 
 if not TYPE_CHECKING:  # for a type checker it would make every unknown name an object

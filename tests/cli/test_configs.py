@@ -87,9 +87,17 @@ def test_masked_autoencoder(tmp_path):
     assert all(name in log for name in ("train/reconstruction", "train/explained", "val/explained"))
 
 
-@pytest.mark.parametrize("config", ["temporal_order.yaml", "neighbourhood_embedding.yaml", "latent_direction.yaml"])
-def test_methods_of_time(config, tmp_path):
-    run = fit(tmp_path, config, options=["--data.init_args.batch_size=2"], backbone=TINY_NET)
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ("temporal_order.yaml", []),
+        ("latent_direction.yaml", []),
+        ("neighbourhood_embedding.yaml", []),
+        ("trajectory_prediction.yaml", ["--model.init_args.norm=layer"]),
+    ],
+)
+def test_methods_of_time(config, options, tmp_path):
+    run = fit(tmp_path, config, options=["--data.init_args.batch_size=2", *options], backbone=TINY_NET)
     log = (run / "metrics.csv").read_text()
     assert "train/skipped" in log
     assert all(f"val/{term}" in log for term in load_task(run / "checkpoints" / "last.ckpt").LOSS_WEIGHTS)

@@ -33,6 +33,7 @@ from lssl.strategies.masked_autoencoder import MaskedAutoencoder
 from lssl.strategies.neighbourhood_embedding import NeighbourhoodEmbedding
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 from lssl.strategies.temporal_order import TemporalOrder
+from lssl.strategies.trajectory_prediction import TrajectoryPrediction
 from lssl.strategy import Strategy
 from lssl.task import Task
 from lssl.views.sampler import View, ViewSampler
@@ -135,6 +136,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "TemporalOrder": lambda: TemporalOrder(tap="deep", hidden=16, **common()),
     "LatentDirection": lambda: LatentDirection(tap="deep", latent=8, hidden=8, **common()),
     "NeighbourhoodEmbedding": lambda: NeighbourhoodEmbedding(tap="deep", latent=8, hidden=8, neighbours=2, **common()),
+    "TrajectoryPrediction": lambda: TrajectoryPrediction(tap="deep", **HEADS, **common()),
     "Segmenter": segmenter,
 }
 BATCHES = ("full", "uneven", "nothing")
