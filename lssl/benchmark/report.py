@@ -92,7 +92,7 @@ def _pictures(cells: list[Cell]) -> list[tuple[str, Path]]:
     """The report of each pretraining, and the first test subject of each fine-tuning."""
     shown = []
     for cell in cells:
-        paths = [cell.run / "report.png", *sorted((cell.run / "test" / "pictures").glob("*.png"))[:1]]
+        paths = [cell.run / "report.png", *sorted((cell.run / "test").glob("**/pictures/*.png"))[:1]]
         shown += [(cell.name, path) for path in paths if path.is_file()]
     return shown
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from lssl.callbacks import EmbeddingWriter
 from lssl.data.source import DataSource
+from lssl.segmentation.report import SegmentationReport
 from lssl.segmentation.segmenter import Segmenter
 from lssl.segmentation.writer import SegmentationWriter
 from lssl.utils.closing import say_next
@@ -31,7 +32,9 @@ def say_ending(command: str, args: Sequence[str], trainer: Any, model: Any, data
         return
     if command != "predict":
         later = "test" if command == "validate" and _labelled(model, data, "test") else "predict"
-        say_next(run / command, [later, *(arg for arg in args if not arg.startswith("--verbose"))])
+        report = next((call for call in trainer.callbacks if isinstance(call, SegmentationReport)), None)
+        folder = report.folder if command == "test" and report else run / command
+        say_next(folder, [later, *(arg for arg in args if not arg.startswith("--verbose"))])
         return
     writer = next(call for call in trainer.callbacks if isinstance(call, _writer_of(model)))
     path = trainer.ckpt_path

@@ -5,7 +5,7 @@ file                         written by                 read by
 ============================ ========================== ================================================
 ``cost.json``                the callback ``Account``   ``lssl show``; the benchmark: time and memory of each cell
 ``report.json``              the callback ``Report``    the benchmark: features before and after
-``test/segmentation.csv``    ``lssl test``              the benchmark: scores of test subjects
+``test/…/segmentation.csv``  ``lssl test``              the benchmark: scores of test subjects
 ============================ ========================== ================================================
 
 A missing file is ``None`` for the JSON files, which a stage may not write; a file that lacks a value, or holds one of
@@ -36,7 +36,7 @@ __all__ = [
     "write_scores",
 ]
 
-COST, REPORT, SCORES = Path("cost.json"), Path("report.json"), Path("test", "segmentation.csv")
+COST, REPORT, SCORES = Path("cost.json"), Path("report.json"), "segmentation.csv"
 
 
 @dataclass(frozen=True)
@@ -164,17 +164,27 @@ def read_report(run: Path) -> RunReport | None:
     return None if content is None else RunReport(**_checked(run / REPORT, content, RunReport))
 
 
-def write_scores(run: Path, scores: Iterable[Score]) -> pd.DataFrame:
-    """Writes ``test/segmentation.csv`` into a run folder and returns its table: a row per score, a column per field."""
+def write_scores(folder: Path, scores: Iterable[Score]) -> pd.DataFrame:
+    """Writes ``segmentation.csv`` into the folder of a cohort, ``RUN/test/COHORT``; a row per score, a column per field.
+
+    Returns:
+        The table.
+    """
     table = pd.DataFrame(list(scores), columns=_fields(Score))
-    with atomic_write(run / SCORES) as part:
+    with atomic_write(folder / SCORES) as part:
         table.to_csv(part, index=False)
     return table
 
 
 def read_scores(run: Path) -> pd.DataFrame:
-    """The table that :func:`write_scores` wrote; an empty session is read as an empty text."""
-    path = run / SCORES
+    """The table that :func:`write_scores` wrote for the one cohort that a run was tested on.
+
+    An empty session is read as an empty text.
+    """
+    found = sorted((run / "test").glob(f"**/{SCORES}"))
+    if len(found) > 1:
+        raise InputError(f"{run / 'test'} holds scores of several cohorts: {', '.join(map(str, found))}.")
+    path = found[0] if found else run / "test" / SCORES
     try:
         table = pd.read_csv(
             path, dtype={"subject": str, "session": str, "cluster": str}, keep_default_na=False, na_values={"value": ""}

@@ -21,8 +21,10 @@ ABOUT = "dataset_description.json"
 WITHIN = "predict"
 
 
-def prediction_folder(run: Path, cohort: str, table: pd.DataFrame, checkpoint: str | Path | None) -> Path:
-    """The folder ``RUN/predict/COHORT`` of a cohort's predictions, described as a BIDS derivative.
+def prediction_folder(
+    run: Path, cohort: str, table: pd.DataFrame, checkpoint: str | Path | None, within: str = WITHIN
+) -> Path:
+    """The folder ``RUN/predict/COHORT`` or ``RUN/test/COHORT`` of a cohort, described as a BIDS derivative.
 
     A cohort is known by its path; data without a path by their visits. The same cohort predicted from the same
     weights takes the same folder again. Another cohort of that name, or other weights, takes ``COHORT-2`` and so on.
@@ -32,16 +34,17 @@ def prediction_folder(run: Path, cohort: str, table: pd.DataFrame, checkpoint: s
         cohort: path of the data, or a name if they have none.
         table: their visits.
         checkpoint: the weights; ``None`` if they come from no file.
+        within: ``predict`` or ``test``.
     """
     path = Path(cohort)
     about = _about(cohort, path, table, checkpoint)
     name = re.sub(r"(\.nii|\.csv|\.tsv|\.mgz?)?(\.gz)?$", "", (path.resolve() if path.exists() else path).name)
-    number, folder = 1, run / WITHIN / (name or "data")
+    number, folder = 1, run / within / (name or "data")
     while (earlier := read_json(folder / ABOUT)) is not None or _holds_files(folder):
         if isinstance(earlier, dict) and earlier.get("lssl") == about["lssl"]:
             break
         number += 1
-        folder = run / WITHIN / f"{name or 'data'}-{number}"
+        folder = run / within / f"{name or 'data'}-{number}"
     try:
         write_json(folder / ABOUT, about)
     except OSError as error:

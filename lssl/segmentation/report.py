@@ -15,25 +15,45 @@ from rich.table import Table
 
 from lssl.data.clusters import subject_clusters
 from lssl.runs.outputs import Score, write_scores
+from lssl.runs.predictions import prediction_folder
 from lssl.segmentation.scores import METRICS, SegmentedVisit, score_subject
 
 __all__ = ["SegmentationReport", "averages"]
+
+#: Columns of the table; :data:`lssl.segmentation.scores.METRICS` has their full names.
+HEADS = {
+    "dice": "↑\nDice",
+    "hd95": "↓ HD95\nmm",
+    "asd": "↓ ASD\nmm",
+    "missed": "↓ not\nfound",
+    "aspc": "ASPC, %\n(true)",
+    "stcs": "STCS\n(true)",
+    "trajectory_error": "↓ rate\nerror\n%/y",
+    "reversal_rate": "↓ re-\nversals",
+}
 
 
 class SegmentationReport(L.Callback):
     """Scores each test subject when all its visits are segmented, and shows the averages at the end.
 
-    In the run folder, ``test/segmentation.csv`` holds every value (subject, session, structure, metric, value, cluster;
-    see :data:`lssl.segmentation.scores.METRICS`), and ``test/pictures`` holds one picture per subject.
+    ``RUN/test/COHORT`` holds ``segmentation.csv`` with every value (subject, session, structure, metric, value,
+    cluster; see :data:`lssl.segmentation.scores.METRICS`), and ``pictures`` with one per subject.
+
+    Attributes:
+        folder: of the cohort (:func:`lssl.runs.predictions.prediction_folder`).
     """
 
     def __init__(self) -> None:
+        self.folder = Path()
         self.rows: list[Score] = []
         self._subject = ""
         self._visits: list[SegmentedVisit] = []
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts anew."""
+        """Starts anew; finds the folder."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        run = Path(trainer.default_root_dir)
+        self.folder = prediction_folder(run, data.location, data.table, trainer.ckpt_path, "test")
         self.rows, self._subject, self._visits = [], "", []
 
     def on_test_batch_end(
@@ -67,12 +87,12 @@ class SegmentationReport(L.Callback):
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Scores the last subject, then writes files, log and table."""
         self._finish(trainer, pl_module)
-        table = write_scores(Path(trainer.default_root_dir), self.rows)
+        table = write_scores(self.folder, self.rows)
         means = averages(table)
         whole = means.loc["mean"].dropna().to_dict()
         pl_module.log_dict({f"test/{metric}": value for metric, value in whole.items()}, batch_size=1)
-        Console(width=None if sys.stdout.isatty() else 160).print(_table(means))
-        rank_zero_info(f"Scores of {table['subject'].nunique()} subjects: {_folder(trainer)}, pictures included.")
+        Console(width=None if sys.stdout.isatty() else 100).print(_table(means))
+        rank_zero_info(f"Scores of {table['subject'].nunique()} subjects: {self.folder}, pictures included.")
 
     def _finish(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not self._visits:
@@ -84,7 +104,7 @@ class SegmentationReport(L.Callback):
         cluster = subject_clusters(table[table["split"] == "test"]).get(self._subject, "")
         scores = score_subject(self._subject, self._visits, names)
         self.rows += [dataclasses.replace(score, cluster=cluster) for score in scores]
-        draw_subject(self._subject, self._visits, len(names), _folder(trainer) / "pictures" / f"{self._subject}.png")
+        draw_subject(self._subject, self._visits, len(names), self.folder / "pictures" / f"{self._subject}.png")
         self._visits = []
 
 
@@ -102,17 +122,20 @@ def averages(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([means, means.mean().to_frame("mean").T])
 
 
-def _folder(trainer: L.Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "test"
-
-
 def _table(means: pd.DataFrame) -> Table:
-    table = Table("structure", title="Test subjects: mean over subjects", title_justify="left")
-    for metric in means:
-        table.add_column(METRICS[str(metric)], justify="right")
+    """Readable at 80 columns: the truth's own value stands in brackets behind what it is the truth of."""
+    table = Table("structure", title="Test subjects: mean over subjects", title_justify="left", padding=0)
+    shown = [metric for metric in HEADS if metric in means]
+    for metric in shown:
+        table.add_column(HEADS[metric], justify="right", no_wrap=True)
     for structure, values in means.iterrows():
         if structure == "mean":
             table.add_section()
-        texts = ["–" if value != value else f"{value:.2f}" for value in values]
-        table.add_row(str(structure), *texts)
+        texts = [_text(values[metric]) for metric in shown]
+        true = [f" ({_text(values[f'true_{metric}'])})" if f"true_{metric}" in means else "" for metric in shown]
+        table.add_row(str(structure), *map("".join, zip(texts, true, strict=True)))
     return table
+
+
+def _text(value: float) -> str:
+    return "–" if value != value else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"

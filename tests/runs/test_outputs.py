@@ -26,11 +26,14 @@ SCORES = [
 
 
 def test_scores_come_back_as_they_were(tmp_path):
-    written = write_scores(tmp_path, SCORES)
+    written = write_scores(tmp_path / "test" / "cohort", SCORES)
     read = read_scores(tmp_path)
     pd.testing.assert_frame_equal(read, written)
     assert [Score(*row) for row in read.itertuples(index=False)] == SCORES
-    assert [path.name for path in (tmp_path / "test").iterdir()] == ["segmentation.csv"]
+    assert [path.name for path in (tmp_path / "test" / "cohort").iterdir()] == ["segmentation.csv"]
+    write_scores(tmp_path / "test" / "other", SCORES)
+    with pytest.raises(InputError, match="scores of several cohorts"):
+        read_scores(tmp_path)
 
 
 def test_cost_and_report_come_back_as_they_were(tmp_path):

@@ -229,18 +229,21 @@ def test_scores_files_and_pictures(run, pretrained, capsys):
     shutil.move(kept, pretrained)
     said = capsys.readouterr().out
     assert "mean over subjects" in said
+    rows = [line for line in said.splitlines() if line.startswith(("┃", "│"))]
+    assert 0 < max(map(len, rows)) <= 80
+    assert any(line.startswith("│white matter") for line in rows)
     assert said.count("mean over subjects") == 1
     assert "Test metric" not in said  # Lightning's own table, of the same figures
-    assert said.splitlines()[-2] == f"Folder: {run / 'test'}"
+    assert said.splitlines()[-2] == f"Folder: {run / 'test' / 'phantom'}"
     assert said.splitlines()[-1] == f"Next: lssl predict --config {run / 'config.yaml'} --ckpt_path best"
-    table = pd.read_csv(run / "test" / "segmentation.csv")
+    table = pd.read_csv(run / "test" / "phantom" / "segmentation.csv")
     assert list(table.columns) == ["subject", "session", "structure", "metric", "value", "cluster"]
     assert set(table["structure"]) == {"white matter", "cortex"}
     assert {"dice", "missed", "volume", "true_volume", "true_aspc", "true_stcs", "trajectory_error"} <= set(
         table["metric"]
     )
     assert len(table[table["metric"] == "true_volume"]) == 2 * 2  # one subject, two visits, two structures
-    assert {path.name for path in (run / "test" / "pictures").iterdir()} == {f"{table['subject'][0]}.png"}
+    assert {path.name for path in (run / "test" / "phantom" / "pictures").iterdir()} == {f"{table['subject'][0]}.png"}
     assert "test/dice" in (run / "test" / "metrics.csv").read_text()
 
 
