@@ -49,11 +49,15 @@ def explained(classes: Sequence[type]) -> Iterator[None]:
         raise explain(error, known) from None
     except OSError as error:  # of logs and pictures; checkpoints say it themselves
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-        raise (writing_failed(Path(error.filename or "The run folder"), error) if full else None) or error from error
+        if full and (mistake := writing_failed(Path(error.filename or "The run folder"), error)):
+            raise mistake from error
+        raise
     except MisconfigurationException as error:
         raise input_error(error) or trainer_refusal(error) from error
     except ValueError as error:
-        raise input_error(error) or other_weights(error) or of_a_library(error) or error from error
+        if mistake := input_error(error) or other_weights(error) or of_a_library(error):
+            raise mistake from (None if mistake is error else error)
+        raise
     except RuntimeError as error:
         if mistake := other_weights(error):
             raise mistake from error
@@ -61,7 +65,9 @@ def explained(classes: Sequence[type]) -> Iterator[None]:
             raise InputError(GONE) from error
         raise
     except ProcessRaisedException as error:
-        raise _raised(str(error)) or error from None
+        if mistake := _raised(str(error)):
+            raise mistake from None
+        raise
     except ProcessExitedException as error:
         if error.exit_code > 0:  # it has said why; or it was asked to stop, and this is the signal's status
             raise SystemExit(error.exit_code) from None

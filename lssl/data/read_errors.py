@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 
 from lssl.data.batch import PairBatch, Visit, collate
 from lssl.utils.errors import InputError
+from lssl.utils.files import writing_failed
 
 __all__ = ["FAILURES", "FilledLoader", "SkipList", "collate_readable", "other_pairs", "read_error", "skipped_reads"]
 
@@ -93,13 +94,22 @@ class SkipList:
             print(f"lssl: {visits} skipped: {error} Read instead: {instead}.", file=sys.stderr, flush=True)
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        row, flags = _line(visits, str(error), instead), os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
-            file = os.open(self.path, flags | os.O_EXCL, 0o666)
+            self._write(self.path, _line(visits, str(error), instead))
+        except OSError as failure:  # said here: a worker's error loses its number on the way
+            if mistake := writing_failed(self.path, failure):
+                raise mistake from failure
+            raise
+
+    @staticmethod
+    def _write(path: Path, row: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        try:
+            file = os.open(path, flags | os.O_EXCL, 0o666)
             row = _line(*COLUMNS) + row
         except FileExistsError:
-            file = os.open(self.path, flags, 0o666)
+            file = os.open(path, flags, 0o666)
         try:
             os.write(file, row)
         finally:

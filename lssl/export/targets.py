@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lssl.export import nnunet
 from lssl.networks.tapped import tapped
 from lssl.utils.errors import InputError
+from lssl.utils.torch_file import write_torch
 
 __all__ = ["TARGETS", "Network", "answers"]
 
@@ -64,9 +65,9 @@ def to_monai(network: Network, out: Path) -> tuple[str, str]:
             f"backbone.network: {network.meta['network']['class']} is no network of MONAI, so that MONAI could not "
             f"rebuild it; try --to safetensors."
         )
-    torch.save(network.module.state_dict(), out / "model.pt")
+    write_torch(out / "model.pt", network.module.state_dict())
     if network.head is not None:
-        torch.save(network.head.state_dict(), out / "head.pt")
+        write_torch(out / "head.pt", network.head.state_dict())
     _stored(network, out)
     return "model.pt", f"{LOADED}; they need torch and MONAI alone."
 
@@ -106,7 +107,7 @@ def to_nnunet(network: Network, out: Path) -> tuple[str, str]:
         "inference_allowed_mirroring_axes": None,
     }
     (out / "fold_all").mkdir()
-    torch.save(checkpoint, out / "fold_all/checkpoint_final.pth")
+    write_torch(out / "fold_all/checkpoint_final.pth", checkpoint)
     (out / "plans.json").write_text(json.dumps(plans, indent=2) + "\n")
     (out / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n")
     _stored(network, out, "rebuild_nnunet.py", ("output",))
@@ -176,7 +177,7 @@ def _stored(
         arrays: Any = {"image": network.crop.numpy(), **{name: value.numpy() for name, value in given.items()}}
         np.savez(out / file, **arrays)
     else:
-        torch.save({"image": network.crop, "answers": given}, out / file)
+        write_torch(out / file, {"image": network.crop, "answers": given})
     (out / "rebuild.py").write_text((HERE / program).read_text())
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lssl.data import STEP
 from lssl.data.batch import PairBatch
 from lssl.data.pairs import count, visit_name
-from lssl.utils.files import atomic_write
+from lssl.utils.torch_file import write_torch
 
 __all__ = ["forget_terms", "images_finite", "named_visits", "odd_visits", "save_batch", "some", "table_of"]
 
@@ -63,8 +63,7 @@ def save_batch(path: Path, batch: Any, **facts: Any) -> None:
         batch: a PairBatch, a mapping of several, or anything that torch saves.
         **facts: plain values.
     """
-    with atomic_write(path) as part:
-        torch.save({"batch": _plain(batch), **facts}, part)
+    write_torch(path, {"batch": _plain(batch), **facts})
 
 
 def table_of(trainer: L.Trainer) -> pd.DataFrame | None:

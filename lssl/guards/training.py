@@ -281,8 +281,8 @@ class FiniteGuard(L.Callback):
                 facts = {"step": record.step, "batch_idx": record.number, "visits": names, "values": dict(bad)}
                 save_batch(path, record.batch, **facts)
                 parts.append(f"the batch is in {path}")
-            except OSError as error:
-                parts.append(f"the batch could not be saved ({error})")
+            except (InputError, OSError) as error:
+                parts.append(f"the batch could not be saved ({str(error).rstrip('.')})")
         return "; ".join(parts) + ".", _advice(trainer, bool(odd))
 
 

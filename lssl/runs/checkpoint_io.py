@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lssl.utils.errors import InputError
-from lssl.utils.files import atomic_write, refuse_damaged, writing_failed
+from lssl.utils.files import refuse_damaged
+from lssl.utils.torch_file import write_torch
 
 __all__ = ["AtomicCheckpointIO"]
 
@@ -34,14 +34,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         try:
-            with atomic_write(Path(path), sync=True) as part, open(part, "wb") as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:
-            mistake = writing_failed(Path(path), error)
-            if mistake is None:
-                raise
+            write_torch(Path(path), checkpoint, sync=True)
+        except InputError as error:
             kept = " The one before it is intact." if Path(path).is_file() else ""
-            raise InputError(f"{mistake}{kept}") from error
+            raise InputError(f"{error}{kept}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint; a damaged one is refused.

@@ -27,8 +27,12 @@ def test_a_process_that_lost_the_others_says_so_in_one_sentence():
 def test_a_full_disk_is_one_sentence_and_a_missing_file_is_another_error():
     with pytest.raises(InputError, match=r"metrics\.csv could not be written: the disk is full"), explained([]):
         raise OSError(errno.ENOSPC, "No space left on device", "run/metrics.csv")
-    with pytest.raises(FileNotFoundError), explained([]):
+    with pytest.raises(FileNotFoundError) as found, explained([]):
         raise FileNotFoundError(errno.ENOENT, "No such file", "scan.nii.gz")
+    assert found.value.__cause__ is None  # an error that is its own cause would be followed for ever
+    with pytest.raises(ValueError, match="a bug") as found, explained([]):
+        raise ValueError("a bug")
+    assert found.value.__cause__ is None
 
 
 @pytest.mark.parametrize(

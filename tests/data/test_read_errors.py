@@ -13,7 +13,7 @@ import torch
 from lssl.data.loading import FilledLoader, PairDataset, pair_loader
 from lssl.data.read_errors import SkipList, other_pairs, read_error, skipped_reads
 from lssl.guards import SkippedReads
-from lssl.utils.errors import InputError
+from lssl.utils.errors import InputError, input_error
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "guards"))
 from small import Noise, mean, segmenter, trainer
@@ -108,6 +108,17 @@ def test_a_subject_without_readable_pair_is_left_out(batch_size, tmp_path):
     read = everything(data)
     assert sorted({row // 3 for pair in read for row in pair}) == [0, 2, 3]
     assert [row[2] for row in skipped_reads(tmp_path)] == ["nothing"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_list_that_cannot_be_written_ends_in_one_sentence(workers, tmp_path):
+    data = made({3}, workers, folder=tmp_path, on_error="skip")
+    loader = data.train_dataloader()
+    loader.dataset.skips.path = Path("/dev/full")
+    with pytest.raises(Exception, match="disk is full") as found:
+        list(loader)
+    assert str(input_error(found.value)) == "/dev/full could not be written: the disk is full."
 
 
 def test_several_devices_never_get_smaller_batches(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
+import resource
 from functools import partial
 
 import lightning as L
@@ -26,6 +27,17 @@ def saved(folder, name="last"):
 
 def finite(checkpoint):
     return not broken(checkpoint["state_dict"]) and not broken(checkpoint["optimizer_states"])
+
+
+def test_a_bad_batch_that_cannot_be_saved_costs_no_sentence(tmp_path):
+    """torch.save to a path hides that the disk is full behind a RuntimeError."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"is NaN or infinite in 1 voxel; the batch could not be saved .*ulimit"):
+            trainer(tmp_path, Plant(one_nan, 2), max_steps=4).fit(TASKS["strategy"](), datamodule=Noise(subjects=6))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("task", TASKS)
