@@ -32,10 +32,10 @@ Differences from the published code:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,8 +48,10 @@ from lssl.networks.heads import Projector, TapHeads, feature_std, to_rows
 from lssl.strategy import Strategy
 from lssl.utils.distributed import gather, world_size
 from lssl.utils.errors import InputError, positive
-from lssl.views import geometry as geo
-from lssl.views.points import at_points, corresponding_points
+from lssl.utils.random import host_generator, seeded
+from lssl.utils.transfer import send
+from lssl.views.alignment import lattice_parts
+from lssl.views.points import at_grid, draw_distinct, feature_affines, plan_points, sampling_grids
 from lssl.views.sampler import View
 
 __all__ = ["AnatomicalEmbedding", "CoarseMap", "FineMap"]
@@ -176,53 +178,90 @@ class AnatomicalEmbedding(Strategy):
         terms, stds = {}, []
         for number, (name, (values, tap)) in enumerate(zip(self.levels, maps, strict=True)):
             with torch.no_grad():
-                ranked = descriptors(maps[number:])  # both maps rank the fine one; the coarse one ranks itself
-            sides = [
-                _Side(view, tap, rows, rank)
-                for view, rows, rank in zip((first, second), values.chunk(2), ranked.chunk(2), strict=True)
-            ]
-            state, losses = self.generator.get_state(), []
-            for one, other in (sides, sides[::-1]):
-                self.generator.set_state(state)  # both directions draw alike, so the order of the views does not matter
-                losses.append(self._direction(name, one, other, batch.subject))
-            terms[name] = torch.stack(losses).mean()
+                rank = descriptors(maps[number:])  # both maps rank the fine one; the coarse one ranks itself
+            terms[name] = self._term(name, values, rank, tap, first, second, batch)
             stds.append(feature_std(to_rows(values).flatten(0, 1)))
         self.log_metric("feature_std", torch.stack(stds).amin())  # the smaller one of the two maps
         return terms
 
-    def _direction(self, name: str, one: _Side, other: _Side, subject: Tensor) -> Tensor:
-        """Loss of one view's anchors; negatives come from both views and, in the coarse map, from other subjects."""
-        level, generator = self.levels[name], self.generator
-        points_mm, weight = corresponding_points(
-            one.view, other.view, one.tap, level.anchors, generator, self.foreground
-        )
-        candidates = torch.cat([one.points_mm, other.points_mm], 1).float()
-        apart = torch.cdist(points_mm.float(), candidates, compute_mode="donot_use_mm_for_euclid_dist")
-        rows = torch.cat([to_rows(one.maps), to_rows(other.maps)], 1)
-        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
-            ranking = one.at(one.rank, points_mm) @ torch.cat([to_rows(one.rank), to_rows(other.rank)], 1).mT
+    def _term(
+        self, name: str, maps: Tensor, rank: Tensor, tap: Tap, first: View, second: View, batch: PairBatch
+    ) -> Tensor:
+        """Mean loss of the anchors of both views: those of view 1 find themselves in view 2, then the other way round.
+
+        Negatives come from both views, the anchor's own first, and, in the coarse map, from other subjects.
+
+        Args:
+            name: of the level.
+            maps: ``(2 B, D, ...)`` embedding of both views.
+            rank: ``(2 B, E, ...)`` features on the same lattice that rank candidates, without gradient.
+            tap: tap of the maps.
+            first: B views.
+            second: B views.
+            batch: their subjects.
+        """
+        level = self.levels[name]
+        plan = self._plan(level, first, second, tap, batch.host.subject)
+        grid, index, points_mm, weight, *position, drawn, own, seed = plan
+        sent = send([grid, index, points_mm, weight, *position, drawn, own], maps.device)
+        grid_, index_, points_, weight_, *position_, drawn_, own_ = sent
+        keys = torch.Generator(maps.device).manual_seed(int(seed))
+        d, h, w = position_
+        places = (d[:, :, None, None] + h[:, None, :, None] + w[:, None, None]).flatten(1, 3)
+        swapped = torch.cat(maps.chunk(2)[::-1])
+        rows = torch.cat([to_rows(maps), to_rows(swapped)], 1)  # (2 B, 2 N, D)
+        with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
+            candidates = torch.cat([places, torch.cat(places.chunk(2)[::-1])], 1)
+            apart = torch.cdist(points_, candidates, compute_mode="donot_use_mm_for_euclid_dist")
+            others = to_rows(rank)
+            ranking = pick(others, index_) @ torch.cat([others, torch.cat(others.chunk(2)[::-1])], 1).mT
         return self.mined[name](
-            one.at(one.maps, points_mm),
-            other.at(other.maps, points_mm),
+            pick(to_rows(maps), index_),
+            at_grid(swapped, grid_),
             rows,
             apart > level.exclusion,
-            generator,
+            keys,
             ranking,
-            self._other_subjects(level, rows, subject),
-            weight,
-        )
+            self._other_subjects(rows, batch.subject, drawn_, own_),
+            weight_,
+        ).mean()
 
-    def _other_subjects(self, level: FineMap, rows: Tensor, subject: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Drawn rows ``(L, D)``, and a mask ``(B, L)``: true where a row belongs to another subject than the sample."""
+    def _plan(self, level: FineMap, first: View, second: View, tap: Tap, subject: np.ndarray) -> list[np.ndarray]:
+        """What :meth:`_term` needs of the host, in its order; both directions draw alike, so the views may be swapped.
+
+        These are, for anchors of view 1 and then of view 2: where the other map is sampled, indices in the own map,
+        positions in mm and weights; the lattices' positions in parts; rows of other subjects and whose they are; and a
+        seed for the device.
+        """
+        draws = host_generator(self.generator)
+        seed, (one, two) = int(draws.integers(2**62)), (first.host, second.host)
+        sides = [
+            plan_points(*pair, [tap], level.anchors, seeded(seed), self.foreground) for pair in ((one, two), (two, one))
+        ]
+        pairs = zip((two, one), sides, strict=True)
+        grid = np.concatenate([sampling_grids([view], [tap], side.mm)[0, 0] for view, side in pairs])
+        index, mm = (np.concatenate([getattr(side, part)[0] for side in sides]) for part in ("index", "mm"))
+        weight = np.concatenate([side.weight for side in sides])
+        lattices = np.concatenate([feature_affines(view.affine, [tap])[0] for view in (one, two)])
+        size = [n // s for n, s in zip(first.size, tap.stride, strict=True)]
+        position = [part.astype(np.float32) for part in lattice_parts(lattices[:, :3], size)]
         wanted = level.cross_subject_negatives if isinstance(level, CoarseMap) else 0
-        if not wanted:
+        each = 2 * int(np.prod(size))
+        # Every rank draws its share
+        count = min(-(-wanted // world_size()), len(subject) * each)
+        drawn = np.zeros(0, np.int64)
+        if count:
+            drawn = draw_distinct(np.array([len(subject) * each]), 1, count, draws)[0, 0]
+        return [grid, index, mm.astype(np.float32), weight, *position, drawn, subject[drawn // each], np.array(seed)]
+
+    @staticmethod
+    def _other_subjects(rows: Tensor, subject: Tensor, drawn: Tensor, own: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Drawn rows ``(2, L, D)`` and a mask ``(2 B, L)``: true where a row belongs to another subject."""
+        if not len(drawn):
             return None
-        samples, each = rows.shape[:2]
-        count = min(math.ceil(wanted / world_size()), samples * each)  # every rank draws its share
-        drawn = torch.rand(samples * each, generator=self.generator).topk(count).indices
-        drawn = drawn.to(rows.device, non_blocking=True)
-        strangers = subject[:, None] != gather(subject[drawn // each])
-        return gather(rows.flatten(0, 1)[drawn]), strangers
+        chosen = rows.unflatten(0, (2, -1)).flatten(1, 2)[:, drawn]
+        strangers = subject[:, None] != gather(own)
+        return gather(chosen.transpose(0, 1)).transpose(0, 1), strangers.repeat(2, 1)
 
     def _check_views(self) -> None:
         views = self.views
@@ -238,28 +277,6 @@ class AnatomicalEmbedding(Strategy):
             raise InputError(f"fine, coarse: tap '{taps[0]}' is coarser than tap '{taps[1]}'; swap them.")
 
 
-@dataclass
-class _Side:
-    """One side of a direction: the view, its embedding, and the features that rank its voxels.
-
-    Attributes:
-        view: B views.
-        tap: tap of the maps.
-        maps: ``(B, D, ...)`` embedding.
-        rank: ``(B, E, ...)`` ranking features on the same lattice, without gradient.
-    """
-
-    view: View
-    tap: Tap
-    maps: Tensor
-    rank: Tensor
-
-    @property
-    def points_mm(self) -> Tensor:
-        """``(B, N, 3)`` positions of the lattice in mm."""
-        affine = geo.feature_affine(self.view.affine, self.tap.stride, self.tap.offset)
-        return geo.transform(affine, geo.lattice(self.maps.shape[2:], affine.device))
-
-    def at(self, maps: Tensor, points: Tensor) -> Tensor:
-        """``(B, K, D)`` of unit length at points of the frame."""
-        return F.normalize(at_points(maps, self.view, self.tap, points), dim=-1)
+def pick(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows ``(B, K, D)`` of ``(B, N, D)``."""
+    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))

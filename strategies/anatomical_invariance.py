@@ -132,15 +132,14 @@ class DINO(Objective):
     def forward(self, term: str, student: Tensor, teacher: Tensor, points_mm: Tensor | None) -> Compared:
         """Also logs how many prototypes the batch uses, and how often student and teacher choose the same one."""
         criterion = self.inter if term == "inter" else self.intra
-        value = criterion(student, teacher)
+        assigned = criterion.target(teacher)
+        value = criterion.against(student, assigned)
         with torch.no_grad():
-            assigned = criterion.target(teacher).flatten(0, -2)
-            mean = assigned.mean(0)
-            taken = torch.exp(-(mean * mean.clamp_min(1e-12).log()).sum())
-            same = student.flatten(0, -2).argmax(1) == assigned.argmax(1)
+            taken = torch.special.entr(assigned.flatten(0, -2).mean(0)).sum().exp()
+            same = student.argmax(-1) == assigned.argmax(-1)
         if self.training:
             criterion.observe(teacher)
-        return value, {"prototypes": taken, "agreement": same.float().mean()}
+        return value, {"prototypes": taken, "agreement": same.mean(dtype=torch.float32)}
 
     def on_step_end(self, progress: float) -> None:
         """Moves the centres and the teacher's temperature."""

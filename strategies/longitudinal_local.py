@@ -46,12 +46,14 @@ from torch import Tensor, nn
 from lssl.data.batch import PairBatch
 from lssl.losses import Covariance, DenseInfoNCE, NegativeCosine, Orthogonality, Variance
 from lssl.networks.backbone import Backbone
-from lssl.networks.heads import Projector, TapHeads, feature_std
+from lssl.networks.heads import StackedHeads, feature_std
 from lssl.networks.initialise import published_init
 from lssl.strategy import Strategy
 from lssl.utils.distributed import gather
 from lssl.utils.errors import InputError
-from lssl.views.points import at_points, corresponding_points
+from lssl.utils.random import host_generator
+from lssl.utils.transfer import send
+from lssl.views.points import at_grid, plan_points, sampling_grids
 from lssl.views.sampler import View
 
 __all__ = ["Cosine", "InfoNCE", "LongitudinalLocal", "Objective"]
@@ -61,24 +63,24 @@ Views = tuple[Tensor, ...]
 
 
 class Objective(nn.Module, ABC):
-    """Makes corresponding voxels of two views similar."""
+    """Makes corresponding voxels of two views similar, at T taps at once."""
 
     #: Whether the projectors normalise their output.
     normalises: ClassVar[bool] = False
 
-    def predictor(self, width: int) -> nn.Module | None:
-        """A new head of this width from ``z`` to the other view's ``z``; ``None`` if the objective has none."""
+    def predictors(self, taps: Sequence[str], width: int) -> StackedHeads | None:
+        """New heads of this width from ``z`` to the other view's ``z``; ``None`` if the objective has none."""
         return None
 
     @abstractmethod
     def forward(self, z: Views, p: Views, points_mm: Tensor, weight: Tensor) -> Tensor:
-        """Loss of one tap.
+        """Losses ``(T,)`` of the taps.
 
         Args:
-            z: projections ``(B, K, D)`` of both views at K corresponding voxels.
+            z: projections ``(T, B, K, D)`` of both views at K corresponding voxels.
             p: predictions from them, or ``z`` itself without a predictor.
-            points_mm: ``(B, K, 3)`` positions of the voxels in mm.
-            weight: ``(B,)`` share of each pair in the mean.
+            points_mm: ``(T, B, K, 3)`` positions of the voxels in mm.
+            weight: ``(T, B)`` share of each pair in the mean.
         """
 
 
@@ -95,9 +97,9 @@ class Cosine(Objective):
         super().__init__()
         self.predictor_hidden, self.loss = predictor_hidden, NegativeCosine()
 
-    def predictor(self, width: int) -> nn.Module:
-        """A head of two layers."""
-        return Projector(width, self.predictor_hidden, width)
+    def predictors(self, taps: Sequence[str], width: int) -> StackedHeads:
+        """Heads of two layers."""
+        return StackedHeads(dict.fromkeys(taps, width), self.predictor_hidden, width)
 
     def forward(self, z: Views, p: Views, points_mm: Tensor, weight: Tensor) -> Tensor:
         """See :class:`lssl.losses.NegativeCosine`."""
@@ -142,6 +144,9 @@ class LongitudinalLocal(Strategy):
         **common: see :class:`lssl.task.Task`. A term of weight 0 gets no head.
     """
 
+    shares: Tensor
+    regularised_shares: Tensor
+
     LOSS_WEIGHTS: ClassVar = {
         "similarity": 1.0,
         "variance": 1e-3,
@@ -179,20 +184,22 @@ class LongitudinalLocal(Strategy):
         self.compared = self.taps_of(needs)
         self.taps = self.taps_of({**needs, "orthogonality": self.orthogonal_taps})
         backbone.freeze_unused(self.taps, output=self.uses("reconstruction"))
-        norm, layers = self.objective.normalises, projector_layers
-        self.projectors = TapHeads(
-            {
-                tap: Projector(backbone.taps[tap].channels, hidden, projection, layers, last_norm=norm)
-                for tap in (self.compared if self.raw_orthogonality else self.taps)
-            }
-        )
-        predictors = {tap: self.objective.predictor(projection) for tap in self.taps_of({"similarity": self.compared})}
-        self.predictors = TapHeads({tap: head for tap, head in predictors.items() if head is not None})
+        headed = self.compared if self.raw_orthogonality else self.taps
+        channels = {tap: backbone.taps[tap].channels for tap in headed}
+        last_norm = self.objective.normalises
+        self.projectors = StackedHeads(channels, hidden, projection, projector_layers, last_norm)
+        self.predictors: StackedHeads | None = None
+        if self.uses("similarity"):
+            self.predictors = self.objective.predictors(self.compared, projection)
+        for name, taps in (("shares", self.compared), ("regularised_shares", self.regularised)):
+            shares = torch.tensor([self.tap_weights[tap] for tap in taps])
+            self.register_buffer(name, shares, persistent=False)
         if self.uses("reconstruction"):
             self.to_image = nn.Conv3d(
                 backbone.out_channels, backbone.in_channels, 3, padding=1, bias=False, padding_mode=backbone.padding
             )
-        self.variance, self.covariance, self.orthogonality = Variance(), Covariance(), Orthogonality()
+        self.regularisers = nn.ModuleDict({"variance": Variance(), "covariance": Covariance()})
+        self.orthogonality = Orthogonality()
         if init == "published":
             self.apply(published_init)
 
@@ -200,25 +207,14 @@ class LongitudinalLocal(Strategy):
         """See the module's table."""
         images = torch.cat([first.image, second.image])
         features = self.backbone(images, self.taps, output=self.uses("reconstruction"))
-        zero = images.new_zeros(())
         terms: dict[str, Tensor] = {}
-        drawn, projected, stds = {}, {}, []
-        for tap in self.compared:
-            drawn[tap] = points_mm, weight = self._draw(first, second, tap)
-            z = projected[tap] = self._project(tap, features[tap], first, second, points_mm)
-            stds.append(feature_std(torch.cat(z).flatten(0, 1)))
-            share = self.tap_weights[tap]
-            if self.uses("similarity"):
-                p = self.predictors.rows(tap, torch.cat(z)).chunk(2) if tap in self.predictors else z
-                similarity = self.objective(z, p, points_mm, weight)
-                terms["similarity"] = terms.get("similarity", zero) + share * similarity
-            if tap in self.regularised:
-                for name, value in self._spread(z, weight).items():
-                    terms[name] = terms.get(name, zero) + share * value
-        if stds:
-            self.log_metric("feature_std", torch.stack(stds).mean())
-        if self.uses("orthogonality"):
-            terms["orthogonality"] = self._orthogonality(features, first, second, drawn, projected)
+        if self.taps:
+            points_mm, weight, rows = self._gather(features, first, second)
+            z = self._project(rows)
+            if self.compared:
+                terms |= self._compare(z[: len(self.compared)], points_mm, weight)
+            if self.uses("orthogonality"):
+                terms["orthogonality"] = self._orthogonality(z, rows, weight)
         if self.uses("reconstruction"):
             clean = torch.cat([first.clean, second.clean])
             terms["reconstruction"] = F.mse_loss(self.to_image(features["output"]).float(), clean)
@@ -230,43 +226,65 @@ class LongitudinalLocal(Strategy):
             return None
         return view.image, self.to_image(self.backbone(view.image, output=True)["output"])
 
-    def _spread(self, z: Views, weight: Tensor) -> dict[str, Tensor]:
+    def _compare(self, z: Tensor, points_mm: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """Similarity, variance and covariance."""
+        self.log_metric("feature_std", feature_std(z.flatten(1, 3)))
+        points_mm, weight = points_mm[: len(z)], weight[: len(z)]
+        terms = {}
+        if self.uses("similarity"):
+            p = z if self.predictors is None else self._predict(z)
+            terms["similarity"] = (self.shares * self.objective(z.unbind(1), p.unbind(1), points_mm, weight)).sum()
+        return terms | self._spread(z, weight)
+
+    def _gather(self, features: dict[str, Tensor], first: View, second: View) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Points in mm ``(T, B, K, 3)`` and weights ``(T, B)`` of all taps, and features ``(2 B, K, C)`` of each tap.
+
+        The skip connection is read at the decoder's voxels: orthogonality compares them.
+        """
+        taps = [self.backbone.taps[tap] for tap in self.taps]
+        drawn = list(self.taps)
+        if self.uses("orthogonality"):
+            skip, decoder = self.orthogonal_taps
+            drawn = [decoder if tap == skip else tap for tap in drawn]
+        kinds = list(dict.fromkeys(drawn))
+        draws = host_generator(self.generator)
+        lattices = [self.backbone.taps[tap] for tap in kinds]
+        points = plan_points(first.host, second.host, lattices, self.samples, draws, self.foreground)
+        place = [kinds.index(tap) for tap in drawn]
+        mm, weight = points.mm[place], points.weight[place]
+        grids = sampling_grids([first.host, second.host], taps, mm)
+        points_mm, weights, grid = send([mm, weight, grids], first.image.device)
+        return points_mm, weights, [at_grid(features[tap], grid[n].flatten(0, 1)) for n, tap in enumerate(self.taps)]
+
+    def _project(self, rows: list[Tensor]) -> Tensor:
+        """``z (T, 2, B, K, D)``; the heads' statistics pool over both views, as published."""
+        if not len(self.projectors):
+            return rows[0].new_zeros(0)
+        wanted = [values.flatten(0, 1) for values in rows[: len(self.projectors)]]
+        return self.projectors(wanted).unflatten(1, (2, -1, rows[0].shape[1]))
+
+    def _predict(self, z: Tensor) -> Tensor:
+        """``p`` of the same shape."""
+        assert self.predictors is not None
+        return self.predictors(z.flatten(1, 3)).unflatten(1, z.shape[1:4])
+
+    def _spread(self, z: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """Variance and covariance over the rows of all ranks; pairs without a shared point are left out."""
-        losses = {"variance": self.variance, "covariance": self.covariance}
-        if not any(map(self.uses, losses)):
+        losses = {name: loss for name, loss in self.regularisers.items() if self.uses(name)}
+        if not losses or not self.regularised:
             return {}
-        rows = [gather(side.flatten(0, 1)) for side in z]
-        used = gather(weight[:, None].expand(z[0].shape[:2]).flatten())
-        return {name: loss(*rows, used, used) for name, loss in losses.items() if self.uses(name)}
+        places = [self.compared.index(tap) for tap in self.regularised]
+        sides = torch.stack([z[place] for place in places], 3).unbind(0)  # (B, K, T, D) of either view
+        rows = [gather(side.flatten(0, 1)).transpose(0, 1) for side in sides]
+        counted = torch.stack([weight[place] for place in places], 1)[:, None].expand(-1, z.shape[3], -1)
+        used = gather(counted.flatten(0, 1)).transpose(0, 1)
+        return {name: (self.regularised_shares * loss(*rows, used, used)).sum() for name, loss in losses.items()}
 
-    def _orthogonality(
-        self, features: dict[str, Tensor], first: View, second: View, drawn: dict, projected: dict
-    ) -> Tensor:
+    def _orthogonality(self, z: Tensor, rows: list[Tensor], weight: Tensor) -> Tensor:
         """Compares encoder and decoder at the same voxels of the same visit."""
-        skip, decoder = self.orthogonal_taps
-        points_mm, weight = drawn[decoder] if decoder in drawn else self._draw(first, second, decoder)
-        if self.raw_orthogonality:
-            pair = [self._gather(tap, features[tap], first, second, points_mm) for tap in (skip, decoder)]
-        else:
-            pair = [self._project(skip, features[skip], first, second, points_mm)]
-            pair.append(projected.get(decoder) or self._project(decoder, features[decoder], first, second, points_mm))
-        return self.orthogonality(*(torch.cat(both) for both in pair), weight.repeat(2))
-
-    def _draw(self, first: View, second: View, tap: str) -> tuple[Tensor, Tensor]:
-        """Points in mm of corresponding voxels, and weights of the pairs."""
-        where = self.backbone.taps[tap]
-        return corresponding_points(first, second, where, self.samples, self.generator, self.foreground)
-
-    def _gather(self, tap: str, features: Tensor, first: View, second: View, points_mm: Tensor) -> Views:
-        one, two = features.chunk(2)
-        where = self.backbone.taps[tap]
-        return at_points(one, first, where, points_mm), at_points(two, second, where, points_mm)
-
-    def _project(self, tap: str, features: Tensor, first: View, second: View, points_mm: Tensor) -> Views:
-        """``z`` of both views ``(B, K, D)``; the heads' statistics pool over both, as published."""
-        rows = torch.cat(self._gather(tap, features, first, second, points_mm))
-        z1, z2 = self.projectors.rows(tap, rows).chunk(2)
-        return z1, z2
+        skip, decoder = (self.taps.index(tap) for tap in self.orthogonal_taps)
+        pair = [rows[n] if self.raw_orthogonality else z[n].flatten(0, 1) for n in (skip, decoder)]
+        return self.orthogonality(*pair, weight[decoder].repeat(2))
 
     def _check_orthogonal(self) -> None:
         self.backbone.check_taps(self.orthogonal_taps)

@@ -30,6 +30,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -43,11 +44,11 @@ from lssl.networks.teacher import Teacher
 from lssl.strategy import Strategy
 from lssl.utils.distributed import gather, weighted_mean
 from lssl.utils.errors import InputError, positive
-from lssl.views import geometry as geo
-from lssl.views.points import draw
+from lssl.utils.random import host_generator
+from lssl.views.alignment import AlignedLattice, align_views
 from lssl.views.sampler import View
 
-__all__ = ["Cosine", "Direction", "InfoNCE", "Objective", "PriorGuidedLocal", "VICReg"]
+__all__ = ["Cosine", "Directions", "InfoNCE", "Objective", "PriorGuidedLocal", "VICReg"]
 
 Norm = Literal["batch", "layer"]
 
@@ -65,8 +66,8 @@ class Objective(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def forward(self, side: Direction) -> Tensor:
-        """Loss of one direction."""
+    def forward(self, sides: Directions) -> Tensor:
+        """Losses ``(2,)`` of both directions."""
 
 
 class Cosine(Objective):
@@ -80,9 +81,9 @@ class Cosine(Objective):
         """A head of two layers."""
         return Projector(width, hidden, width, norm=norm)
 
-    def forward(self, side: Direction) -> Tensor:
-        """Loss at every valid voxel."""
-        return self.loss(side.query, side.target, side.valid, side.weight)
+    def forward(self, sides: Directions) -> Tensor:
+        """Losses at every valid voxel."""
+        return self.loss(sides.query, sides.target, sides.valid, sides.weight)
 
 
 class InfoNCE(Objective):
@@ -97,9 +98,9 @@ class InfoNCE(Objective):
         super().__init__()
         self.loss = DenseInfoNCE(temperature, exclusion)
 
-    def forward(self, side: Direction) -> Tensor:
-        """Loss at drawn voxels."""
-        return self.loss(*(side.pick(rows) for rows in (side.query, side.target, side.points_mm)), side.weight)
+    def forward(self, sides: Directions) -> Tensor:
+        """Losses at drawn voxels."""
+        return self.loss(*(sides.pick(rows) for rows in (sides.query, sides.target, sides.points_mm)), sides.weight)
 
 
 class VICReg(Objective):
@@ -108,12 +109,12 @@ class VICReg(Objective):
     LOSS_WEIGHTS: ClassVar = {"similarity": 25.0, "variance": 25.0, "covariance": 1.0}
     needs_teacher = False
 
-    def forward(self, side: Direction) -> Tensor:
-        """Loss at every valid voxel."""
-        with torch.autocast(side.query.device.type, enabled=False):
-            distance = (side.query.float() - side.target.float()).square().mean(-1)
-            per_sample = (distance * side.valid).sum(1) / side.valid.sum(1).clamp_min(1)
-            return weighted_mean(per_sample, side.weight)
+    def forward(self, sides: Directions) -> Tensor:
+        """Losses at every valid voxel."""
+        with torch.autocast(sides.query.device.type, enabled=False):
+            distance = (sides.query.float() - sides.target.float()).square().mean(-1)
+            per_sample = (distance * sides.valid).sum(-1) / sides.valid.sum(-1).clamp_min(1)
+            return weighted_mean(per_sample, sides.weight)
 
 
 class PriorGuidedLocal(Strategy):
@@ -180,15 +181,19 @@ class PriorGuidedLocal(Strategy):
         target = self._target(images)
         terms: dict[str, Tensor] = {}
         kept, stds = [], []
+        seed = int(host_generator(self.generator).integers(2**62))
+        keys = torch.Generator(images.device).manual_seed(seed)
         for tap, share in self.tap_weights.items():
-            z = self.projectors.maps(tap, online[tap])
-            query = self.predictors.maps(tap, z) if tap in self.predictors else z
-            directions = self._directions(first, second, query, target.get(tap, z), self.backbone.taps[tap])
-            kept += [direction.weight for direction in directions]
-            stds.append(feature_std(to_rows(z).flatten(0, 1)))
-            for name, value in self._tap_terms(z, directions).items():
-                terms[name] = terms.get(name, images.new_zeros(())) + share * value
-        self.log_metric("skipped", 1 - torch.cat(kept).mean())
+            features = online[tap]
+            z = self.projectors.rows(tap, to_rows(features))  # (2 B, N, D)
+            query = self.predictors.rows(tap, z) if tap in self.predictors else z
+            own = z.transpose(1, 2).unflatten(2, features.shape[2:])
+            sides = self._directions(first, second, query, target.get(tap, own), self.backbone.taps[tap], keys)
+            kept.append(sides.weight)
+            stds.append(feature_std(z.flatten(0, 1)))
+            for name, value in self._tap_terms(z, sides).items():
+                terms[name] = terms[name] + share * value if name in terms else share * value
+        self.log_metric("skipped", 1 - torch.stack(kept).mean())
         self.log_metric("feature_std", torch.stack(stds).mean())
         return terms
 
@@ -202,36 +207,23 @@ class PriorGuidedLocal(Strategy):
         features = self.teacher["backbone"](images, list(self.tap_weights))
         return {tap: heads.maps(tap, value) for tap, value in features.items()}
 
-    def _directions(self, first: View, second: View, query: Tensor, target: Tensor, tap: Tap) -> list[Direction]:
-        """1 → 2 and 2 → 1; the drawn voxels do not depend on the order of the views."""
-        (q1, q2), (t1, t2) = query.chunk(2), target.chunk(2)
-        scores = torch.rand(len(q1), q1[0, 0].numel(), generator=self.generator).to(q1.device, non_blocking=True)
-        order = scores.argsort(1)
-        return [self._direction(first, second, q1, t2, tap, order), self._direction(second, first, q2, t1, tap, order)]
+    def _directions(
+        self, first: View, second: View, query: Tensor, target: Tensor, tap: Tap, keys: torch.Generator
+    ) -> Directions:
+        """1 → 2 and 2 → 1: the other view's map on this view's lattice."""
+        lattice = align_views(first, second, tap, target.shape[2:], self.border, self.foreground)
+        weight = (lattice.valid.sum(-1) >= self.min_points).float()
+        aligned = lattice.of_other(target)
+        return Directions(query.unflatten(0, (2, -1)), aligned, lattice, weight, self.samples, keys)
 
-    def _direction(self, view: View, other: View, q: Tensor, t: Tensor, tap: Tap, order: Tensor) -> Direction:
-        """Brings the other view's map onto this view's lattice."""
-        size = q.shape[2:]
-        own, theirs = (geo.feature_affine(v.affine, tap.stride, tap.offset) for v in (view, other))
-        aligned, valid = geo.align(t, theirs, own, size, self.border)
-        points_mm = geo.transform(own, geo.lattice(size, own.device))
-        valid = (
-            valid.flatten(1) & view.contains(points_mm, self.foreground) & other.contains(points_mm, self.foreground)
-        )
-        drawn = order.gather(1, draw(valid.gather(1, order), self.samples))
-        enough = (valid.sum(1) >= self.min_points).float()
-        return Direction(to_rows(q), to_rows(aligned), points_mm, valid, drawn, enough)
-
-    def _tap_terms(self, z: Tensor, directions: list[Direction]) -> dict[str, Tensor]:
+    def _tap_terms(self, z: Tensor, sides: Directions) -> dict[str, Tensor]:
         terms = {}
         if self.uses("similarity"):
-            terms["similarity"] = torch.stack([self.objective(direction) for direction in directions]).mean()
+            terms["similarity"] = self.objective(sides).mean()
         if self.uses("variance") or self.uses("covariance"):
-            rows, used = [], []
-            for maps, direction in zip(z.chunk(2), directions, strict=True):
-                chosen = direction.pick(to_rows(maps))
-                rows.append(gather(chosen.flatten(0, 1)))
-                used.append(gather(direction.weight[:, None].expand(chosen.shape[:2]).flatten()))
+            chosen = sides.pick(z.unflatten(0, (2, -1)))
+            rows = [gather(side.flatten(0, 1)) for side in chosen]
+            used = [gather(side.repeat_interleave(chosen.shape[2])) for side in sides.weight]
             for name, loss in (("variance", self.variance), ("covariance", self.covariance)):
                 if self.uses(name):
                     terms[name] = loss(*rows, *used)
@@ -250,25 +242,47 @@ class PriorGuidedLocal(Strategy):
 
 
 @dataclass
-class Direction:
-    """The map of one view and the aligned map of the other, on the same lattice.
+class Directions:
+    """The maps of both views and the aligned maps of the other, on the same lattices: 1 → 2, then 2 → 1.
 
     Attributes:
-        query: ``(B, N, D)`` features of this view.
-        target: ``(B, N, D)`` aligned features of the other view; undefined where not valid.
-        points_mm: ``(B, N, 3)`` positions in mm.
-        valid: ``(B, N)`` bool, Ω.
-        drawn: ``(B, K)`` indices of valid voxels.
-        weight: ``(B,)`` 1, or 0 for a sample with too few valid voxels.
+        query: ``(2, B, N, D)`` features of view 1, then of view 2.
+        target: ``(2, B, N, D)`` aligned features of the other view; undefined where not valid.
+        lattice: where the features lie, and which are valid.
+        weight: ``(2, B)`` 1, or 0 for a sample with too few valid voxels.
+        samples: number of voxels that are drawn.
+        keys: draws them, on the device.
     """
 
     query: Tensor
     target: Tensor
-    points_mm: Tensor
-    valid: Tensor
-    drawn: Tensor
+    lattice: AlignedLattice
     weight: Tensor
+    samples: int
+    keys: torch.Generator
+
+    @property
+    def valid(self) -> Tensor:
+        """``(2, B, N)`` bool, Ω."""
+        return self.lattice.valid
+
+    @property
+    def points_mm(self) -> Tensor:
+        """``(2, B, N, 3)`` positions in mm."""
+        return self.lattice.points_mm
+
+    @cached_property
+    def drawn(self) -> Tensor:
+        """``(2, B, K)`` indices of valid voxels; they do not depend on the order of the views.
+
+        A sample with fewer repeats them; one without any gets arbitrary indices.
+        """
+        _, samples, number = self.valid.shape
+        key = torch.rand(samples, number, generator=self.keys, device=self.valid.device)
+        order = torch.where(self.valid, key, -1.0).topk(min(self.samples, number)).indices
+        found = self.valid.sum(-1, keepdim=True).clamp_min(1)
+        return order.gather(2, torch.arange(order.shape[2], device=order.device) % found)
 
     def pick(self, rows: Tensor) -> Tensor:
-        """Drawn rows ``(B, K, D)`` of ``(B, N, D)``."""
-        return rows.gather(1, self.drawn[..., None].expand(-1, -1, rows.shape[2]))
+        """Drawn rows ``(2, B, K, D)`` of ``(2, B, N, D)``."""
+        return rows.gather(2, self.drawn[..., None].expand(-1, -1, -1, rows.shape[3]))

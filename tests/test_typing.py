@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lssl import Backbone, IntensityTransform, PairBatch, PairDataModule, Projector, Strategy, View, Visit
-from lssl.strategies.prior_guided_local import Cosine, Direction
+from lssl.strategies.prior_guided_local import Cosine, Directions
 
 
 class VisitOrder(Strategy):
@@ -55,15 +55,15 @@ class Folder(PairDataModule):
 class Invert(IntensityTransform):
     """One minus the image."""
 
-    def apply(self, images: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
+    def apply(self, images: Tensor, generator: torch.Generator, *parameters: Tensor) -> Tensor:
         return 1 - images
 
 
 class Doubled(Cosine):
     """Twice the published loss."""
 
-    def forward(self, side: Direction) -> Tensor:
-        return 2 * super().forward(side)
+    def forward(self, sides: Directions) -> Tensor:
+        return 2 * super().forward(sides)
 '''
 WRONG = """
 from lssl import Strategy, View, PairBatch, Strateggy

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lssl.correspondence.matchers import FrameMatcher, Matcher, full_view, select_match
-from lssl.data.batch import PairBatch
+from lssl.data.batch import HostPairs, PairBatch
 from lssl.utils.errors import InputError, positive
-from lssl.views import geometry as geo
-from lssl.views.points import draw
-from lssl.views.sampler import View, ViewSampler
+from lssl.utils.random import host_generator
+from lssl.utils.transfer import send
+from lssl.views import affines as algebra
+from lssl.views.points import first_true
+from lssl.views.sampler import ViewSampler
+from lssl.views.view import Placement, View, nearest
 
 __all__ = ["MatchedViews", "Matching"]
 
@@ -77,69 +81,84 @@ class MatchedViews:
 
     def __call__(self, batch: PairBatch, generator: torch.Generator) -> tuple[View, View, dict[str, Tensor]]:
         """Query views, key views, and the shares of :func:`.matchers.select_match` with that of ``other_subject``."""
-        views, n, device = self.views, len(batch), batch.affines.device
+        views, n, draws = self.views, len(batch), host_generator(generator)
         views.check(batch)
-        pairs, crossed = self._partners(batch, generator)
-        turn = views.draw_linear(n, generator, device)
-        turns = torch.stack([turn, self._second_turn(turn, generator)], 1)
-        centres = self._centres(pairs, views.in_voxels(turn, pairs.affines[:, 0]), generator)
-        shift = views.draw_shift((n,), generator).to(device, non_blocking=True)
-        points = geo.transform(pairs.affines[:, 0], centres)
-        matches, score = self.matcher.match(points, full_view(pairs, 0), full_view(pairs, 1))
-        _, fits = self._key(pairs, turns[:, 1], matches, shift)
+        visit, rows, crossed = self._partners(batch.host, draws)
+        pairs = batch.host.visits(visit, rows)
+        turn = views.draw_linear(n, draws)
+        second_turn = self._second_turn(turn, draws)
+        centres = self._centres(pairs, views.in_voxels(turn, pairs.affines[:, 0]), draws)
+        shift = views.draw_shift((n,), draws)
+        points = algebra.transform(pairs.affines[:, 0], centres)
+        matches, score = self._match(batch, points, visit, rows)
+        _, fits = self._key(pairs, second_turn, matches, shift)
         index, same, shares = select_match(score * fits, self.accept, self.min_score)
 
-        chosen = torch.arange(n, device=device), index
-        match = torch.where(same[:, None], points[chosen], matches[chosen])
-        pairs = pairs.visits(torch.where(same[:, None], 0, torch.arange(2, device=device)))
-        first = views.view_to_source(views.in_voxels(turn, pairs.affines[:, 0]), centres[chosen])
-        second, _ = self._key(pairs, turns[:, 1], match[:, None], shift)
-        shares["other_subject"] = (crossed & ~same).float().mean()
-        return *views.resample_views(pairs, torch.stack([first, second[:, 0]], 1), generator), shares
-
-    def _partners(self, batch: PairBatch, generator: torch.Generator) -> tuple[PairBatch, Tensor]:
-        """Query and key visits as the two visits of a batch, and ``(B,)`` bool, which keys are of another subject."""
-        n, device = len(batch), batch.affines.device
-        cross, same = torch.rand(2, n, generator=generator) < torch.tensor(
-            [[self.other_subject], [self.views.same_visit]]
+        chosen = np.arange(n), index
+        match = np.where(same[:, None], points[chosen], matches[chosen])
+        shown = np.where(same[:, None], 0, [0, 1])  # which of query and key each view shows
+        visit, rows = (np.take_along_axis(values, shown, 1) for values in (visit, rows))
+        batch = batch.visits(torch.from_numpy(visit), torch.from_numpy(rows))
+        first = views.view_to_source(views.in_voxels(turn, batch.host.affines[:, 0]), centres[chosen])
+        second, _ = self._key(batch.host, second_turn, match[:, None], shift)
+        shares["other_subject"] = (crossed & ~same).mean(dtype=np.float32)
+        (sent,) = send([np.array(list(shares.values()))], batch.images.device)
+        return *views.resample_views(batch, np.stack([first, second[:, 0]], 1), draws), dict(
+            zip(shares, sent, strict=True)
         )
-        visit, other = torch.randint(2, (2, n), generator=generator)
-        other = torch.where(cross, other, torch.where(same, visit, 1 - visit))
-        lots = torch.rand(n, n, generator=generator)
-        cross, visit, other, lots = (draws.to(device, non_blocking=True) for draws in (cross, visit, other, lots))
-        stranger = batch.subject[:, None] != batch.subject[None]
+
+    def _match(
+        self, batch: PairBatch, points: np.ndarray, visit: np.ndarray, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Matches and scores of points of the queries, on the host; a matcher that sees images runs on the device."""
+        pairs = batch.host.visits(visit, rows)
+        second = Placement.of(pairs.affines[:, 1], pairs, 1, batch.size)
+        found = self.matcher.match_on_host(points, second)
+        if found is None:
+            chosen = batch.visits(torch.from_numpy(visit), torch.from_numpy(rows))
+            there = torch.from_numpy(points).to(batch.images.device)
+            matches, score = self.matcher.match(there, full_view(chosen, 0), full_view(chosen, 1))
+            found = matches.cpu().numpy(), score.cpu().numpy()
+        return found
+
+    def _partners(self, pairs: HostPairs, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Visits of query and key ``(B, 2)``, the pairs they are of, and ``(B,)`` bool, which keys are of strangers."""
+        n = len(pairs)
+        cross, same = draws.random((2, n)) < np.array([[self.other_subject], [self.views.same_visit]])
+        visit, other = draws.integers(2, size=(2, n))
+        other = np.where(cross, other, np.where(same, visit, 1 - visit))
+        lots = draws.random((n, n))
+        stranger = pairs.subject[:, None] != pairs.subject[None]
         crossed = cross & stranger.any(1)
         # In a batch of one subject, the other visit replaces the other subject.
-        other = torch.where(cross & ~crossed, 1 - visit, other)
-        own = torch.arange(n, device=device)
-        partner = torch.where(crossed, lots.masked_fill(~stranger, -1).argmax(1), own)
-        return batch.visits(torch.stack([visit, other], 1), torch.stack([own, partner], 1)), crossed
+        other = np.where(cross & ~crossed, 1 - visit, other)
+        own = np.arange(n)
+        partner = np.where(crossed, np.where(stranger, lots, -1).argmax(1), own)
+        return np.stack([visit, other], 1), np.stack([own, partner], 1), crossed
 
-    def _second_turn(self, turn: Tensor, generator: torch.Generator) -> Tensor:
-        second = self.views.draw_linear(len(turn), generator, turn.device)
+    def _second_turn(self, turn: np.ndarray, draws: np.random.Generator) -> np.ndarray:
+        second = self.views.draw_linear(len(turn), draws)
         return self.views.same_mirror(second, turn) if self.views.flip_together else second
 
-    def _centres(self, pairs: PairBatch, linear: Tensor, generator: torch.Generator) -> Tensor:
+    def _centres(self, pairs: HostPairs, linear: np.ndarray, draws: np.random.Generator) -> np.ndarray:
         """``(B, tries, 3)`` centres of the query as indices of its source, on the foreground if requested."""
         low, high = self.views.centre_bounds(linear, pairs.extent[:, 0])
         count = self.DRAWS * self.tries if self.views.foreground else self.tries
-        draws = torch.rand(len(pairs), count, 3, generator=generator, dtype=torch.float64).to(low.device)
-        centres = low[:, None] + draws * (high - low)[:, None]
+        centres = low[:, None] + draws.random((len(pairs), count, 3)) * (high - low)[:, None]
         if not self.views.foreground:
             return centres
-        index = centres.round().long().clamp_min(0)
-        rows = torch.arange(len(pairs), device=low.device)[:, None]
-        hit = pairs.foreground[:, 0][rows, index[..., 0], index[..., 1], index[..., 2]]
-        return centres.gather(1, draw(hit, self.tries)[..., None].expand(-1, -1, 3))
+        taken = first_true(nearest(pairs.foreground[:, 0], centres), self.tries)
+        return np.take_along_axis(centres, taken[..., None], 1)
 
-    def _key(self, pairs: PairBatch, turn: Tensor, matches: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    def _key(
+        self, pairs: HostPairs, turn: np.ndarray, matches: np.ndarray, shift: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Index maps ``(B, N, 4, 4)`` of keys centred near ``matches``, and ``(B, N)`` bool: near enough."""
         views = self.views
         linear = views.in_voxels(turn, pairs.affines[:, 1])
         low, high = views.centre_bounds(linear, pairs.extent[:, 1])
-        exact = geo.transform(geo.inverse(pairs.affines[:, 1]), matches)
+        exact = algebra.transform(algebra.inverse(pairs.affines[:, 1]), matches)
         steps = views.steps(pairs.affines[:, 1])[:, None]
-        centre = (exact + shift[:, None] * steps).clamp(low[:, None], high[:, None])
-        size = steps * torch.tensor(views.size, dtype=exact.dtype, device=exact.device)
-        shared = (1 - (centre - exact).abs() / size).clamp_min(0).prod(-1)
+        centre = np.clip(exact + shift[:, None] * steps, low[:, None], high[:, None])
+        shared = (1 - abs(centre - exact) / (steps * np.asarray(views.size))).clip(0).prod(-1)
         return views.view_to_source(linear[:, None], centre), shared >= views.overlap - 1e-6

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,8 +25,11 @@ from lssl.checkpoint import load_task
 from lssl.data.batch import PairBatch
 from lssl.networks.feature_geometry import Tap
 from lssl.utils.errors import InputError, positive
+from lssl.utils.transfer import send
+from lssl.views import affines as algebra
 from lssl.views import geometry as geo
-from lssl.views.sampler import View
+from lssl.views.points import feature_affines
+from lssl.views.view import Placement, View
 
 __all__ = [
     "AnatomicalMaps",
@@ -67,6 +71,10 @@ class Matcher(nn.Module, ABC):
             without a match scores 0, and its position is undefined. No gradient.
         """
 
+    def match_on_host(self, points: np.ndarray, second: Placement) -> tuple[np.ndarray, np.ndarray] | None:
+        """The same from the views' places alone, as arrays; ``None`` for a matcher that needs images."""
+        return None
+
 
 class FrameMatcher(Matcher):
     """Both visits share a frame: the match is the point itself, with score 1 if ``second`` shows it, else 0."""
@@ -76,6 +84,10 @@ class FrameMatcher(Matcher):
         """See :meth:`Matcher.match`."""
         points = points.double()
         return points, second.contains(points).float()
+
+    def match_on_host(self, points: np.ndarray, second: Placement) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`Matcher.match_on_host`."""
+        return points, second.contains(points).astype(np.float32)
 
 
 class FieldMatcher(Matcher):
@@ -200,13 +212,14 @@ def descriptors(maps: Sequence[tuple[Tensor, Tap]]) -> Tensor:
         maps: L2-normalised maps of one image and their taps, the finest first.
     """
     fine, tap = maps[0]
-    own = _tap_affine(tap, fine.device)
     parts = [fine.float()]
     for coarse, other in maps[1:]:
-        matrix = (geo.inverse(_tap_affine(other, fine.device)) @ own).expand(len(fine), 4, 4)
-        moved = geo.resample(coarse, matrix, fine.shape[2:], padding="border")
+        own, theirs = feature_affines(np.eye(4)[None], [tap, other])
+        grid = geo.grid_parts(algebra.inverse(theirs) @ own, coarse.shape[2:], fine.shape[2:])
+        sent = send([part.astype(np.float32) for part in grid], fine.device)
+        moved = geo.resample_parts(coarse, sent, padding="border")
         parts.append(F.normalize(moved, dim=1))
-    return torch.cat(parts, 1) / math.sqrt(len(parts))
+    return torch.cat(parts, 1) / math.sqrt(len(parts)) if maps[1:] else parts[0]
 
 
 def full_view(batch: PairBatch, visit: int) -> View:
@@ -225,7 +238,9 @@ def full_view(batch: PairBatch, visit: int) -> View:
     )
 
 
-def select_match(score: Tensor, accept: float, min_score: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def select_match(
+    score: np.ndarray, accept: float, min_score: float
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Chooses one of N candidate points per sample: the first good one, or the best acceptable one, or none.
 
     Args:
@@ -236,26 +251,19 @@ def select_match(score: Tensor, accept: float, min_score: float) -> tuple[Tensor
     Returns:
         The index ``(B,)`` of each sample's candidate; ``(B,)`` bool, true for a sample without a match, which uses the
         same visit at its first candidate; and metrics for the log: the shares ``accepted``, ``best`` and ``same_visit``
-        (they sum to 1) and the mean ``score`` of the matched samples. Nothing waits for the device.
+        (they sum to 1) and the mean ``score`` of the matched samples.
     """
     if not 0 < min_score <= accept:
         raise InputError(f"min_score: give a score above 0 and not above accept ({accept:g}), not {min_score:g}.")
     good = score >= accept
     accepted = good.any(1)
-    best = score.max(1)
-    index = torch.where(accepted, good.int().argmax(1), best.indices)
-    same = best.values < min_score
-    index = index.masked_fill(same, 0)
-    matched = (~same).float()
-    taken = score.gather(1, index[:, None])[:, 0]
+    same = score.max(1) < min_score
+    index = np.where(same, 0, np.where(accepted, good.argmax(1), score.argmax(1)))
+    taken = score[np.arange(len(score)), index]
     shares = {
-        "accepted": accepted.float().mean(),
-        "best": (~accepted & ~same).float().mean(),
-        "same_visit": same.float().mean(),
-        "score": (taken * matched).sum() / matched.sum().clamp_min(1),
+        "accepted": accepted.mean(),
+        "best": (~accepted & ~same).mean(),
+        "same_visit": same.mean(),
+        "score": (taken * ~same).sum() / max(1, (~same).sum()),
     }
-    return index, same, shares
-
-
-def _tap_affine(tap: Tap, device: torch.device) -> Tensor:
-    return geo.feature_affine(torch.eye(4, dtype=torch.float64, device=device), tap.stride, tap.offset)
+    return index, same, {name: np.asarray(value, np.float32) for name, value in shares.items()}

@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lssl.data import STEP
+from lssl.utils.transfer import send
 
-__all__ = ["PairBatch", "Visit", "collate"]
+__all__ = ["HostPairs", "PairBatch", "Visit", "collate"]
 
 
 @dataclass
@@ -45,6 +47,33 @@ class Visit:
     label: Tensor | None = None
     subject: int = 0
     session: int = 0
+
+
+@dataclass
+class HostPairs:
+    """What plans a step, on the host: fields of :class:`PairBatch` as arrays, which are only read."""
+
+    affines: np.ndarray
+    extent: np.ndarray
+    foreground: np.ndarray
+    times: np.ndarray
+    subject: np.ndarray
+    session: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.affines)
+
+    def visits(self, index: np.ndarray, rows: np.ndarray | None = None) -> HostPairs:
+        """See :meth:`PairBatch.visits`."""
+        rows = np.arange(len(self))[:, None] if rows is None else rows
+        fields = {name: value if value.ndim == 1 else value[rows, index] for name, value in vars(self).items()}
+        return HostPairs(**fields)
+
+    def times_within_pair(self) -> np.ndarray:
+        """``(B, 2)`` times, but 0 where a visit of unknown time is paired with itself: that interval is 0."""
+        same = (self.session[:, :1] == self.session[:, 1:]) & np.isnan(self.times)
+        return np.where(same, np.float32(0), self.times)
 
 
 @dataclass
@@ -75,15 +104,33 @@ class PairBatch:
     subject: Tensor
     session: Tensor
 
+    def __post_init__(self) -> None:
+        self._host: HostPairs | None = None
+
     def __len__(self) -> int:
         """Number of pairs."""
         return self.images.shape[0]
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Voxels of the sources along ``(D, H, W)``."""
+        d, h, w = self.images.shape[-3:]
+        return d, h, w
+
+    @property
+    def host(self) -> HostPairs:
+        """What plans a step: kept by :meth:`to` on the CPU, so that nothing is read back from a device."""
+        if self._host is not None and self.affines.device.type != "cpu":
+            return self._host
+        names = [field.name for field in dataclasses.fields(HostPairs)]
+        return HostPairs(**{name: getattr(self, name).cpu().numpy() for name in names})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
         """The same batch on another device, with float32 images: int16 steps are scaled after the transfer."""
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
         if moved.images.dtype == torch.int16:
             moved.images = moved.images.float() * STEP
+        moved._host = self.host
         return moved
 
     def pin_memory(self) -> PairBatch:
@@ -98,17 +145,18 @@ class PairBatch:
         """The same subjects, with visits ``index (B, 2)`` (each 0 or 1) as their first and second.
 
         Args:
-            index: which visit of a pair.
+            index: which visit of a pair; on the CPU.
             rows: ``(B, 2)`` pairs that the visits are taken from; by default each pair's own. Subject ids stay.
         """
-        if rows is None:
-            rows = torch.arange(len(self), device=index.device)[:, None]
-        return self._map(lambda tensor: tensor if tensor.ndim == 1 else tensor[rows, index])
+        rows = torch.arange(len(self))[:, None] if rows is None else rows
+        place = send([(2 * rows + index).flatten().numpy()], self.images.device)[0]
 
-    def times_within_pair(self) -> Tensor:
-        """:attr:`times`, but 0 where a visit of unknown time is paired with itself: that interval is 0."""
-        same = (self.session[:, :1] == self.session[:, 1:]) & self.times.isnan()
-        return self.times.masked_fill(same, 0.0)
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor if tensor.ndim == 1 else tensor.flatten(0, 1)[place].unflatten(0, (-1, 2))
+
+        moved = self._map(chosen)
+        moved._host = self.host.visits(index.numpy(), rows.numpy())
+        return moved
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> PairBatch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -28,15 +28,15 @@ class AlignedCosine(nn.Module):
     """
 
     def forward(self, query: Tensor, target: Tensor, valid: Tensor, weight: Tensor) -> Tensor:
-        """Loss of one direction.
+        """Loss of one direction, or of several at leading indices.
 
         Args:
-            query: ``(B, N, D)`` predictions.
-            target: ``(B, N, D)`` targets at the same points; they receive no gradient.
-            valid: ``(B, N)`` bool, true for the voxels of Ω.
-            weight: ``(B,)`` weight of each sample in the mean; 0 for a sample with too few voxels.
+            query: ``(..., B, N, D)`` predictions.
+            target: ``(..., B, N, D)`` targets at the same points; they receive no gradient.
+            valid: ``(..., B, N)`` bool, true for the voxels of Ω.
+            weight: ``(..., B)`` weight of each sample in the mean; 0 for a sample with too few voxels.
         """
         with torch.autocast(query.device.type, enabled=False):
             distance = 2 - 2 * F.cosine_similarity(query.float(), target.detach().float(), dim=-1)
-            per_sample = (distance * valid).sum(1) / valid.sum(1).clamp_min(1)
+            per_sample = (distance * valid).sum(-1) / valid.sum(-1).clamp_min(1)
             return weighted_mean(per_sample, weight)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lssl.losses.variance import sum_of_views
+
 __all__ = ["Covariance"]
 
 
@@ -25,14 +27,15 @@ class Covariance(nn.Module):
     """
 
     def forward(self, z1: Tensor, z2: Tensor, used1: Tensor | None = None, used2: Tensor | None = None) -> Tensor:
-        """Loss of un-normalised projections ``(N, D)`` of each view; ``(N,)`` masks say which rows count (all)."""
+        """Loss of un-normalised projections ``(..., N, D)`` of each view, see :class:`Variance`, with its masks."""
         with torch.autocast(z1.device.type, enabled=False):
-            return self._one(z1.float(), used1) + self._one(z2.float(), used2)
+            return sum_of_views(self._each, z1, z2, used1, used2)
 
     @staticmethod
-    def _one(z: Tensor, used: Tensor | None) -> Tensor:
-        used = z.new_ones(len(z)) if used is None else used.to(z.dtype)
-        rows = used.sum()
-        z = used[:, None] * (z - (used[:, None] * z).sum(0) / rows.clamp_min(1))
-        covariance = z.T @ z / (rows - 1).clamp_min(1)
-        return (covariance.square().sum() - covariance.diagonal().square().sum()) / z.shape[1]
+    def _each(z: Tensor, used: Tensor) -> Tensor:
+        used = used[..., None]
+        rows = used.sum(-2, keepdim=True)
+        z = used * (z - (used * z).sum(-2, keepdim=True) / rows.clamp_min(1))
+        covariance = z.mT @ z / (rows - 1).clamp_min(1)
+        own = covariance.diagonal(dim1=-2, dim2=-1).square().sum(-1)
+        return (covariance.square().sum((-2, -1)) - own) / z.shape[-1]

@@ -41,22 +41,21 @@ class DenseInfoNCE(nn.Module):
         self.temperature, self.exclusion = temperature, exclusion
 
     def forward(self, z1: Tensor, z2: Tensor, points_mm: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Loss of projections ``(B, K, D)`` at K corresponding points.
+        """Loss of projections ``(..., B, K, D)`` at K corresponding points, one for each leading index.
 
         Args:
             z1: projections of view 1.
             z2: projections of view 2.
-            points_mm: ``(B, K, 3)`` points of the frame in mm.
-            weight: ``(B,)`` weight of each sample in the mean; 0 for a sample without corresponding points.
+            points_mm: ``(..., B, K, 3)`` points of the frame in mm.
+            weight: ``(..., B)`` weight of each sample in the mean; 0 for a sample without corresponding points.
         """
         with torch.autocast(z1.device.type, enabled=False):
             z1, z2 = F.normalize(z1.float(), dim=-1), F.normalize(z2.float(), dim=-1)
-            logits = z1 @ z2.transpose(1, 2) / self.temperature
+            logits = z1 @ z2.mT / self.temperature
             distance = torch.cdist(points_mm, points_mm, compute_mode="donot_use_mm_for_euclid_dist")
-            self_pair = torch.eye(distance.shape[1], dtype=torch.bool, device=distance.device)
-            logits = logits.masked_fill((distance <= self.exclusion) & ~self_pair, float("-inf"))
-            target = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape[:2])
-            both = F.cross_entropy(logits, target, reduction="none")
-            both = both + F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
-            per_sample = 0.5 * both.mean(1)
-            return weighted_mean(per_sample, weight)
+            near = distance <= self.exclusion
+            near.diagonal(dim1=-2, dim2=-1).fill_(False)  # itself: the positive
+            logits = logits.masked_fill(near, float("-inf"))
+            # The cross-entropy of rows, and of columns: log-sum-exp minus the diagonal
+            both = logits.logsumexp(-1) + logits.logsumexp(-2) - 2 * logits.diagonal(dim1=-2, dim2=-1)
+            return weighted_mean(0.5 * both.mean(-1), weight)

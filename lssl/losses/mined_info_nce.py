@@ -65,31 +65,41 @@ class MinedInfoNCE(nn.Module):
             own: ``(B, K, D)`` positive of each anchor.
             candidates: ``(B, M, D)`` possible negatives.
             allowed: ``(B, K, M)`` bool, true for candidates that may be negatives of an anchor.
-            generator: draws the diverse candidates, on the CPU.
+            generator: draws the diverse candidates, on the device of the anchors.
             ranking: ``(B, K, M)`` scores that select the hard candidates; ``None`` takes the similarity itself.
-            cross_subject_negatives: rows ``(L, D)``, and bool ``(B, L)``, true for the samples that may use a row.
-            weight: ``(B,)`` weight of each sample in the mean; 0 for a sample without corresponding points.
+            cross_subject_negatives: rows ``(L, D)``, and bool ``(B, L)``, true for the samples that may use a row. With
+                rows ``(G, L, D)``, each of G equal parts of the samples has rows of its own.
+            weight: ``(B,)`` weight of each sample in the mean; 0 for a sample without corresponding points. With
+                ``(G, B / G)`` there is one mean for each of G equal parts of the samples.
         """
         with torch.autocast(anchor.device.type, enabled=False):
-            anchor, own, candidates = (F.normalize(rows.float(), dim=-1) for rows in (anchor, own, candidates))
-            index, used = self.mine(
-                anchor @ candidates.transpose(1, 2) if ranking is None else ranking, allowed, generator
-            )
+            anchor, own = (F.normalize(rows.float(), dim=-1) for rows in (anchor, own))
+            if ranking is None:
+                ranking = anchor @ F.normalize(candidates.float(), dim=-1).mT
+            index, used = self.mine(ranking, allowed, generator)
             rows = candidates.gather(1, index.flatten(1)[..., None].expand(-1, -1, candidates.shape[2]))
-            negative = torch.einsum("bkd,bkmd->bkm", anchor, rows.unflatten(1, index.shape[1:]))
+            rows = F.normalize(rows.float(), dim=-1).unflatten(1, index.shape[1:])
+            negative = (rows @ anchor[..., None])[..., 0]
             logits = [(anchor * own).sum(-1, keepdim=True), negative.masked_fill(~used, float("-inf"))]
             if cross_subject_negatives is not None:
-                extra = anchor @ F.normalize(cross_subject_negatives[0].float(), dim=-1).T
-                logits.append(extra.masked_fill(~cross_subject_negatives[1][:, None], float("-inf")))
+                extra = F.normalize(cross_subject_negatives[0].float(), dim=-1)
+                extra = anchor.reshape(extra.shape[0] if extra.ndim == 3 else 1, -1, anchor.shape[2]) @ extra.mT
+                logits.append(
+                    extra.view(*anchor.shape[:2], -1).masked_fill(~cross_subject_negatives[1][:, None], float("-inf"))
+                )
             both = torch.cat(logits, 2) / self.temperature
-            return weighted_mean((both.logsumexp(2) - both[..., 0]).mean(1), weight)
+            losses = (both.logsumexp(2) - both[..., 0]).mean(1)
+            return weighted_mean(losses if weight is None else losses.view_as(weight), weight)
 
     @torch.no_grad()
     def mine(self, ranking: Tensor, allowed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Indices ``(B, K, diverse)`` of drawn candidates (or of all, if fewer), and a mask of the allowed ones."""
+        """Indices ``(B, K, diverse)`` of drawn candidates (or of all, if fewer), and a mask of the allowed ones.
+
+        Samples draw alike: the same places in their own lists.
+        """
         ranking = ranking.masked_fill(~allowed, float("-inf"))
         hard = ranking.topk(min(self.hard, ranking.shape[2]), dim=2, sorted=False).indices
-        scores = torch.rand(hard.shape, generator=generator).to(hard.device, non_blocking=True)
-        scores = scores - allowed.gather(2, hard).logical_not().float()  # candidates that are not allowed come last
+        scores = torch.rand(hard.shape[1:], generator=generator, device=hard.device)
+        scores = scores + allowed.gather(2, hard)  # candidates that are not allowed come last
         index = hard.gather(2, scores.topk(min(self.diverse, hard.shape[2]), dim=2, sorted=False).indices)
         return index, allowed.gather(2, index)

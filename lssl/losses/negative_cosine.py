@@ -28,17 +28,17 @@ class NegativeCosine(nn.Module):
     """
 
     def forward(self, p1: Tensor, z1: Tensor, p2: Tensor, z2: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Loss of predictions and projections ``(B, K, D)`` at K corresponding points.
+        """Loss of predictions and projections ``(..., B, K, D)`` at K corresponding points, one for each leading index.
 
         Args:
             p1: predictions of view 1.
             z1: projections of view 1.
             p2: predictions of view 2.
             z2: projections of view 2.
-            weight: ``(B,)`` weight of each sample in the mean; 0 for a sample without corresponding points.
+            weight: ``(..., B)`` weight of each sample in the mean; 0 for a sample without corresponding points.
         """
         with torch.autocast(p1.device.type, enabled=False):
             cosine = F.cosine_similarity(p1.float(), z2.detach().float(), dim=-1)
             cosine = cosine + F.cosine_similarity(p2.float(), z1.detach().float(), dim=-1)
-            per_sample = -0.5 * cosine.mean(1)
+            per_sample = -0.5 * cosine.mean(-1)
             return weighted_mean(per_sample, weight)

@@ -88,9 +88,13 @@ class SelfDistillation(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean loss over rows ``(..., K)``; the teacher's get no gradient."""
+        return self.against(student, self.target(teacher))
+
+    def against(self, student: Tensor, target: Tensor) -> Tensor:
+        """The same against :meth:`target`."""
         with torch.autocast(student.device.type, enabled=False):
-            target = self.target(teacher)
-            return -(target * F.log_softmax(student.float() / self.student_temperature, dim=-1)).sum(-1).mean()
+            likelihood = target * F.log_softmax(student.float() / self.student_temperature, dim=-1)
+            return likelihood.sum() * (-likelihood.shape[-1] / likelihood.numel())
 
     def target(self, teacher: Tensor) -> Tensor:
         """``P (..., K)``: the teacher's soft assignment of each row."""

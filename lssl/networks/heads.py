@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from lssl.utils.errors import InputError
 
-__all__ = ["Projector", "TapHeads", "feature_std", "mean_and_max", "rowwise", "to_rows", "voxelwise"]
+__all__ = [
+    "Projector",
+    "StackedHeads",
+    "StackedLinear",
+    "TapHeads",
+    "feature_std",
+    "mean_and_max",
+    "rowwise",
+    "to_rows",
+    "voxelwise",
+]
 
 
 class Projector(nn.Sequential):
@@ -52,10 +62,7 @@ class Projector(nn.Sequential):
     def forward(self, rows: Tensor) -> Tensor:
         """``(N, in_features) → (N, out_features)``."""
         if self.training and self.norm == "batch" and len(rows) < self.FEWEST_ROWS:
-            raise InputError(
-                f"The heads' batch normalisation needs at least {self.FEWEST_ROWS} rows and got {len(rows)} "
-                "(samples × views × voxels of the tap): use a larger batch or larger views."
-            )
+            raise InputError(_few_rows(len(rows)))
         return super().forward(rows)
 
 
@@ -94,6 +101,102 @@ class TapHeads(nn.Module):
     def maps(self, tap: str, features: Tensor) -> Tensor:
         """Applies the tap's head to every voxel of ``(B, C, ...)``; gives ``(B, D, ...)``."""
         return voxelwise(self[tap], features)
+
+
+class StackedLinear(nn.Module):
+    """T linear layers of one size, as one batched product of ``(T, N, in_features)``; initial weights as torch's.
+
+    Attributes:
+        weight: ``(T, in_features, out_features)``.
+        bias: ``(T · out_features,)``, flat, so that weight decay leaves it out; ``None`` without.
+    """
+
+    def __init__(self, count: int, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.count, bound = count, in_features**-0.5
+        self.weight = nn.Parameter(torch.empty(count, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(count * out_features).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """``(T, N, in_features) → (T, N, out_features)``."""
+        if self.bias is None:
+            return torch.bmm(rows, self.weight)
+        return torch.baddbmm(self.bias.view(self.count, 1, -1), rows, self.weight)
+
+
+class StackedHeads(nn.Module):
+    """One :class:`Projector` with batch norm per tap, computed together: the taps' rows are equally many.
+
+    Only the first layer may differ in width between the taps. A batch norm over all their channels is one per tap.
+
+    Args:
+        channels: tap → channels of its rows.
+        hidden: width of the hidden layers.
+        out_features: width of the output.
+        layers: number of Linear layers.
+        last_norm: see :class:`Projector`.
+
+    Example:
+        >>> heads = StackedHeads({"encoder.1": 16, "decoder.1": 24}, 32, 8)
+        >>> heads([torch.rand(5, 16), torch.rand(5, 24)]).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self, channels: Mapping[str, int], hidden: int, out_features: int, layers: int = 2, last_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.taps, count = tuple(channels), len(channels)
+        out = hidden if layers > 1 else out_features
+        free = layers == 1 and not last_norm
+        widths = set(channels.values())
+        self.first: nn.Module
+        if len(widths) == 1:
+            self.first = StackedLinear(count, widths.pop(), out, bias=free)
+        else:
+            self.first = nn.ModuleDict({_key(tap): nn.Linear(n, out, bias=free) for tap, n in channels.items()})
+        rest: list[nn.Module] = []
+        for layer in range(1, layers):
+            rest += [StackedNorm(count * hidden), nn.ReLU(inplace=True)]
+            last = layer == layers - 1
+            rest.append(StackedLinear(count, hidden, out_features if last else hidden, bias=last and not last_norm))
+        if last_norm:
+            rest.append(StackedNorm(count * out_features, affine=False))
+        self.rest = nn.Sequential(*(rest if count else []))
+
+    def __contains__(self, tap: str) -> bool:
+        return tap in self.taps
+
+    def __len__(self) -> int:
+        return len(self.taps)
+
+    def forward(self, rows: Sequence[Tensor] | Tensor) -> Tensor:
+        """Rows ``(N, channels)`` of each tap, in order, or ``(T, N, channels)``, to ``(T, N, out_features)``."""
+        if self.training and len(rows[0]) < Projector.FEWEST_ROWS:
+            raise InputError(_few_rows(len(rows[0])))
+        if isinstance(self.first, nn.ModuleDict):
+            first = [self.first[_key(tap)](values) for tap, values in zip(self.taps, rows, strict=True)]
+            return self.rest(torch.stack(first, 1).transpose(0, 1))
+        return self.rest(self.first(rows if isinstance(rows, Tensor) else torch.stack(list(rows))))
+
+
+class StackedNorm(nn.Module):
+    """Batch norm of the channels of T heads, ``(T, N, D) → (T, N, D)``; statistics run over the N rows of each."""
+
+    def __init__(self, channels: int, affine: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(channels, affine=affine)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """See the class."""
+        return self.norm(rows.transpose(0, 1).flatten(1)).unflatten(1, (len(rows), -1)).transpose(0, 1)
+
+
+def _few_rows(rows: int) -> str:
+    return (
+        f"The heads' batch normalisation needs at least {Projector.FEWEST_ROWS} rows and got {rows} "
+        "(samples × views × voxels of the tap): use a larger batch or larger views."
+    )
 
 
 def _key(tap: str) -> str:
@@ -135,9 +238,12 @@ def mean_and_max(features: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def feature_std(rows: Tensor) -> Tensor:
-    """Standard deviation of L2-normalised rows ``(N, D)``, times √D: 1 if they fill the sphere, 0 if equal."""
-    rows = F.normalize(rows.detach().float(), dim=1)
-    return rows.std(0, unbiased=False).mean() * rows.shape[1] ** 0.5
+    """Standard deviation of L2-normalised rows ``(..., N, D)``, times √D: 1 if they fill the sphere, 0 if equal.
+
+    Sets of rows, at further leading indices, are averaged.
+    """
+    rows = F.normalize(rows.detach().float(), dim=-1)
+    return rows.std(-2, unbiased=False).mean() * rows.shape[-1] ** 0.5
 
 
 def _norm(kind: str, width: int, affine: bool = True) -> nn.Module:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from lssl.networks.heads import StackedLinear
+
 __all__ = ["published_init"]
 
 
@@ -16,6 +18,10 @@ def published_init(module: nn.Module) -> None:
     """
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, StackedLinear):
+        nn.init.normal_(module.weight, 0.0, (2 / module.weight.shape[1]) ** 0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.BatchNorm3d) and module.affine:

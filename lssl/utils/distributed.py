@@ -70,16 +70,16 @@ def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     have weight 0 gets an exact zero that keeps its graph.
 
     Args:
-        values: ``(B,)`` losses of samples.
-        weight: ``(B,)`` without gradient; ``None`` gives equal weights.
+        values: ``(..., B)`` losses of samples; the mean runs over the last axis.
+        weight: ``(..., B)`` without gradient, 0 or more; ``None`` gives equal weights.
     """
     if weight is None:
-        return values.mean()
-    total = weight.detach().sum()
+        return values.mean(-1)
+    total = weight.detach().sum(-1)
     ranks = world_size()
     if ranks > 1:
         distributed.all_reduce(total)
-    return ranks * (weight * values).sum() / torch.where(total > 0, total, 1)
+    return ranks * (weight * values).sum(-1) / total.masked_fill(total == 0, 1)
 
 
 def sync_metrics(metrics: Iterable[Metric]) -> None:

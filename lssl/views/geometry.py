@@ -1,4 +1,4 @@
-"""4×4 affine algebra, resampling, and the exact alignment of feature maps.
+"""Resampling and the exact alignment of feature maps; the algebra of :mod:`lssl.views.affines` under the same name.
 
 Conventions (``align_corners=False`` throughout):
 
@@ -15,10 +15,28 @@ Matrices are kept in float64 (they are tiny); sampling grids are float32, never 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lssl.views.affines import (
+    Array,
+    about,
+    contains,
+    feature_affine,
+    flip,
+    homogeneous,
+    inverse,
+    rotation,
+    scaling,
+    spacing,
+    transform,
+    translation,
+    volume,
+)
 
 __all__ = [
     "about",
@@ -28,13 +46,17 @@ __all__ = [
     "displace",
     "feature_affine",
     "flip",
+    "grid_parts",
     "homogeneous",
     "inverse",
     "lattice",
+    "normalise",
     "resample",
     "resample_mean",
+    "resample_parts",
     "rotation",
     "sample",
+    "sample_grid",
     "sample_nearest",
     "scaling",
     "spacing",
@@ -42,75 +64,8 @@ __all__ = [
     "translation",
     "undisplace",
     "volume",
+    "within",
 ]
-
-
-def homogeneous(linear: Tensor, offset: Tensor) -> Tensor:
-    """``[linear | offset]`` as ``(..., 4, 4)`` from ``(..., 3, 3)`` and ``(..., 3)``."""
-    top = torch.cat([linear, offset.unsqueeze(-1)], -1)
-    bottom = torch.zeros_like(top[..., :1, :])
-    bottom[..., 3] = 1
-    return torch.cat([top, bottom], -2)
-
-
-def translation(offset: Tensor) -> Tensor:
-    """Shift by ``(..., 3)``."""
-    return homogeneous(torch.eye(3, dtype=offset.dtype, device=offset.device).expand(*offset.shape, 3), offset)
-
-
-def scaling(factors: Tensor) -> Tensor:
-    """Scale each axis by ``(..., 3)``."""
-    return homogeneous(torch.diag_embed(factors), torch.zeros_like(factors))
-
-
-def rotation(angles: Tensor) -> Tensor:
-    """Rotation by ``(..., 3)`` radians about the first, then the second, then the third axis."""
-    cos, sin = angles.cos(), angles.sin()
-    total = torch.eye(3, dtype=angles.dtype, device=angles.device).expand(*angles.shape, 3)
-    for axis in range(3):
-        b, c = (axis + 1) % 3, (axis + 2) % 3
-        turn = torch.eye(3, dtype=angles.dtype, device=angles.device).repeat(*angles.shape[:-1], 1, 1)
-        turn[..., b, b] = turn[..., c, c] = cos[..., axis]
-        turn[..., b, c], turn[..., c, b] = -sin[..., axis], sin[..., axis]
-        total = turn @ total
-    return homogeneous(total, torch.zeros_like(angles))
-
-
-def flip(flags: Tensor, size: Sequence[int]) -> Tensor:
-    """Mirror the axes where ``flags (..., 3)`` is true: ``v → n - 1 - v``, which keeps the voxel grid."""
-    flags = flags.double()
-    last = torch.tensor(size, dtype=flags.dtype, device=flags.device) - 1
-    return homogeneous(torch.diag_embed(1 - 2 * flags), flags * last)
-
-
-def about(matrix: Tensor, centre: Tensor) -> Tensor:
-    """The linear map ``matrix`` with ``centre (..., 3)`` as its fixed point."""
-    return translation(centre) @ matrix @ translation(-centre)
-
-
-def inverse(affine: Tensor) -> Tensor:
-    """Inverse of ``(..., 4, 4)`` affines in closed form: ``torch.linalg.inv`` would wait for the device."""
-    a, b, c = affine[..., :3, 0], affine[..., :3, 1], affine[..., :3, 2]
-    cross = torch.linalg.cross
-    rows = torch.stack([cross(b, c), cross(c, a), cross(a, b)], -2)
-    linear = rows / (a * cross(b, c)).sum(-1)[..., None, None]
-    return homogeneous(linear, -(linear @ affine[..., :3, 3:]).squeeze(-1))
-
-
-def transform(affine: Tensor, points: Tensor) -> Tensor:
-    """Applies ``(..., 4, 4)`` to points ``(..., N, 3)``."""
-    return points @ affine[..., :3, :3].transpose(-1, -2) + affine[..., None, :3, 3]
-
-
-def spacing(affine: Tensor) -> Tensor:
-    """Voxel size in mm along each index axis, ``(..., 3)``."""
-    return affine[..., :3, :3].norm(dim=-2)
-
-
-def volume(affine: Tensor) -> Tensor:
-    """Volume of a voxel, ``|det|`` of ``(..., 4, 4)``; a closed form, for the same reason as :func:`inverse`."""
-    a, b, c = affine[..., :3, 0], affine[..., :3, 1], affine[..., :3, 2]
-    return (a * torch.linalg.cross(b, c)).sum(-1).abs()
 
 
 def lattice(size: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
@@ -119,35 +74,28 @@ def lattice(size: Sequence[int], device: torch.device | str = "cpu", dtype: torc
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
 
 
-def feature_affine(view_affine: Tensor, stride: Sequence[float], offset: Sequence[float]) -> Tensor:
-    """``G = A_V S``: feature index → frame, for a tap of this stride and centre offset (in view voxels)."""
-    diagonal, shift = (view_affine.new_tensor(values) for values in (stride, offset))
-    return view_affine @ homogeneous(torch.diag(diagonal), shift)
+def normalise(size: Sequence[int]) -> np.ndarray:
+    """Index → torch's normalised coordinate ``u = (2 i + 1) / n - 1``, still in array order; ``(4, 4)``."""
+    sides = np.asarray(size, dtype=np.float64)
+    matrix = np.diag(np.append(2 / sides, 1.0))
+    matrix[:3, 3] = 1 / sides - 1
+    return matrix
 
 
-def contains(index: Tensor, size: Sequence[int] | Tensor, margin: float = 0.0) -> Tensor:
-    """Which indices ``(..., 3)`` lie at least ``margin`` inside the first and last voxel *centres* of a grid.
-
-    ``margin = -0.5`` asks for the grid's outer faces instead. A billionth of a voxel is forgiven, so that rounding
-    never drops the border of two identical lattices.
-    """
-    last = torch.as_tensor(size, device=index.device, dtype=index.dtype) - 1
-    slack = 1e-9
-    return ((index >= margin - slack) & (index <= last - margin + slack)).all(-1)
-
-
-def _normalise(size: Sequence[int], like: Tensor) -> Tensor:
-    """Index → torch's normalised coordinate ``u = (2 i + 1) / n - 1``, still in array order."""
-    n = torch.tensor(size, dtype=like.dtype, device=like.device)
-    return homogeneous(torch.diag(2 / n), 1 / n - 1)
+def _like(matrix: np.ndarray, like: Array) -> Array:
+    return matrix if isinstance(like, np.ndarray) else torch.from_numpy(matrix).to(like)
 
 
 def _interpolate(volume: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
     """``grid_sample`` in float32 (float64 if the volume is), whatever autocast says; ``grid`` is in array order."""
     dtype = torch.float64 if volume.dtype == torch.float64 else torch.float32
+    return sample_grid(volume, grid.to(dtype).flip(-1), mode, padding)  # torch wants (x, y, z) = (W, H, D)
+
+
+def sample_grid(volume: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
+    """``grid_sample`` in the grid's type, whatever autocast says; ``grid`` is in torch's order."""
     with torch.autocast(volume.device.type, enabled=False):
-        grid = grid.to(dtype).flip(-1)  # torch wants (x, y, z) = (W, H, D)
-        return F.grid_sample(volume.to(dtype), grid, mode=mode, padding_mode=padding, align_corners=False)
+        return F.grid_sample(volume.to(grid.dtype), grid, mode=mode, padding_mode=padding, align_corners=False)
 
 
 def resample(
@@ -155,25 +103,51 @@ def resample(
 ) -> Tensor:
     """Samples ``volume (B, C, ...)`` on a new grid; ``matrix (B, 4, 4)`` maps new index → index of ``volume``.
 
-    Returns ``(B, C, *size)``. The grid is separable, so it is summed from three small ones rather than multiplied out.
+    Returns ``(B, C, *size)``.
     """
-    theta = (_normalise(volume.shape[-3:], matrix) @ matrix)[:, :3]
     dtype = torch.float64 if volume.dtype == torch.float64 else torch.float32
-    axes = [torch.arange(n, device=matrix.device, dtype=matrix.dtype) for n in size]
-    d, h, w = ((theta[:, None, :, axis] * steps[:, None]).to(dtype) for axis, steps in enumerate(axes))
-    offset = theta[:, None, None, None, :, 3].to(dtype)
-    grid = (d[:, :, None, None] + offset) + h[:, None, :, None] + w[:, None, None, :]
-    return _interpolate(volume, grid, mode, padding)
+    parts = grid_parts(matrix, volume.shape[-3:], size)
+    return resample_parts(volume, [part.to(dtype) for part in parts], mode, padding)
+
+
+def grid_parts(matrix: Array, source: Sequence[int], size: Sequence[int]) -> list[Array]:
+    """A sampling grid, which is separable, as the three small ones ``(B, n, 3)`` whose sum it is.
+
+    Args:
+        matrix: ``(B, 4, 4)``, new index → index of the volume.
+        source: voxels of the volume.
+        size: voxels of the new grid.
+    """
+    rows = (_like(normalise(source), matrix) @ matrix)[:, [2, 1, 0]]  # torch wants (x, y, z) = (W, H, D)
+    parts = []
+    for axis, n in enumerate(size):
+        steps: Any = np.arange(n, dtype=np.float64)
+        if isinstance(matrix, Tensor):
+            steps = torch.arange(n, device=matrix.device, dtype=matrix.dtype)
+        parts.append(rows[:, None, :, axis] * steps[:, None])
+    parts[0] = parts[0] + rows[:, None, :, 3]
+    return parts
+
+
+def resample_parts(volume: Tensor, parts: Sequence[Tensor], mode: str = "bilinear", padding: str = "zeros") -> Tensor:
+    """:func:`resample` with the parts of its grid, in float32 or float64; one grid may serve all volumes."""
+    d, h, w = parts
+    grid = d[:, :, None, None] + h[:, None, :, None] + w[:, None, None, :]
+    return sample_grid(volume, grid.expand(len(volume), -1, -1, -1, -1), mode, padding)
 
 
 def resample_mean(volume: Tensor, matrix: Tensor, size: Sequence[int], samples: Sequence[int]) -> Tensor:
     """:func:`resample`, with each new voxel the mean of ``samples`` along each axis, evenly spaced within it."""
     if all(many == 1 for many in samples):
         return resample(volume, matrix, size)
-    many = torch.tensor(samples, dtype=matrix.dtype, device=matrix.device)
-    within = homogeneous(torch.diag(1 / many), (1 / many - 1) / 2)
-    fine = resample(volume, matrix @ within, [n * k for n, k in zip(size, samples, strict=True)])
+    fine = resample(volume, matrix @ within(samples, matrix), [n * k for n, k in zip(size, samples, strict=True)])
     return F.avg_pool3d(fine, tuple(samples))
+
+
+def within(samples: Sequence[int], like: Array) -> Array:
+    """Index of samples evenly spaced within voxels → index of the voxels, ``(4, 4)``."""
+    many = np.asarray(samples, dtype=np.float64)
+    return _like(homogeneous(np.diag(1 / many), (1 / many - 1) / 2), like)
 
 
 def sample(volume: Tensor, affine: Tensor, points: Tensor, mode: str = "bilinear", padding: str = "border") -> Tensor:
@@ -189,7 +163,7 @@ def sample(volume: Tensor, affine: Tensor, points: Tensor, mode: str = "bilinear
     Returns:
         ``(B, N, C)``, differentiable with respect to ``volume``.
     """
-    grid = transform(_normalise(volume.shape[-3:], affine) @ inverse(affine), points.to(affine.dtype))
+    grid = transform(_like(normalise(volume.shape[-3:]), affine) @ inverse(affine), points.to(affine.dtype))
     return _interpolate(volume, grid[:, :, None, None], mode, padding).flatten(2).transpose(1, 2)
 
 

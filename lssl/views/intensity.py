@@ -1,8 +1,8 @@
-"""MR intensity augmentation, batched, on the device.
+"""MR intensity augmentation, batched: parameters are drawn on the host, images are changed on the device.
 
 Every transform takes images ``(N, V, C, D, H, W)`` and changes each of the N groups with its own probability and its
-own parameters; the V views of a group share both, down to the noise. Parameters are drawn on the CPU from one
-generator, so the host knows which groups change and the device is never waited for; only those groups are computed.
+own parameters; the V views of a group share both, down to the noise. All parameters of a chain are drawn first, on the
+host, so the host knows which groups change and the device is never waited for; only those groups are computed.
 
 Images are expected with background 0 and the brightest tissue near 1. Default probabilities and ranges of blur,
 noise, bias field and gamma are those of the published longitudinal code (torchio 0.18: Ren et al., NeurIPS 2022);
@@ -14,13 +14,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lssl.utils.random import host_generator
+from lssl.utils.transfer import send
 
 __all__ = [
     "BiasField",
     "Blur",
     "Brightness",
+    "Changes",
     "Contrast",
     "Gamma",
     "IntensityTransform",
@@ -29,11 +34,13 @@ __all__ = [
     "default_transforms",
 ]
 
+Size = tuple[int, int, int]
+
 
 class IntensityTransform(ABC):
     """Base of the transforms: gates by probability, then changes the chosen groups.
 
-    A new one implements :meth:`apply`; draw its parameters with :meth:`uniform`.
+    A new one implements :meth:`draw`, unless it has no parameters, and :meth:`apply`.
 
     Args:
         p: probability per group.
@@ -42,27 +49,84 @@ class IntensityTransform(ABC):
     def __init__(self, p: float = 1.0) -> None:
         self.p = p
 
+    def draw(self, spacing: np.ndarray, size: Size, draws: np.random.Generator) -> Sequence[np.ndarray]:
+        """Parameters of n groups, which :meth:`apply` gets as tensors; by default none.
+
+        Args:
+            spacing: ``(n, 3)`` mm, voxel size of the images.
+            size: voxels of an image.
+            draws: source of random numbers; see :meth:`uniform`.
+        """
+        return ()
+
     @abstractmethod
-    def apply(self, images: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
-        """Changes all of ``images (n, V, C, D, H, W)``; ``spacing (n, 3)`` is their voxel size in mm."""
+    def apply(self, images: Tensor, generator: torch.Generator, *parameters: Tensor) -> Tensor:
+        """Changes all of ``images (n, V, C, D, H, W)``, not in place.
+
+        Args:
+            images: on their device.
+            generator: on the same device, for what is drawn voxel by voxel.
+            *parameters: what :meth:`draw` gave.
+        """
 
     def __call__(self, images: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
-        """Changes a random subset of ``images (N, V, C, D, H, W)``; never in place."""
-        chosen = (torch.rand(len(images), generator=generator) < self.p).nonzero().squeeze(1)
-        if len(chosen) == 0:
-            return images
-        chosen = chosen.to(images.device, non_blocking=True)
-        changed = self.apply(images[chosen], spacing[chosen].float(), generator)
-        return images.index_copy(0, chosen, changed)
+        """Changes a random subset of ``images (N, V, C, D, H, W)``; ``spacing (N, 3)`` is their voxel size in mm."""
+        changes = Changes([self], spacing.cpu().numpy(), images.shape[-3:], host_generator(generator))
+        return changes(images, send(changes.arrays, images.device))
 
     @staticmethod
     def uniform(
-        images: Tensor, low: float, high: float, generator: torch.Generator, count: int | None = None
-    ) -> Tensor:
-        """One draw per group, shaped to broadcast over the images; with ``count``, ``(n, count)`` draws."""
-        shape = (len(images), count or 1)
-        draws = (torch.rand(shape, generator=generator) * (high - low) + low).to(images.device, non_blocking=True)
-        return draws if count else draws.view(-1, 1, 1, 1, 1, 1)
+        draws: np.random.Generator, groups: int, low: float, high: float, count: int | None = None
+    ) -> np.ndarray:
+        """A float32 draw per group, shaped to broadcast over the images; with ``count``, ``(groups, count)`` draws."""
+        drawn = draws.uniform(low, high, (groups, count or 1)).astype(np.float32)
+        return drawn if count else drawn.reshape(-1, 1, 1, 1, 1, 1)
+
+
+class Changes:
+    """What a chain of transforms is to do to N groups, drawn on the host.
+
+    Args:
+        transforms: in order.
+        spacing: ``(N, 3)`` mm, voxel size of the images.
+        size: voxels of an image.
+        draws: source of all random numbers.
+
+    Attributes:
+        arrays: indices and parameters, for the device.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[IntensityTransform],
+        spacing: np.ndarray,
+        size: Sequence[int],
+        draws: np.random.Generator,
+    ) -> None:
+        self.arrays: list[np.ndarray] = []
+        self.seed = int(draws.integers(2**62))
+        self._steps: list[tuple[IntensityTransform, bool, int]] = []  # whether it changes all, number of its arrays
+        depth, height, width = size
+        for transform in transforms:
+            chosen = np.flatnonzero(draws.random(len(spacing)) < transform.p)
+            if len(chosen):
+                parameters = transform.draw(spacing[chosen], (depth, height, width), draws)
+                self.arrays += [chosen, *parameters]
+                self._steps.append((transform, len(chosen) == len(spacing), len(parameters)))
+
+    def __call__(self, images: Tensor, arrays: Sequence[Tensor]) -> Tensor:
+        """The changed ``images (N, V, C, D, H, W)``, which are left as they were; ``arrays`` are on their device."""
+        generator = torch.Generator(images.device).manual_seed(self.seed)
+        rest, changed, own = iter(arrays), images, False
+        for transform, everything, count in self._steps:
+            chosen, *parameters = (next(rest) for _ in range(1 + count))
+            if everything:
+                changed, own = transform.apply(changed, generator, *parameters), False
+            else:
+                some = transform.apply(changed.index_select(0, chosen), generator, *parameters)
+                changed, own = changed if own else changed.clone(), True
+                changed.index_copy_(0, chosen, some)
+        return changed
 
 
 class Gamma(IntensityTransform):
@@ -77,10 +141,13 @@ class Gamma(IntensityTransform):
         super().__init__(p)
         self.log_gamma = log_gamma
 
-    def apply(self, images: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, spacing: np.ndarray, size: Size, draws: np.random.Generator) -> Sequence[np.ndarray]:
+        """The exponent."""
+        return (np.exp(self.uniform(draws, len(spacing), -self.log_gamma, self.log_gamma)),)
+
+    def apply(self, images: Tensor, generator: torch.Generator, *parameters: Tensor) -> Tensor:
         """See the class."""
-        exponent = self.uniform(images, -self.log_gamma, self.log_gamma, generator).exp()
-        return images.sign() * images.abs().pow(exponent)
+        return images.abs().pow_(parameters[0]).copysign_(images)
 
 
 class Brightness(IntensityTransform):
@@ -95,9 +162,13 @@ class Brightness(IntensityTransform):
         super().__init__(p)
         self.factor = factor
 
-    def apply(self, images: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, spacing: np.ndarray, size: Size, draws: np.random.Generator) -> Sequence[np.ndarray]:
+        """The factor."""
+        return (self.uniform(draws, len(spacing), *self.factor),)
+
+    def apply(self, images: Tensor, generator: torch.Generator, *parameters: Tensor) -> Tensor:
         """See the class."""
-        return images * self.uniform(images, *self.factor, generator)
+        return images * parameters[0]
 
 
 class Contrast(Brightness):
@@ -108,10 +179,9 @@ class Contrast(Brightness):
         factor: range of the factor.
     """
 
-    def apply(self, images: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
+    def apply(self, images: Tensor, generator: torch.Generator, *parameters: Tensor) -> Tensor:
         """See the class."""
-        mean = images.mean((-3, -2, -1), keepdim=True)
-        return torch.lerp(mean, images, self.uniform(images, *self.factor, generator))
+        return torch.lerp(images.mean((-3, -2, -1), keepdim=True), images, parameters[0])
 
 
 class Noise(IntensityTransform):
@@ -126,13 +196,14 @@ class Noise(IntensityTransform):
         super().__init__(p)
         self.std = std
 
-    def apply(self, images: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, spacing: np.ndarray, size: Size, draws: np.random.Generator) -> Sequence[np.ndarray]:
+        """The standard deviation."""
+        return (self.uniform(draws, len(spacing), 0.0, self.std),)
+
+    def apply(self, images: Tensor, generator: torch.Generator, *parameters: Tensor) -> Tensor:
         """See the class."""
-        sigma = self.uniform(images, 0.0, self.std, generator)
-        seed = int(torch.randint(2**62, (1,), generator=generator))
-        on_device = torch.Generator(images.device).manual_seed(seed)
-        noise = torch.randn(images[:, :1].shape, device=images.device, generator=on_device)
-        return images + sigma * noise
+        noise = torch.randn(images[:, :1].shape, device=images.device, generator=generator)
+        return torch.addcmul(images, noise, parameters[0])
 
 
 class BiasField(IntensityTransform):
@@ -148,15 +219,19 @@ class BiasField(IntensityTransform):
         super().__init__(p)
         self.coefficient, self.order = coefficient, order
 
-    def apply(self, images: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, spacing: np.ndarray, size: Size, draws: np.random.Generator) -> Sequence[np.ndarray]:
+        """The polynomial at each plane of the first axis, ``(n, D, b, c)``, and the powers of the other axes."""
+        powers = np.arange(self.order + 1)
+        d, h, w = (np.linspace(-1, 1, n, dtype=np.float32)[:, None] ** powers.astype(np.float32) for n in size)
+        degree = powers[:, None, None] + powers[:, None] + powers
+        drawn = self.uniform(draws, len(spacing), -self.coefficient, self.coefficient, degree.size)
+        coefficients = drawn.reshape(-1, *degree.shape) * (degree <= self.order).astype(np.float32)
+        return np.einsum("da,nabc->ndbc", d, coefficients), h, w.T
+
+    def apply(self, images: Tensor, generator: torch.Generator, *parameters: Tensor) -> Tensor:
         """See the class."""
-        powers = torch.arange(self.order + 1, device=images.device)
-        bases = [torch.linspace(-1, 1, n, device=images.device)[:, None] ** powers for n in images.shape[-3:]]
-        a, b, c = torch.meshgrid(powers, powers, powers, indexing="ij")
-        draws = self.uniform(images, -self.coefficient, self.coefficient, generator, a.numel())
-        draws = draws.view(-1, *a.shape) * (a + b + c <= self.order)
-        field = torch.einsum("nabc,da,hb,wc->ndhw", draws, *bases)
-        return images * field.exp()[:, None, None]
+        planes, h, w = parameters
+        return images * (h @ planes @ w).exp_()[:, None, None]
 
 
 class Blur(IntensityTransform):
@@ -173,15 +248,18 @@ class Blur(IntensityTransform):
         super().__init__(p)
         self.sigma = sigma
 
-    def apply(self, images: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, spacing: np.ndarray, size: Size, draws: np.random.Generator) -> Sequence[np.ndarray]:
+        """``-1 / 2σ²`` in voxels, ``(n, 3, 1, 1)``, indices, and 0 or -∞ for indices within an axis and beyond."""
+        sigma = self.uniform(draws, len(spacing), 0.0, self.sigma, 3) / spacing.astype(np.float32)
+        sharpness = -0.5 / np.clip(sigma, 0.05, None) ** 2  # below that a voxel is untouched
+        index, inside = _axes(size)
+        return sharpness[..., None, None], index, np.where(inside, np.float32(0), np.float32(-np.inf))
+
+    def apply(self, images: Tensor, generator: torch.Generator, *parameters: Tensor) -> Tensor:
         """See the class."""
-        sigma = self.uniform(images, 0.0, self.sigma, generator, 3) / spacing
-        matrices = []
-        for axis, n in enumerate(images.shape[-3:]):
-            index = torch.arange(n, device=images.device, dtype=torch.float32)
-            width = sigma[:, axis, None, None].clamp_min(0.05)  # below that a voxel is untouched
-            matrices.append(torch.softmax(-0.5 * ((index[:, None] - index) / width) ** 2, -1))
-        return _separable(images, matrices)
+        sharpness, index, beyond = parameters
+        logits = torch.addcmul(beyond, (index[:, None] - index).square_(), sharpness)
+        return _separable(images, logits.softmax(-1))
 
 
 class LowResolution(IntensityTransform):
@@ -196,25 +274,34 @@ class LowResolution(IntensityTransform):
         super().__init__(p)
         self.factor = factor
 
-    def apply(self, images: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, spacing: np.ndarray, size: Size, draws: np.random.Generator) -> Sequence[np.ndarray]:
+        """Reach and centres of the coarse voxels, positions of the fine ones among them; indices as in Blur."""
+        f = self.uniform(draws, len(spacing), *self.factor, 3)[..., None]
+        index, inside = _axes(size)
+        last = np.ceil(np.asarray(size, np.float32)[:, None] / f) - 1  # coarse voxels beyond the image do not exist
+        centre = (index + np.float32(0.5)) * f - np.float32(0.5)  # of coarse voxel j, in fine voxels
+        position = np.clip(np.minimum((index + np.float32(0.5)) / f - np.float32(0.5), last), 0, None)
+        reach = (f + 1) / 2
+        return reach[..., None], centre[..., None], position[..., None], index, inside.astype(np.float32)
+
+    def apply(self, images: Tensor, generator: torch.Generator, *parameters: Tensor) -> Tensor:
         """See the class."""
-        factors = self.uniform(images, *self.factor, generator, 3)
-        matrices = []
-        for axis, n in enumerate(images.shape[-3:]):
-            f = factors[:, axis, None, None]
-            fine = torch.arange(n, device=images.device, dtype=torch.float32)
-            centre = (fine[:, None] + 0.5) * f - 0.5  # of coarse voxel j, in fine voxels
-            overlap = ((f + 1) / 2 - (fine - centre).abs()).clamp(0, 1)
-            average = overlap / overlap.sum(-1, keepdim=True).clamp_min(1e-6)
-            last = (n / f).ceil() - 1  # coarse voxels beyond the image do not exist
-            position = torch.minimum((fine[:, None] + 0.5) / f - 0.5, last).clamp_min(0)
-            matrices.append((1 - (position - fine).abs()).clamp_min(0) @ average)
-        return _separable(images, matrices)
+        reach, centre, position, index, inside = parameters
+        overlap = (reach - (centre - index).abs_()).clamp_(0, 1).mul_(inside)
+        average = overlap / overlap.sum(-1, keepdim=True).clamp_min_(1e-6)
+        weights = (position - index).abs_().neg_().add_(1).clamp_min_(0)
+        return _separable(images, weights @ average)
 
 
-def _separable(images: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Applies one ``(n, size, size)`` matrix along each of the last three axes of ``(n, V, C, D, H, W)``."""
-    d, h, w = matrices
+def _axes(size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the longest axis as float32, and bool ``(3, 1, longest)``, true within each axis."""
+    index = np.arange(max(size), dtype=np.float32)
+    return index, (index < np.asarray(size)[:, None])[:, None]
+
+
+def _separable(images: Tensor, matrices: Tensor) -> Tensor:
+    """Applies one matrix of ``(n, 3, longest, longest)`` along each of the last axes of ``(n, V, C, D, H, W)``."""
+    d, h, w = (matrices[:, axis, :n, :n] for axis, n in enumerate(images.shape[-3:]))
     images = torch.einsum("nab,nvcbhw->nvcahw", d, images)
     images = torch.einsum("nab,nvcdbw->nvcdaw", h, images)
     return torch.einsum("nab,nvcdhb->nvcdha", w, images)

@@ -3,6 +3,8 @@
 Published code crops, flips and rotates one after another and replays the steps. Here all parameters are drawn first and
 composed into one 4×4 matrix per view; the source is interpolated once. Image and matrix agree by construction, so the
 correspondence between two views is exact to rounding error.
+
+The host plans: draws and matrices are float64 arrays of numpy. The device gets grids and parameters in one copy.
 """
 
 from __future__ import annotations
@@ -10,77 +12,44 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lssl.data.batch import PairBatch
+from lssl.data.batch import HostPairs, PairBatch
 from lssl.data.spacing import TOLERANCE
 from lssl.utils.errors import InputError, positive
+from lssl.utils.random import host_generator
+from lssl.utils.transfer import send
+from lssl.views import affines as algebra
 from lssl.views import geometry as geo
-from lssl.views.intensity import IntensityTransform, default_transforms
+from lssl.views.intensity import Changes, IntensityTransform, default_transforms
 from lssl.views.overlap import shared_volume
+from lssl.views.view import Placement, View, nearest
 
 __all__ = ["View", "ViewSampler"]
 
 
 @dataclass
-class View:
-    """B augmented crops.
+class _Plan:
+    """What the host decided about two views.
 
     Attributes:
-        image: ``(B, C, D, H, W)`` float32, what the network sees.
-        clean: the same crop before intensity augmentation (the target of denoising).
-        affine: ``(B, 4, 4)`` float64, index → frame in mm.
-        source_affine: ``(B, 4, 4)``, index → frame of the source of the crop.
-        source_extent: ``(B, 3)``, voxels of the source that are data.
-        source_foreground: ``(B, …)`` bool, on the source's own grid.
-        age: ``(B,)`` years at the visit, NaN where unknown.
-        time: ``(B,)`` years since the subject's first visit, NaN where unknown (0 if both views show one visit).
-        source_label: ``(B, …)`` int16, on the source's own grid; ``None`` if no visit has any.
+        affines: ``(B, 2, 4, 4)``, index → frame.
+        times: ``(B, 2)`` years.
+        grid: parts of the sampling grid.
+        one_map: whether both visits are sampled at one grid.
+        changes: of the intensities.
     """
 
-    image: Tensor
-    clean: Tensor
-    affine: Tensor
-    source_affine: Tensor
-    source_extent: Tensor
-    source_foreground: Tensor
-    age: Tensor
-    time: Tensor
-    source_label: Tensor | None = None
-
-    @cached_property
-    def foreground(self) -> Tensor:
-        """``(B, 1, D, H, W)`` float32, 1 where the nearest voxel of the source is foreground."""
-        return self._nearest(self.source_foreground, 0).float()
-
-    @cached_property
-    def label(self) -> Tensor | None:
-        """``(B, 1, D, H, W)`` int16 of the nearest voxel, -1 outside the source or where a visit has none."""
-        return None if self.source_label is None else self._nearest(self.source_label, -1)
-
-    def _nearest(self, volume: Tensor, outside: float) -> Tensor:
-        points = geo.transform(self.affine, geo.lattice(self.size, self.affine.device))
-        return geo.sample_nearest(volume, self.source_affine, points, outside).unflatten(1, (1, *self.size))
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        """Voxels along ``(D, H, W)``."""
-        d, h, w = self.image.shape[-3:]
-        return d, h, w
-
-    def contains(self, points: Tensor, foreground: bool = False) -> Tensor:
-        """Which points ``(B, N, 3)`` of the frame the view shows from real data (if asked, from the foreground)."""
-        seen = geo.contains(geo.transform(geo.inverse(self.affine), points), self.size, -0.5)
-        in_source = geo.transform(geo.inverse(self.source_affine), points)
-        seen &= geo.contains(in_source, self.source_extent[:, None])  # the source fades to 0 beyond its last voxels
-        if foreground:
-            seen &= geo.sample_nearest(self.source_foreground, self.source_affine, points, 0)
-        return seen
+    affines: np.ndarray
+    times: np.ndarray
+    grid: list[np.ndarray]
+    one_map: bool
+    changes: Changes | None
 
 
 class ViewSampler:
@@ -114,7 +83,7 @@ class ViewSampler:
     """
 
     CENTRE_TRIES = 32
-    OVERLAP_TRIES = 16
+    OVERLAP_TRIES = (4, 12)  # at once; the second only if the first give none for some pair
 
     def __init__(
         self,
@@ -153,29 +122,32 @@ class ViewSampler:
     def __call__(self, batch: PairBatch, generator: torch.Generator) -> tuple[View, View]:
         """Two views per pair; all randomness comes from ``generator``, which lives on the CPU."""
         self.check(batch)
+        draws = host_generator(generator)
         batch = self._choose_visits(batch, generator)
-        linear = self.draw_linear(len(batch), generator, batch.affines.device)
-        first = self._anywhere(batch, 0, self.in_voxels(linear, batch.affines[:, 0]), generator)
+        pairs = batch.host
+        linear = self.in_voxels(self.draw_linear(len(pairs), draws), pairs.affines[:, 0])
+        first = self._anywhere(pairs, 0, linear, draws)
         shared = self.geometry == "shared"
-        second = self._same_map(batch, first) if shared else self._place_second(batch, first, generator)
-        return self.resample_views(batch, torch.stack([first, second], 1), generator)
+        second = self._same_map(pairs, first) if shared else self._place_second(pairs, first, draws)
+        return self.resample_views(batch, np.stack([first, second], 1), draws)
 
     def _choose_visits(self, batch: PairBatch, generator: torch.Generator) -> PairBatch:
         if not self.same_visit:
             return batch
         one = torch.rand(len(batch), 1, generator=generator) < self.same_visit
         either = torch.randint(2, (len(batch), 1), generator=generator)
-        return batch.visits(torch.where(one, either, torch.tensor([0, 1])).to(batch.images.device, non_blocking=True))
+        return batch.visits(torch.where(one, either, torch.tensor([0, 1])))
 
     def centred(self, batch: PairBatch) -> tuple[View, View]:
         """Unaugmented views of one box, at the centre of the first visit's foreground, for evaluation."""
         self.check(batch)
-        plain = geo.scaling(self.steps(batch.affines[:, 0]))
-        low, high = self.centre_bounds(plain, batch.extent[:, 0])
-        middle = self._middle(low)
-        centre = (geo.centre_of_mass(batch.foreground[:, 0]) - middle).round() + middle
-        first = self.view_to_source(plain, centre.clamp(low, high))
-        return self.resample_views(batch, torch.stack([first, self._same_box(batch, first)], 1), None)
+        pairs = batch.host
+        plain = algebra.scaling(self.steps(pairs.affines[:, 0]))
+        low, high = self.centre_bounds(plain, pairs.extent[:, 0])
+        mass = geo.centre_of_mass(torch.from_numpy(pairs.foreground[:, 0])).numpy()
+        centre = np.round(mass - self._middle) + self._middle
+        first = self.view_to_source(plain, np.clip(centre, low, high))
+        return self.resample_views(batch, np.stack([first, self._same_box(pairs, first)], 1), None)
 
     def check(self, batch: PairBatch) -> None:
         """Refuses sources that are smaller than the views; with a working spacing, the data's own check does."""
@@ -187,18 +159,14 @@ class ViewSampler:
                 f"views: a crop of {self.size} voxels does not fit into sources of {have}; use a smaller crop."
             )
 
-    def draw_linear(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    def draw_linear(self, count: int, draws: np.random.Generator) -> np.ndarray:
         """``R diag(z) F`` in mm as ``(count, 4, 4)`` linear maps."""
-
-        def uniform(low: float, high: float) -> Tensor:
-            return torch.rand(count, 3, generator=generator, dtype=torch.float64) * (high - low) + low
-
-        zoom, angles = uniform(*self.zoom), uniform(-self.rotation, self.rotation)
-        still = torch.rand(count, 1, generator=generator) >= self.affine_probability
-        zoom, angles = zoom.masked_fill(still, 1.0), angles.masked_fill(still, 0.0)
-        mirror = torch.rand(count, 3, generator=generator) < torch.tensor(self.flip)
-        signs = 1 - 2 * mirror.double()
-        return (geo.rotation(angles) @ geo.scaling(zoom * signs)).to(device, non_blocking=True)
+        zoom = draws.uniform(*self.zoom, (count, 3))
+        angles = draws.uniform(-self.rotation, self.rotation, (count, 3))
+        still = draws.random((count, 1)) >= self.affine_probability
+        mirror = draws.random((count, 3)) < self.flip
+        scale = np.where(still, 1.0, zoom) * (1 - 2 * mirror)
+        return algebra.rotation(np.where(still, 0.0, angles)) @ algebra.scaling(scale)
 
     def resample_to(self, spacing: Sequence[float], steps: np.ndarray) -> None:
         """Sets the working spacing.
@@ -216,106 +184,117 @@ class ViewSampler:
             i, j, k = np.maximum(np.floor(steps.max(0) + 0.5), 1).astype(int).tolist()
             self.samples = i, j, k
 
-    def steps(self, affine: Tensor) -> Tensor:
+    def steps(self, affine: np.ndarray) -> np.ndarray:
         """Voxels of the source in a view voxel, ``(..., 3)``; exactly 1 within 1 % of the working spacing."""
-        own = geo.spacing(affine)
+        own = algebra.spacing(affine)
         if self.spacing is None:
-            return torch.ones_like(own)
-        steps = torch.tensor(self.spacing, dtype=own.dtype, device=own.device) / own
-        return torch.where((steps - 1).abs() < TOLERANCE, 1.0, steps)
+            return np.ones_like(own)
+        steps = np.asarray(self.spacing) / own
+        return np.where(abs(steps - 1) < TOLERANCE, 1.0, steps)
 
-    def in_voxels(self, linear: Tensor, affine: Tensor) -> Tensor:
+    def in_voxels(self, linear: np.ndarray, affine: np.ndarray) -> np.ndarray:
         """``L``: a map of view indices from a linear map in mm along the source's axes."""
-        own = geo.spacing(affine)
-        return geo.scaling(1 / own) @ linear @ geo.scaling(own * self.steps(affine))
+        own = algebra.spacing(affine)
+        return algebra.scaling(1 / own) @ linear @ algebra.scaling(own * self.steps(affine))
 
-    def view_to_source(self, linear: Tensor, centre: Tensor) -> Tensor:
+    def view_to_source(self, linear: np.ndarray, centre: np.ndarray) -> np.ndarray:
         """View index → source index: ``c + L (v - (n - 1)/2)``."""
-        return geo.translation(centre) @ linear @ geo.translation(-self._middle(centre).expand_as(centre))
+        return algebra.translation(centre) @ linear @ algebra.translation(-self._middle)
 
-    def _middle(self, like: Tensor) -> Tensor:
-        return (torch.tensor(self.size, dtype=like.dtype, device=like.device) - 1) / 2
+    @property
+    def _middle(self) -> np.ndarray:
+        return (np.asarray(self.size) - 1) / 2
 
     @staticmethod
-    def _same_box(batch: PairBatch, first: Tensor) -> Tensor:
+    def _same_box(pairs: HostPairs, first: np.ndarray) -> np.ndarray:
         """The map into the second source that shows the same box of the frame."""
-        return geo.inverse(batch.affines[:, 1]) @ batch.affines[:, 0] @ first
+        return algebra.inverse(pairs.affines[:, 1]) @ pairs.affines[:, 0] @ first
 
-    def _same_map(self, batch: PairBatch, first: Tensor) -> Tensor:
+    def _same_map(self, pairs: HostPairs, first: np.ndarray) -> np.ndarray:
         """The first map; for pairs whose voxel sizes differ, the map to the same box."""
         if self.spacing is None:
             return first
-        one, other = geo.spacing(batch.affines).unbind(1)
-        alike = (one / other - 1).abs().amax(-1) < TOLERANCE
-        return torch.where(alike[:, None, None], first, self._same_box(batch, first))
+        one, other = algebra.spacing(pairs.affines).swapaxes(0, 1)
+        alike = abs(one / other - 1).max(-1) < TOLERANCE
+        return np.where(alike[:, None, None], first, self._same_box(pairs, first))
 
-    def centre_bounds(self, linear: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+    def centre_bounds(self, linear: np.ndarray, extent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Centres ``(B, 3)`` that keep the view's box inside the source; the source's middle if it does not fit."""
-        size = torch.tensor(self.size, dtype=linear.dtype, device=linear.device)
-        half = (linear[..., :3, :3].abs() @ (size / 2)[:, None]).squeeze(-1)
+        half = abs(linear[..., :3, :3]) @ (np.asarray(self.size) / 2)
         low, high = half - 0.5, extent - 0.5 - half
         middle = (extent - 1) / 2.0
         fits = low <= high
-        return torch.where(fits, low, middle), torch.where(fits, high, middle)
+        return np.where(fits, low, middle), np.where(fits, high, middle)
 
-    def _anywhere(self, batch: PairBatch, visit: int, linear: Tensor, generator: torch.Generator) -> Tensor:
+    def _anywhere(self, pairs: HostPairs, visit: int, linear: np.ndarray, draws: np.random.Generator) -> np.ndarray:
         """Puts views at random centres of one visit's source, on the foreground if requested."""
-        low, high = self.centre_bounds(linear, batch.extent[:, visit])
+        low, high = self.centre_bounds(linear, pairs.extent[:, visit])
         tries = self.CENTRE_TRIES if self.foreground else 1
-        draws = torch.rand(len(batch), tries, 3, generator=generator, dtype=torch.float64).to(low.device)
-        centres = low[:, None] + draws * (high - low)[:, None]
+        centres = low[:, None] + draws.random((len(pairs), tries, 3)) * (high - low)[:, None]
         if self.foreground:
-            index = centres.round().long().clamp_min(0)
-            rows = torch.arange(len(batch), device=low.device)[:, None]
-            hit = batch.foreground[:, visit][rows, index[..., 0], index[..., 1], index[..., 2]]
-            centres = centres[rows[:, 0], hit.int().argmax(1)]  # the first hit, or the first draw without a hit
-        else:
-            centres = centres[:, 0]
-        return self.view_to_source(linear, centres)
+            hit = nearest(pairs.foreground[:, visit], centres)
+            centres = centres[np.arange(len(pairs)), hit.argmax(1)]  # the first hit, or the first draw without a hit
+        return self.view_to_source(linear, centres.reshape(-1, 3))
 
-    def _place_second(self, batch: PairBatch, first: Tensor, generator: torch.Generator) -> Tensor:
+    def _place_second(self, pairs: HostPairs, first: np.ndarray, draws: np.random.Generator) -> np.ndarray:
         """A second index map that overlaps the first: draws several tries at once and takes the first good one."""
-        tries, n = self.OVERLAP_TRIES, len(batch)
-        linear = self.draw_linear(n * tries, generator, first.device).unflatten(0, (n, tries))
-        if self.flip_together:
-            linear = self.same_mirror(linear, first[:, None])
-        linear = self.in_voxels(linear, batch.affines[:, None, 1])
-        anchor = self._same_box(batch, first)
-        centre = geo.transform(
-            anchor, self._middle(first)[None, None]
-        )  # (B, 1, 3): the first view's centre in the second source
-        shift = self.draw_shift((n, tries), generator).to(centre.device) * self.steps(batch.affines[:, None, 1])
-        low, high = self.centre_bounds(linear, batch.extent[:, 1, None])
-        maps = self.view_to_source(linear, (centre + shift).clamp(low, high))
-        good = self._shared_part(maps, anchor[:, None]) >= self.overlap * (1 - 1e-6)
-        best = maps[torch.arange(n, device=maps.device), good.int().argmax(1)]
-        return torch.where(good.any(1)[:, None, None], best, anchor)
+        n, anchor = len(pairs), self._same_box(pairs, first)
+        best, lacking = anchor.copy(), np.ones(n, dtype=bool)
+        affine = pairs.affines[:, None, 1]
+        # (B, 1, 3): the first view's centre in the second source
+        centre = algebra.transform(anchor, self._middle[None])
+        for tries in self.OVERLAP_TRIES:
+            linear = self.draw_linear(n * tries, draws).reshape(n, tries, 4, 4)
+            if self.flip_together:
+                linear = self.same_mirror(linear, first[:, None])
+            linear = self.in_voxels(linear, affine)
+            shift = self.draw_shift((n, tries), draws) * self.steps(affine)
+            low, high = self.centre_bounds(linear, pairs.extent[:, 1, None])
+            maps = self.view_to_source(linear, np.clip(centre + shift, low, high))
+            good = self._shared_part(maps, anchor[:, None]) >= self.overlap * (1 - 1e-6)
+            found = lacking & good.any(1)
+            best[found] = maps[found, good.argmax(1)[found]]
+            lacking &= ~found
+            if not lacking.any():
+                break
+        return best
 
-    def draw_shift(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Shifts ``(*shape, 3)`` in voxels of the views, on the CPU, that leave two boxes the overlap."""
-        reach = (1 - self.overlap ** (1 / 3)) * torch.tensor(self.size, dtype=torch.float64)
-        return (2 * torch.rand(*shape, 3, generator=generator, dtype=torch.float64) - 1) * reach
+    def draw_shift(self, shape: tuple[int, ...], draws: np.random.Generator) -> np.ndarray:
+        """Shifts ``(*shape, 3)`` in voxels of the views that leave two boxes the overlap."""
+        reach = (1 - self.overlap ** (1 / 3)) * np.asarray(self.size)
+        return draws.uniform(-1, 1, (*shape, 3)) * reach
 
     @staticmethod
-    def same_mirror(linear: Tensor, first: Tensor) -> Tensor:
+    def same_mirror(linear: np.ndarray, first: np.ndarray) -> np.ndarray:
         """Gives linear maps the mirror of another: the sign of its diagonal (rotations are small)."""
-        wanted = first[..., :3, :3].diagonal(dim1=-2, dim2=-1).sign()
-        signs = wanted * linear[..., :3, :3].diagonal(dim1=-2, dim2=-1).sign()
-        return linear @ geo.scaling(signs)
+        wanted, own = (np.sign(matrix[..., range(3), range(3)]) for matrix in (first, linear))
+        return linear @ algebra.scaling(wanted * own)
 
-    def _shared_part(self, maps: Tensor, anchor: Tensor) -> Tensor:
+    def _shared_part(self, maps: np.ndarray, anchor: np.ndarray) -> np.ndarray:
         """Volume of the intersection over the smaller view's."""
-        shared = shared_volume(geo.inverse(anchor) @ maps, self.size) * geo.volume(anchor)
-        return shared / (torch.minimum(geo.volume(maps), geo.volume(anchor)) * math.prod(self.size))
+        shared = shared_volume(algebra.inverse(anchor) @ maps, self.size) * algebra.volume(anchor)
+        return shared / (np.minimum(algebra.volume(maps), algebra.volume(anchor)) * math.prod(self.size))
 
-    def resample_views(self, batch: PairBatch, maps: Tensor, generator: torch.Generator | None) -> tuple[View, View]:
+    def resample_views(
+        self, batch: PairBatch, maps: np.ndarray, draws: np.random.Generator | None
+    ) -> tuple[View, View]:
         """Resamples both sources once, through ``maps (B, 2, 4, 4)``, then augments intensities."""
+        pairs = batch.host
         # Centred views, and visits of different voxel sizes, have a map for each visit.
-        one_map = self.geometry == "shared" and generator is not None and self.spacing is None
-        clean = self._resample(batch.images, maps, one_map)
-        affines = batch.affines @ maps
-        image = clean if generator is None else self._augment(clean, geo.spacing(affines), generator)
-        times = batch.times_within_pair()
+        one_map = self.geometry == "shared" and draws is not None and self.spacing is None
+        affines = pairs.affines @ maps
+        changes = None if draws is None else self._changes(algebra.spacing(affines), draws)
+        grid = geo.grid_parts(self._fine(maps[:, 0] if one_map else maps.reshape(-1, 4, 4)), batch.size, self._samples)
+        plan = _Plan(affines, pairs.times_within_pair(), [part.astype(np.float32) for part in grid], one_map, changes)
+        return self._make(batch, plan)
+
+    def _make(self, batch: PairBatch, plan: _Plan) -> tuple[View, View]:
+        """What the device does: one copy, one resampling, and the intensity changes."""
+        changed = plan.changes.arrays if plan.changes else []
+        pairs = batch.host
+        affines, time, *sent = send([plan.affines, plan.times, *plan.grid, *changed], batch.images.device)
+        clean = self._resample(batch.images, sent[:3], plan.one_map)
+        image = clean if plan.changes is None else self._augment(clean, plan.changes, sent[3:])
         views = [
             View(
                 image=image[:, visit],
@@ -325,25 +304,40 @@ class ViewSampler:
                 source_extent=batch.extent[:, visit],
                 source_foreground=batch.foreground[:, visit],
                 age=batch.ages[:, visit],
-                time=times[:, visit],
+                time=time[:, visit],
                 source_label=None if batch.labels is None else batch.labels[:, visit],
             )
             for visit in range(2)
         ]
+        for visit, view in enumerate(views):
+            view.place(Placement.of(plan.affines[:, visit], pairs, visit, self.size))
         return views[0], views[1]
 
-    def _resample(self, images: Tensor, maps: Tensor, one_map: bool) -> Tensor:
+    @property
+    def _samples(self) -> list[int]:
+        """Samples of the source along each axis of a view."""
+        return [n * k for n, k in zip(self.size, self.samples, strict=True)]
+
+    def _fine(self, maps: np.ndarray) -> np.ndarray:
+        """Index of a sample → index of the source."""
+        return maps if self.samples == (1, 1, 1) else maps @ geo.within(self.samples, maps)
+
+    def _resample(self, images: Tensor, grid: list[Tensor], one_map: bool) -> Tensor:
         """One call for ``(B, 2, C, ...)``; two visits on one map are channels of one sampling: half the work."""
         if one_map:
-            return geo.resample(images.flatten(1, 2), maps[:, 0], self.size).unflatten(1, images.shape[1:3])
-        views = geo.resample_mean(images.flatten(0, 1), maps.flatten(0, 1), self.size, self.samples)
-        return views.unflatten(0, maps.shape[:2])
+            return geo.resample_parts(images.flatten(1, 2), grid).unflatten(1, images.shape[1:3])
+        views = geo.resample_parts(images.flatten(0, 1), grid)
+        if self.samples != (1, 1, 1):
+            views = F.avg_pool3d(views, self.samples)
+        return views.unflatten(0, images.shape[:2])
 
-    def _augment(self, clean: Tensor, spacing: Tensor, generator: torch.Generator) -> Tensor:
-        """Intensity transforms on ``(B, 2, C, ...)``, drawn per pair or per view."""
-        shared = self.intensity == "shared"
-        images = clean if shared else clean.flatten(0, 1).unsqueeze(1)
-        spacing = spacing[:, 0] if shared else spacing.flatten(0, 1)
-        for change in self.transforms:
-            images = change(images, spacing, generator)
-        return images if shared else images.squeeze(1).unflatten(0, clean.shape[:2])
+    def _changes(self, spacing: np.ndarray, draws: np.random.Generator) -> Changes:
+        """What intensity transforms do to views of this voxel size ``(B, 2, 3)``, per pair or per view."""
+        groups = spacing[:, 0] if self.intensity == "shared" else spacing.reshape(-1, 3)
+        return Changes(self.transforms, groups, self.size, draws)
+
+    def _augment(self, clean: Tensor, changes: Changes, arrays: list[Tensor]) -> Tensor:
+        """Intensity transforms on ``(B, 2, C, ...)``."""
+        if self.intensity == "shared":
+            return changes(clean, arrays)
+        return changes(clean.flatten(0, 1).unsqueeze(1), arrays).squeeze(1).unflatten(0, clean.shape[:2])

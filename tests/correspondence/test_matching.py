@@ -268,9 +268,9 @@ def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="rounds"):
         EmbeddingMatcher(Planted(), rounds=-1)
     with pytest.raises(InputError, match="min_score"):
-        select_match(torch.rand(2, 3), 0.5, 0.0)
+        select_match(torch.rand(2, 3).numpy(), 0.5, 0.0)
     with pytest.raises(InputError, match="min_score"):
-        select_match(torch.rand(2, 3), 0.5, 0.6)
+        select_match(torch.rand(2, 3).numpy(), 0.5, 0.6)
 
 
 # --- ladder -----------------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_bad_input(tmp_path):
 def test_ladder_against_a_loop(generator):
     score = torch.rand(200, 6, generator=generator) ** 2
     score[:20] = 0
-    index, same, rates = select_match(score, 0.6, 0.25)
+    index, same, rates = select_match(score.numpy(), 0.6, 0.25)
     counts = {"accepted": 0, "best": 0, "same_visit": 0}
     taken = []
     for row, scores in enumerate(score.tolist()):
@@ -302,7 +302,7 @@ def test_ladder_against_a_loop(generator):
 
 
 def test_ladder_with_nothing_found_is_finite():
-    _, same, rates = select_match(torch.zeros(3, 4), 0.5, 0.2)
+    _, same, rates = select_match(torch.zeros(3, 4).numpy(), 0.5, 0.2)
     assert same.all()
     assert rates["same_visit"] == 1
     assert rates["score"] == 0

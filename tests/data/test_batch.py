@@ -58,7 +58,7 @@ def test_ages_and_ids_keep_their_place(batch: PairBatch):
     assert all(math.isnan(age) for age in batch.ages[1].tolist())
     assert batch.times[0].tolist() == [0, 1.5]
     assert batch.times[1].isnan().all()
-    assert batch.times_within_pair().tolist() == [[0, 1.5], [0, 0]]  # one visit twice: its interval is known
+    assert batch.host.times_within_pair().tolist() == [[0, 1.5], [0, 0]]  # one visit twice: its interval is known
     assert batch.subject.tolist() == [3, 9]
     assert batch.session.tolist() == [[0, 1], [2, 2]]
     assert batch.affines[0, 1, 0, 0] == 2

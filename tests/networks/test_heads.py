@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lssl.networks.heads import Projector, TapHeads
+from lssl.networks.heads import Projector, StackedHeads, StackedLinear, TapHeads
 from lssl.utils.errors import InputError
 
 
@@ -61,3 +61,59 @@ def test_heads_of_taps_are_apart_whatever_the_taps_are_called():
     assert "a.b" in heads
     assert "b" not in heads
     assert len(heads) == len(heads.state_dict()) / 2 == 3
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("last_norm", [False, True])
+def test_stacked_heads_are_projectors_side_by_side(layers: int, last_norm: bool):
+    """Weights copied from one projector per tap: outputs, gradients and running statistics are theirs."""
+    channels = {"a.b": 3, "c": 5}
+    stacked = StackedHeads(channels, 6, 4, layers, last_norm)
+    alone = [Projector(width, 6, 4, layers, last_norm=last_norm) for width in channels.values()]
+    for number, (one, first) in enumerate(zip(alone, stacked.first.values(), strict=True)):
+        with torch.no_grad():
+            linear = [module for module in one if isinstance(module, nn.Linear)]
+            first.load_state_dict(linear[0].state_dict())
+            for mine, theirs in zip([m for m in stacked.rest if isinstance(m, StackedLinear)], linear[1:], strict=True):
+                mine.weight[number] = theirs.weight.T
+                assert (mine.bias is None) == (theirs.bias is None)
+                if theirs.bias is not None:
+                    mine.bias.unflatten(0, (2, -1))[number] = theirs.bias
+    rows = [torch.randn(7, width) for width in channels.values()]
+    found = stacked(rows)
+    expected = torch.stack([one(values) for one, values in zip(alone, rows, strict=True)])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    target = torch.randn_like(expected)
+    (found * target).sum().backward()
+    (expected * target).sum().backward()
+    for first, one in zip(stacked.first.values(), alone, strict=True):
+        torch.testing.assert_close(first.weight.grad, one[0].weight.grad, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        stacked.eval()(rows),
+        torch.stack([one.eval()(values) for one, values in zip(alone, rows, strict=True)]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_stacked_heads_of_one_width_take_their_rows_together():
+    stacked, rows = StackedHeads({"a": 3, "b": 3}, 6, 4), torch.randn(2, 7, 3)
+    assert isinstance(stacked.first, StackedLinear)
+    torch.testing.assert_close(stacked(rows), stacked(list(rows)))
+    weights = [[layer.weight[n] for layer in (stacked.first, stacked.rest[2])] for n in (0, 1)]
+    hidden = [values @ first for values, (first, _) in zip(rows, weights, strict=True)]
+    hidden = [F.batch_norm(values, None, None, training=True).relu() for values in hidden]
+    biases = stacked.rest[2].bias.unflatten(0, (2, -1))
+    expected = [values @ last + bias for values, (_, last), bias in zip(hidden, weights, biases, strict=True)]
+    torch.testing.assert_close(stacked(rows), torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_stacked_heads_start_as_torchs_linear_layers_do():
+    torch.manual_seed(0)
+    stacked = StackedHeads(dict.fromkeys("abc", 8), 50, 40)
+    weight, bias = stacked.rest[-1].weight, stacked.rest[-1].bias
+    assert 0.98 * 50**-0.5 < weight.abs().max() <= 50**-0.5
+    assert weight.std().item() == pytest.approx((1 / (3 * 50)) ** 0.5, rel=0.03)
+    assert bias.ndim == 1  # no weight decay
+    with pytest.raises(InputError, match="at least 4 rows and got 3"):
+        stacked([torch.zeros(3, 8)] * 3)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
 from lssl.networks.backbone import Backbone, unet, unet_taps
+from lssl.networks.heads import StackedHeads, StackedLinear
 from lssl.strategies import longitudinal_local
 from lssl.strategies.longitudinal_local import Cosine, InfoNCE, LongitudinalLocal
 from lssl.utils.errors import InputError
@@ -67,15 +68,31 @@ def only(*names: str) -> dict[str, float]:
 @pytest.fixture
 def drawn(monkeypatch) -> Iterator[dict]:
     """Tap → places that were drawn for it."""
-    places, original = {}, longitudinal_local.corresponding_points
+    places, original = {}, longitudinal_local.plan_points
 
-    def record(first, second, tap, *rest):
-        found = original(first, second, tap, *rest)
-        places[tap.module] = found[0]
+    def record(first, second, taps, *rest):
+        found = original(first, second, taps, *rest)
+        places.update({tap.module: torch.from_numpy(mm) for tap, mm in zip(taps, found.mm, strict=True)})
         return found
 
-    monkeypatch.setattr(longitudinal_local, "corresponding_points", record)
+    monkeypatch.setattr(longitudinal_local, "plan_points", record)
     return places
+
+
+def head(heads: StackedHeads, tap: str, rows: Tensor) -> Tensor:
+    """One of the heads alone, layer by layer; norms begin without scale and shift."""
+    number = heads.taps.index(tap)
+    first = [heads.first] if isinstance(heads.first, StackedLinear) else []
+    rows = rows if first else heads.first[f"tap_{tap.replace('.', '/')}"](rows)
+    for layer in [*first, *heads.rest]:
+        if isinstance(layer, StackedLinear):
+            rows = rows @ layer.weight[number]
+            rows = rows if layer.bias is None else rows + layer.bias.unflatten(0, (layer.count, -1))[number]
+        elif isinstance(layer, nn.ReLU):
+            rows = rows.relu()
+        else:
+            rows = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + 1e-5).sqrt()
+    return rows
 
 
 def test_every_term_by_hand(make, batch, drawn):
@@ -97,12 +114,12 @@ def test_every_term_by_hand(make, batch, drawn):
             for b in range(2)
             for i, j, k in index[b].round().long().tolist()
         ]
-        return list(strategy.projectors[tap](torch.stack(rows)).chunk(2))
+        return list(head(strategy.projectors, tap, torch.stack(rows)).chunk(2))
 
     expected = dict.fromkeys(TERMS, 0.0)
     for tap, weight in shares.items():
         z1, z2 = project(tap, drawn[taps[tap].module])
-        p1, p2 = strategy.predictors[tap](torch.cat([z1, z2])).chunk(2)
+        p1, p2 = head(strategy.predictors, tap, torch.cat([z1, z2])).chunk(2)
         cosines = F.cosine_similarity(p1, z2).mean() + F.cosine_similarity(p2, z1).mean()
         expected["similarity"] -= weight / 8 * 0.5 * cosines.item()
         if tap.startswith("decoder"):
@@ -137,7 +154,7 @@ def test_heads_see_the_same_place_of_both_views(make_batch):
         objective=OBJECTIVES["cosine"],
     )
     rows = []
-    strategy.projectors["places"].register_forward_pre_hook(lambda _, args: rows.append(args[0]))
+    strategy.projectors.register_forward_pre_hook(lambda _, args: rows.append(args[0][0]))
     batch = make_batch(4, (40, 38, 36), image="frame")
     terms(strategy, batch)
     one, two = rows[0].unflatten(0, (2, 4, -1)).double()
@@ -168,12 +185,14 @@ def test_published_numbers(backbone):
     assert [strategy.loss_weights[name] for name in ("similarity", "orthogonality", "reconstruction")] == [1, 100, 10]
     assert strategy.samples == 128
     assert not strategy.foreground
-    projector, predictor = strategy.projectors["bottleneck"], strategy.predictors["bottleneck"]
-    widths = [[(m.in_features, m.out_features) for m in h if isinstance(m, nn.Linear)] for h in (projector, predictor)]
-    assert widths == [[(8, 2048), (2048, 2048), (2048, 2048)], [(2048, 512), (512, 2048)]]
-    assert isinstance(projector[-1], nn.BatchNorm1d)
-    assert not projector[-1].affine
-    assert isinstance(predictor[-1], nn.Linear)
+    projector, predictor = strategy.projectors, strategy.predictors
+    assert projector.first["tap_bottleneck"].weight.shape == (2048, 8)
+    assert predictor.first.weight.shape == (8, 2048, 512)
+    rest = [[m.weight.shape for m in heads.rest if isinstance(m, StackedLinear)] for heads in (projector, predictor)]
+    assert rest == [[(9, 2048, 2048), (9, 2048, 2048)], [(8, 512, 2048)]]
+    assert not projector.rest[-1].norm.affine
+    assert isinstance(predictor.rest[-1], StackedLinear)
+    assert predictor.rest[-1].bias is not None
     assert set(strategy.predictors.taps) == {*ENCODER, *DECODER}
     assert set(strategy.projectors.taps) == {*strategy.predictors.taps, "skip.3"}
 
@@ -256,11 +275,12 @@ def test_identical_visits_under_shared_views_have_identical_projections(make, ma
     seen = []
     strategy.objective.loss.register_forward_pre_hook(lambda _, args: seen.append(args))
     terms(strategy.eval(), make_batch(2, (36, 34, 32), affine="same", identical=True))
-    assert len(seen) == 8
+    assert len(seen) == 1
     for p1, z1, p2, z2, weight in seen:
+        assert z1.shape == (8, 2, 16, 12)
         assert torch.equal(z1, z2)
         assert torch.equal(p1, p2)
-        assert weight.tolist() == [1, 1]
+        assert weight.tolist() == 8 * [[1, 1]]
 
 
 @pytest.mark.parametrize("objective", ["cosine", "info_nce"])

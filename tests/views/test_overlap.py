@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from lssl.views import geometry as geo
-from lssl.views.overlap import shared_volume
+from lssl.views import overlap
 
 SIZE = (12, 10, 8)
 MIDDLE = (torch.tensor(SIZE, dtype=torch.float64) - 1) / 2
+
+
+def shared_volume(maps: Tensor, size: tuple[int, int, int]) -> Tensor:
+    return torch.as_tensor(overlap.shared_volume(maps.numpy(), size))
 
 
 def random_maps(count: int, seed: int = 0, shift: float = 0.5, angle: float = 0.6) -> Tensor:

@@ -137,10 +137,10 @@ def test_a_coarse_voxel_is_the_mean_of_what_it_covers(generator):
 class Before(ViewSampler):
     """The formulas from before there was a working spacing."""
 
-    def steps(self, affine: Tensor) -> Tensor:
-        return torch.ones_like(geo.spacing(affine))
+    def steps(self, affine: np.ndarray) -> np.ndarray:
+        return np.ones_like(geo.spacing(affine))
 
-    def in_voxels(self, linear: Tensor, affine: Tensor) -> Tensor:
+    def in_voxels(self, linear: np.ndarray, affine: np.ndarray) -> np.ndarray:
         step = geo.spacing(affine)
         return geo.scaling(1 / step) @ linear @ geo.scaling(step)
 

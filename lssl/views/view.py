@@ -1,0 +1,129 @@
+"""View: augmented crops and their exact position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from lssl.data.batch import HostPairs
+from lssl.views import affines as algebra
+from lssl.views import geometry as geo
+
+__all__ = ["Placement", "View", "nearest"]
+
+
+@dataclass
+class Placement:
+    """Where B views of one size lie, on the host: what plans a step.
+
+    Attributes:
+        affine: ``(B, 4, 4)`` float64, index → frame in mm.
+        source_affine: ``(B, 4, 4)``, index → frame of the source of the crop.
+        source_extent: ``(B, 3)``, voxels of the source that are data.
+        source_foreground: ``(B, …)`` bool, on the source's own grid.
+        size: voxels of a view.
+    """
+
+    affine: np.ndarray
+    source_affine: np.ndarray
+    source_extent: np.ndarray
+    source_foreground: np.ndarray
+    size: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, affine: np.ndarray, pairs: HostPairs, visit: int, size: Sequence[int]) -> Placement:
+        """Views of visit 0 or 1 of each pair."""
+        d, h, w = size
+        return cls(affine, pairs.affines[:, visit], pairs.extent[:, visit], pairs.foreground[:, visit], (d, h, w))
+
+    def contains(self, points: np.ndarray, foreground: bool = False) -> np.ndarray:
+        """See :meth:`View.contains`."""
+        seen = algebra.contains(algebra.transform(algebra.inverse(self.affine), points), self.size, -0.5)
+        in_source = algebra.transform(algebra.inverse(self.source_affine), points)
+        seen &= algebra.contains(in_source, self.source_extent[:, None])
+        return seen & nearest(self.source_foreground, in_source) if foreground else seen
+
+
+def nearest(masks: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Values ``(B, N)`` of masks ``(B, D, H, W)`` at the voxels nearest to indices ``(B, N, 3)``; false outside."""
+    voxel = np.rint(index).astype(np.int64)
+    last = np.asarray(masks.shape[1:]) - 1
+    inside = ((voxel >= 0) & (voxel <= last)).all(-1)
+    i, j, k = np.moveaxis(voxel.clip(0, last), -1, 0)
+    return masks[np.arange(len(masks))[:, None], i, j, k] & inside
+
+
+@dataclass
+class View:
+    """B augmented crops.
+
+    Attributes:
+        image: ``(B, C, D, H, W)`` float32, what the network sees.
+        clean: the same crop before intensity augmentation (the target of denoising).
+        affine: ``(B, 4, 4)`` float64, index → frame in mm.
+        source_affine: ``(B, 4, 4)``, index → frame of the source of the crop.
+        source_extent: ``(B, 3)``, voxels of the source that are data.
+        source_foreground: ``(B, …)`` bool, on the source's own grid.
+        age: ``(B,)`` years at the visit, NaN where unknown.
+        time: ``(B,)`` years since the subject's first visit, NaN where unknown (0 if both views show one visit).
+        source_label: ``(B, …)`` int16, on the source's own grid; ``None`` if no visit has any.
+    """
+
+    image: Tensor
+    clean: Tensor
+    affine: Tensor
+    source_affine: Tensor
+    source_extent: Tensor
+    source_foreground: Tensor
+    age: Tensor
+    time: Tensor
+    source_label: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._host: Placement | None = None
+
+    @property
+    def host(self) -> Placement:
+        """The view's place on the host; a view that no sampler has drawn is read back from its device."""
+        if self._host is not None and self.affine.device.type != "cpu":
+            return self._host
+        tensors = self.affine, self.source_affine, self.source_extent, self.source_foreground
+        affine, source, extent, foreground = (tensor.cpu().numpy() for tensor in tensors)
+        return Placement(affine, source, extent, foreground, self.size)
+
+    def place(self, placement: Placement) -> None:
+        """Sets :attr:`host`, for a view whose place was planned there."""
+        self._host = placement
+
+    @cached_property
+    def foreground(self) -> Tensor:
+        """``(B, 1, D, H, W)`` float32, 1 where the nearest voxel of the source is foreground."""
+        return self._nearest(self.source_foreground, 0).float()
+
+    @cached_property
+    def label(self) -> Tensor | None:
+        """``(B, 1, D, H, W)`` int16 of the nearest voxel, -1 outside the source or where a visit has none."""
+        return None if self.source_label is None else self._nearest(self.source_label, -1)
+
+    def _nearest(self, volume: Tensor, outside: float) -> Tensor:
+        points = geo.transform(self.affine, geo.lattice(self.size, self.affine.device))
+        return geo.sample_nearest(volume, self.source_affine, points, outside).unflatten(1, (1, *self.size))
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Voxels along ``(D, H, W)``."""
+        d, h, w = self.image.shape[-3:]
+        return d, h, w
+
+    def contains(self, points: Tensor, foreground: bool = False) -> Tensor:
+        """Which points ``(B, N, 3)`` of the frame the view shows from real data (if asked, from the foreground)."""
+        seen = geo.contains(geo.transform(geo.inverse(self.affine), points), self.size, -0.5)
+        in_source = geo.transform(geo.inverse(self.source_affine), points)
+        seen &= geo.contains(in_source, self.source_extent[:, None])  # the source fades to 0 beyond its last voxels
+        if foreground:
+            seen &= geo.sample_nearest(self.source_foreground, self.source_affine, points, 0)
+        return seen
