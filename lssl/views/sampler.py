@@ -293,6 +293,7 @@ class ViewSampler:
         changed = plan.changes.arrays if plan.changes else []
         pairs = batch.host
         affines, time, *sent = send([plan.affines, plan.times, *plan.grid, *changed], batch.images.device)
+        affines, time = affines.clone(), time.clone()  # they outlive the step's other arrays
         clean = self._resample(batch.images, sent[:3], plan.one_map)
         image = clean if plan.changes is None else self._augment(clean, plan.changes, sent[3:])
         views = [

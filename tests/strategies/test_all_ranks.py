@@ -8,8 +8,7 @@ Batch norm is left out: its statistics are those of a rank's own rows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import entry_points
@@ -19,6 +18,7 @@ import pytest
 import torch
 from test_distributed import part
 from torch import Tensor, distributed, multiprocessing, nn
+from whole_batch import draws_of_the_whole_batch
 
 from lssl.networks.backbone import Backbone
 from lssl.segmentation.classes import Classes
@@ -143,25 +143,6 @@ BATCHES = ("full", "uneven", "nothing")
 Views = tuple[View, View, object]
 
 
-@contextmanager
-def draws_of_the_whole_batch(rows: slice, own: int) -> Iterator[None]:
-    """Random numbers of a rank's pairs are those that the pairs get in the whole batch."""
-    original = torch.rand
-
-    def rand(*shape, **options):
-        first, *rest = shape[0] if isinstance(shape[0], (tuple, torch.Size)) else shape
-        if options.get("generator") is None or first % own:
-            return original(*shape, **options)
-        everyone = original(first // own * PAIRS, *rest, **options)
-        return everyone.unflatten(0, (first // own, PAIRS))[:, rows].flatten(0, 1)
-
-    torch.rand = rand
-    try:
-        yield
-    finally:
-        torch.rand = original
-
-
 def results(name: str, data: Views, rows: slice) -> dict[str, Tensor]:
     """Each term's value and gradient, and the buffers afterwards (queues, centres)."""
     torch.manual_seed(0)
@@ -173,7 +154,7 @@ def results(name: str, data: Views, rows: slice) -> dict[str, Tensor]:
             parameter.data.add_(0.1 * torch.randn(parameter.shape))
     task.generator.manual_seed(0)
     own = [part(item, rows) for item in data]
-    with draws_of_the_whole_batch(rows, len(own[0].image)):
+    with draws_of_the_whole_batch(rows, len(own[0].image), PAIRS):
         terms = task.terms(*own[:2]) if isinstance(task, Segmenter) else task.terms(*own)
     trained = {key: value for key, value in task.named_parameters() if value.requires_grad}
     found = {}

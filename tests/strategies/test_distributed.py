@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
+from whole_batch import draws_of_the_whole_batch
 
 import lssl.losses.aligned_cosine
 import lssl.losses.nt_xent
@@ -34,7 +35,6 @@ from lssl.views.sampler import View, ViewSampler
 RANKS, PAIRS = 2, 4
 SUBJECTS = torch.tensor([0, 1, 2, 0])  # the first and the last pair are of one subject, on different ranks
 AGES = torch.tensor([[40.0, 42.0], [50.0, 50.5], [60.0, 66.0], [30.0, float("nan")]])
-LATTICE = 4**3
 Views = tuple[View, View, PairBatch]
 
 # --- what is computed, here on the whole batch and there on a rank's half ---------------------------------------------
@@ -104,8 +104,8 @@ PGL = [name for name in STRATEGIES if name.startswith("PGL")]
 CASES = [("SimCLR", "full"), ("PGL vicreg", "full"), *((name, "air") for name in PGL)]
 
 
-def gradients(name: str, data: Views, offset: int = 0) -> dict[str, Tensor]:
-    """Of the weighted sum of terms; ``offset`` is the number of pairs that ranks before this one have."""
+def gradients(name: str, data: Views, rows: slice = slice(None)) -> dict[str, Tensor]:
+    """Of the weighted sum of terms; ``rows`` are the pairs of the whole batch that these are."""
     torch.manual_seed(0)
     strategy = STRATEGIES[name]()
     if strategy.teacher is not None:  # else it would start equal to the network
@@ -113,8 +113,8 @@ def gradients(name: str, data: Views, offset: int = 0) -> dict[str, Tensor]:
             for parameter in strategy.teacher.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape))
     strategy.generator.manual_seed(0)
-    torch.rand(offset, LATTICE, generator=strategy.generator)  # what these draw, so that each pair's voxels are its own
-    terms = strategy.terms(*data)
+    with draws_of_the_whole_batch(rows, len(data[0].image), PAIRS):  # each pair's voxels are its own
+        terms = strategy.terms(*data)
     loss = torch.stack([strategy.loss_weights.get(term, 1.0) * value for term, value in terms.items()]).sum()
     loss.backward()
     trained = {name: parameter for name, parameter in strategy.named_parameters() if parameter.requires_grad}
@@ -216,10 +216,10 @@ def work(own: int, folder: str) -> None:
     rows = slice(own * PAIRS // RANKS, (own + 1) * PAIRS // RANKS)
     whole = torch.load(f"{folder}/batches.pt", weights_only=False)
     halves = {name: tuple(part(data, rows) for data in views) for name, views in whole.items()}
-    results = {case: averaged(gradients(case[0], halves[case[1]], rows.start)) for case in CASES}
+    results = {case: averaged(gradients(case[0], halves[case[1]], rows)) for case in CASES}
     for name, (case, *mistake) in MISTAKES.items():
         with replaced(*mistake):
-            results[name] = averaged(gradients(case[0], halves[case[1]], rows.start))
+            results[name] = averaged(gradients(case[0], halves[case[1]], rows))
     results |= {case: averaged(loss_gradients(*case, rows)) for case in LOSS_CASES}
     results |= {f"gather {name}": gather(value) for name, value in ragged(own).items()}
     results["rank"] = rank(), world_size()
@@ -309,7 +309,7 @@ def test_the_average_of_the_ranks_gradients_is_that_of_the_whole_batch(case: tup
 def test_with_nothing_to_compare_every_parameter_keeps_a_gradient_of_zero(name: str, batches):
     """Else distributed training would wait for it; and ``skipped`` pairs must not pull at the weights."""
     pairs = slice(2, 4)
-    found = gradients(name, tuple(part(data, pairs) for data in batches["apart"]))
+    found = gradients(name, tuple(part(data, pairs) for data in batches["apart"]), pairs)
     for parameter, gradient in found.items():
         assert gradient is not None, parameter
         assert gradient.abs().max() == 0, parameter
