@@ -10,6 +10,12 @@ from torch import Tensor
 
 __all__ = ["pack", "send", "unpack"]
 
+_TYPES = {
+    "bool": torch.bool,
+    "int64": torch.int64,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 _ALIGNED = 16  # bytes; the largest element that a view may have
 
 
@@ -17,7 +23,7 @@ def send(arrays: Sequence[np.ndarray], device: torch.device | str) -> list[Tenso
     """Tensors of the arrays on a device, by one copy that the host does not wait for.
 
     Args:
-        arrays: of any shapes and of types that torch knows.
+        arrays: of any shapes; bool, int64, float32 or float64.
         device: of the tensors.
     """
     device, buffer = torch.device(device), pack(arrays)
@@ -38,7 +44,7 @@ def pack(arrays: Sequence[np.ndarray]) -> Tensor:
 def unpack(buffer: Tensor, arrays: Sequence[np.ndarray]) -> list[Tensor]:
     """Views of a packed buffer, of the shapes and types of the arrays."""
     return [
-        buffer[start : start + array.nbytes].view(_dtype(array)).view(array.shape)
+        buffer[start : start + array.nbytes].view(_TYPES[array.dtype.name]).view(array.shape)
         for array, start in zip(arrays, _places(arrays)[:-1], strict=True)
     ]
 
@@ -49,7 +55,3 @@ def _places(arrays: Sequence[np.ndarray]) -> list[int]:
     for array in arrays:
         places.append(places[-1] + -(-array.nbytes // _ALIGNED) * _ALIGNED)
     return places
-
-
-def _dtype(array: np.ndarray) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, array.dtype)).dtype
