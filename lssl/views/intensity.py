@@ -116,6 +116,8 @@ class Changes:
 
     def __call__(self, images: Tensor, arrays: Sequence[Tensor]) -> Tensor:
         """The changed ``images (N, V, C, D, H, W)``, which are left as they were; ``arrays`` are on their device."""
+        if not self._steps:
+            return images
         generator = torch.Generator(images.device).manual_seed(self.seed)
         rest, changed, own = iter(arrays), images, False
         for transform, everything, count in self._steps:
