@@ -30,7 +30,7 @@ from lssl.views.working_spacing import WorkingSpacing
 
 __all__ = ["CHECKPOINT_FORMAT", "Task", "check_format"]
 
-CHECKPOINT_FORMAT = 2  # raised whenever the names of options or weights in a checkpoint change
+CHECKPOINT_FORMAT = 3  # raised whenever the names of options or weights in a checkpoint change
 
 Batch = TypeVar("Batch", contravariant=True)
 OptimizerFactory = Callable[[Iterable], Optimizer]

@@ -79,7 +79,7 @@ def _whole(path):
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "a.ckpt"
     config = "model: {class_path: LongitudinalLocal}\nbackbone: {}\nviews: {size: 32}\n"
-    torch.save({"state_dict": {"a": torch.arange(999.0)}, "lssl": {"config": config, "format": 2}}, path)
+    torch.save({"state_dict": {"a": torch.arange(999.0)}, "lssl": {"config": config, "format": 3}}, path)
     return path
 
 
