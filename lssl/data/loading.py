@@ -105,7 +105,7 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
             except FAILURES as error:
                 failures.append(read_error(error, self._names(one, two)))
                 if self.skips is None:
-                    raise failures[0] from error.__cause__ or error
+                    raise failures[0] from (error.__cause__ if failures[0] is error else error)
                 continue
             if failures and self.skips is not None:
                 self.skips.add(self._names(row, later), failures[0], self._names(one, two))

@@ -55,6 +55,12 @@ def test_stop_names_the_visits_of_a_source_of_ones_own():
         everything(made({3, 4, 5}))
 
 
+def test_a_sentence_of_a_reader_is_not_its_own_cause():
+    with pytest.raises(InputError, match="damaged") as found:
+        everything(made({3, 4, 5}, error=InputError("/data/x.nii is damaged.")))
+    assert found.value.__cause__ is None
+
+
 def test_a_bug_in_a_reader_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         everything(made({3, 4, 5}, error=ZeroDivisionError(), on_error="skip"))
