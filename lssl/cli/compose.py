@@ -314,8 +314,9 @@ def _value(text: str) -> Any:
     return text
 
 
-def _other_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    names = [str(part.get("class_path") or "").rpartition(".")[2] for part in (old, new)]
+def _other_class(old: Any, new: Any) -> bool:
+    named = [part.get("class_path") if isinstance(part, Mapping) else None for part in (old, new)]
+    names = [str(name or "").rpartition(".")[2] for name in named]
     return all(names) and names[0] != names[1]
 
 
@@ -326,7 +327,8 @@ def _other_network(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _of_the_recipe(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in (node.get("init_args") or {}).items() if key in OF_THE_RECIPE}
+    given = node.get("init_args")
+    return {key: value for key, value in given.items() if key in OF_THE_RECIPE} if isinstance(given, Mapping) else {}
 
 
 @cache

@@ -80,6 +80,14 @@ def test_unknown_key_in_a_file(capsys, tmp_path):
     assert "has no option 'nonsense'" in sentence(capsys, "fit", "--config", str(path), "--data=PhantomDataModule")
 
 
+@pytest.mark.parametrize("odd", [{"model": []}, {"backbone": {"network": []}}, {"data": {"init_args": [1]}}])
+def test_a_list_in_the_place_of_settings(odd, capsys, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(odd))
+    files = ["--config=global_contrastive", f"--config={path}", "--config=network/unet"]
+    assert sentence(capsys, "fit", *files, "--data=PhantomDataModule", "--trainer.accelerator=cpu")
+
+
 def test_a_file_that_is_no_yaml(capsys, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("model: {class_path: [\n")
