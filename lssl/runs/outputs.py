@@ -165,7 +165,7 @@ def read_report(run: Path) -> RunReport | None:
 
 
 def write_scores(folder: Path, scores: Iterable[Score]) -> pd.DataFrame:
-    """Writes ``segmentation.csv`` into the folder of a cohort, ``RUN/test/COHORT``; a row per score, a column per field.
+    """Writes ``segmentation.csv`` to the folder of a cohort, ``RUN/test/COHORT``, a row per score, a column per field.
 
     Returns:
         The table.

@@ -120,6 +120,6 @@ def test_planted_ageing_is_found_and_shuffled_times_teach_nothing(control):
     strategy = planted.train(make(), 60, control)
     (order, years), truth = planted.held_out(strategy, lambda one, two: strategy.compare(one, two)[:2])
     found, r = auc(order, -order).item(), torch.corrcoef(torch.stack([years, truth]))[0, 1].item()
-    # Without times, a network follows the one planted direction forwards or backwards by chance: 0.04 to 0.9 over seeds.
+    # Without times, a network follows the one planted direction forward or backward by chance: 0.04 to 0.9 over seeds.
     assert found < 0.95 if control else found > 0.95, found
     assert abs(r) < 0.75 if control else r > 0.85, r
