@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lssl.networks.backbone import Backbone
+from lssl.networks.blocks import Blocks
 from lssl.utils.errors import InputError
 from lssl.views.masking import BlockMasking, block_masks
 
@@ -127,7 +128,7 @@ def test_tokens_are_maps_where_they_are_tapped():
     backbone = Backbone.__new__(Backbone)  # a network of one odd size has no probe; the pass is what is tested
     nn.Module.__init__(backbone)
     backbone.network, backbone._paths, backbone._format = network, {"deep": "vit.norm"}, torch.contiguous_format
-    backbone.taps = {"deep": None}
+    backbone.taps, backbone._blocks = {"deep": None}, Blocks(False, False)
     features = backbone(image, ["deep"])["deep"]
     assert features.shape == (2, 24, 2, 3, 4)
     for d, h, w in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 2, 3)):
