@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lssl.data.clusters import subject_clusters
+from lssl.data.pairs import count
 from lssl.runs.outputs import Score, write_scores
 from lssl.runs.predictions import prediction_folder
 from lssl.segmentation.scores import METRICS, SegmentedVisit, score_subject
@@ -92,7 +93,7 @@ class SegmentationReport(L.Callback):
         whole = means.loc["mean"].dropna().to_dict()
         pl_module.log_dict({f"test/{metric}": value for metric, value in whole.items()}, batch_size=1)
         Console(width=None if sys.stdout.isatty() else 100).print(_table(means))
-        rank_zero_info(f"Scores of {table['subject'].nunique()} subjects: {self.folder}, pictures included.")
+        rank_zero_info(f"Scores of {count(table['subject'].nunique(), 'subject')}: {self.folder}, pictures included.")
 
     def _finish(self, trainer: L.Trainer, pl_module: Any) -> None:
         if not self._visits:
