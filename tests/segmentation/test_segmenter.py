@@ -36,6 +36,8 @@ def segmenter(size=16, channels=1, flip=0.0, mirrored_class=(0, 1, 2), views=Non
 
 def answer(made, monkeypatch, function):
     """Lets a function of the image stand for the network."""
+    monkeypatch.setattr(made.backbone, "outputs", lambda image: [function(image)])
+    monkeypatch.setattr(made, "head", torch.nn.Identity())
     monkeypatch.setattr(made, "logits", function)
 
 
