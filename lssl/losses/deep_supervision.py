@@ -23,6 +23,14 @@ def deep_supervision(loss: Callable[[Tensor, Tensor], Tensor], outputs: Sequence
         loss: of logits ``(B, K, D, H, W)`` and classes ``(B, D, H, W)``.
         outputs: logits, the finest first.
         target: ``(B, D, H, W)`` integers on the grid of the finest output.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import cross_entropy
+        >>> from lssl.losses.deep_supervision import deep_supervision
+        >>> fine, coarse = torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 2, 2, 2, 2)
+        >>> deep_supervision(cross_entropy, [fine, coarse], torch.zeros(1, 4, 4, 4, dtype=torch.long))
+        tensor(0.6931)
     """
     weights = [2.0**-i for i in range(len(outputs))]
     losses = [weight * loss(logits, _at(target, logits)) for weight, logits in zip(weights, outputs, strict=True)]

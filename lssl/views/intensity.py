@@ -115,7 +115,14 @@ class Changes:
                 self._steps.append((transform, len(chosen) == len(spacing), len(parameters)))
 
     def __call__(self, images: Tensor, arrays: Sequence[Tensor]) -> Tensor:
-        """The changed ``images (N, V, C, D, H, W)``, which are left as they were; ``arrays`` are on their device."""
+        """The changed ``images (N, V, C, D, H, W)``, which are left as they were; ``arrays`` are on their device.
+
+        In the images' own type, whatever autocast says.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            return self._changed(images, arrays)
+
+    def _changed(self, images: Tensor, arrays: Sequence[Tensor]) -> Tensor:
         if not self._steps:
             return images
         generator = torch.Generator(images.device).manual_seed(self.seed)
