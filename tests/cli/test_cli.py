@@ -183,7 +183,17 @@ def test_a_users_own_method_is_one_file(tmp_path):
     assert "train/order" in (tmp_path / "run" / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("config", ["demo.yaml", "global_contrastive.yaml", "prior_guided_local.yaml"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "demo.yaml",
+        pytest.param("global_contrastive.yaml", marks=SLOW),
+        pytest.param("prior_guided_local.yaml", marks=SLOW),
+    ],
+)
 def test_two_processes_train_together(config, tmp_path):
     """The report runs on rank zero alone, the monitor on all: nothing may wait for the other process there."""
     options = ["--monitor.every=4"]

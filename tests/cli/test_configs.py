@@ -162,7 +162,7 @@ def test_prior_guided_local_changes_its_objective_in_one_line(config, objective,
     [
         ("segresnet.yaml", 32, {"init_filters": 8}),
         ("dynunet.yaml", 32, {"filters": [4, 4, 8, 8, 8]}),
-        ("swin_unetr.yaml", 64, {"feature_size": 12}),
+        pytest.param("swin_unetr.yaml", 64, {"feature_size": 12}, marks=pytest.mark.slow),
     ],
 )
 def test_backbones(backbone, size, smaller, tmp_path):

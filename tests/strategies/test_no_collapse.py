@@ -137,7 +137,12 @@ COLLAPSING = {
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+FAST = ("SimCLR", "cosine", "masked")  # one of each kind in every run of the suite
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES]
+)
 def test_every_objective_stays_alive(name, pairs):
     strategy = OBJECTIVES[name]()
     tap = "mid" if name.islower() or "_" in name else "deep"
