@@ -93,6 +93,21 @@ def test_foreground_points_are_preferred_where_there_are_any(make_batch, generat
     assert len(rounded(found[1])) == 30  # no foreground at all: anywhere
 
 
+def test_foreground_is_that_of_each_visit_where_its_own_affine_puts_it(make_batch, generator):
+    """Two visits on grids of their own, each with a scattered mask: every point lies in both, voxel by voxel."""
+    batch = make_batch(2, (40, 36, 32), image="frame", affine="oblique")
+    assert not torch.equal(batch.affines[:, 0], batch.affines[:, 1])
+    batch.foreground[...] = torch.rand(batch.foreground.shape, generator=generator) < 0.5
+    first, second = ViewSampler(SIZE, transforms=[], rotation=10.0, overlap=0.4)(batch, generator)
+    places, weight = corresponding_points(first, second, TAP, 20, generator, foreground=True)
+    assert weight.tolist() == [1, 1]
+    for visit, b in itertools.product(range(2), range(2)):
+        voxel = (
+            geo.transform(torch.linalg.inv(batch.affines[b, visit])[None], places[b][None]).round().long().view(-1, 3)
+        )
+        assert batch.foreground[b, visit].squeeze(0)[tuple(voxel.T)].all()
+
+
 @pytest.mark.parametrize("visit", [0, 1])
 @pytest.mark.parametrize("extent", [(15, 36, 32), (40, 12, 32)])
 def test_points_beyond_the_data_of_either_visit_are_not_drawn(make_batch, generator, extent: tuple, visit: int):
