@@ -6,8 +6,9 @@ import errno
 import inspect
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,17 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException
 
 from lssl.cli.messages import explain
 from lssl.cli.settings import of_a_library, other_weights, trainer_refusal
 from lssl.segmentation.segmenter import Segmenter
 from lssl.utils.errors import InputError, input_error
-from lssl.utils.files import writing_failed
+from lssl.utils.files import check_temporary, writing_failed
 from lssl.utils.stop import Stopped
 
 __all__ = ["explained", "stop_launched"]
 
-QUOTED = "lssl.utils.errors.InputError: "
 GONE = (
     "Another process of this run has ended or cannot be reached (if it said why, that is above), so this one stops, "
     "too. Go on with --ckpt_path last."
@@ -64,35 +64,46 @@ def explained(classes: Sequence[type]) -> Iterator[None]:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             raise InputError(GONE) from error
         raise
-    except ProcessRaisedException as error:
-        if mistake := _raised(str(error)):
-            raise mistake from None
-        raise
     except ProcessExitedException as error:
         if error.exit_code > 0:  # it has said why; or it was asked to stop, and this is the signal's status
             raise SystemExit(error.exit_code) from None
         raise InputError(GONE) from error
 
 
-def _raised(text: str) -> InputError | None:
-    """The sentence at the end of a launched process's traceback; ``None`` for a bug."""
-    last = text.strip().rpartition("\n")[2]
-    if last.startswith(QUOTED):
-        return InputError(last.removeprefix(QUOTED))
-    return InputError(GONE) if last.startswith(("torch.distributed.Dist", "RuntimeError")) and "gloo" in last else None
-
-
 @contextmanager
 def stop_launched(trainer: Any) -> Iterator[None]:
-    """If a signal stops this process, asks those that it has launched (``ddp_spawn``) to save and end, too.
+    """Cares for the processes that this one launches (``ddp_spawn``, ``ddp_fork``, ``ddp_notebook``).
+
+    Torch hands on what ends one of them as a file in TMPDIR, which may be full. So each says it itself, in one
+    sentence, and ends with status 2. If a signal stops this process, they are asked to save and end, too.
 
     Args:
         trainer: of the run.
+
+    Raises:
+        InputError: if they could not be launched, as no folder for temporary files can be written.
     """
+    launcher = trainer.strategy.launcher
+    launches = isinstance(launcher, _MultiProcessingLauncher)
+    if launches:
+        check_temporary()
+        launcher._wrapping_function = partial(_launched, type(launcher)._wrapping_function, launcher)
     try:
         yield
     except Stopped:
-        launcher = trainer.strategy.launcher
-        if isinstance(launcher, _MultiProcessingLauncher):
+        if launches:
             launcher.kill(signal.SIGTERM)  # a second Ctrl-C would end them at once
         raise
+
+
+def _launched(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Runs in a launched process."""
+    try:
+        with explained([]):
+            function(*args, **kwargs)
+    except Exception as error:
+        mistake = input_error(error)
+        if mistake is None:
+            raise
+        print(f"lssl: error: {mistake}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

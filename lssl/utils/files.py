@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from lssl.utils.errors import InputError
 
 __all__ = [
     "atomic_write",
+    "check_temporary",
     "damage",
     "digest",
     "fingerprint",
@@ -158,6 +160,20 @@ def writing_failed(path: Path, error: BaseException | None) -> InputError | None
             return InputError(f"{path} could not be written: {REASONS[error.errno]}.")
         error = error.__cause__ or error.__context__
     return None
+
+
+def check_temporary() -> None:
+    """Refuses to go on where no file of 4 kB can be written into the folder for temporary files."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as error:
+        at = f" ({tempfile.tempdir})" if tempfile.tempdir else ""
+        raise InputError(
+            f"There is no folder for temporary files{at} that can be written, and processes need one to start: "
+            f"{error.strerror or error}. Set TMPDIR to a folder with free space."
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

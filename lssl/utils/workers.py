@@ -10,6 +10,7 @@ import torch
 import torch.multiprocessing
 
 from lssl.utils.errors import InputError
+from lssl.utils.files import check_temporary
 from lssl.utils.stop import end_with_parent
 
 __all__ = ["check_workers", "start_worker"]
@@ -23,17 +24,19 @@ def check_workers(workers: int, batch_bytes: int) -> None:
     """Makes room for open files, and refuses workers whose batches do not fit into shared memory.
 
     A worker that meets the limit of open files dies, and the run would wait for its batch for ever. So the soft limit
-    is raised; where that is not allowed, tensors are shared through named files, which need not stay open.
+    is raised; where that is not allowed, tensors are shared through named files, which need not stay open. A worker
+    that cannot make a folder in TMPDIR, where its batches are fetched by a socket, would be waited for as well.
 
     Args:
         workers: processes that read.
         batch_bytes: of one batch; 0 if unknown.
 
     Raises:
-        InputError: if the batches under way do not fit into ``/dev/shm``.
+        InputError: if the batches under way do not fit into ``/dev/shm``, or no temporary file can be written.
     """
     if not workers:
         return
+    check_temporary()
     needed = OWN + EACH * workers
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import pickle
+import shutil
 import signal
+import tempfile
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 from helpers import TINY_NET, fit
@@ -35,20 +39,56 @@ def test_a_full_disk_is_one_sentence_and_a_missing_file_is_another_error():
     assert found.value.__cause__ is None
 
 
+def launched(function, temporary) -> None:
+    """Two forked processes run a function, as those of ``ddp_fork`` do, with a folder for temporary files."""
+    strategy = SimpleNamespace(num_processes=2, cluster_environment=SimpleNamespace(main_port=31337))
+    strategy.launcher = launcher = _MultiProcessingLauncher(strategy, "fork")
+    trainer = SimpleNamespace(strategy=strategy)
+    with patch.object(tempfile, "tempdir", str(temporary)), explained([]), stop_launched(trainer):
+        launcher.launch(function)
+
+
 @pytest.mark.parametrize(
-    ("last", "kind", "sentence"),
+    ("error", "sentence"),
     [
-        ("lssl.utils.errors.InputError: /data/a.nii is damaged.", InputError, r"^/data/a\.nii is damaged\.$"),
-        ("RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer", InputError, "Another process"),
-        ("torch.distributed.DistBackendError: gloo has lost a rank", InputError, "Another process"),
-        ("ValueError: a bug", ProcessRaisedException, "a bug"),
-        ("ValueError: after lssl.utils.errors.InputError: a sentence", ProcessRaisedException, "a sentence"),
+        (InputError("/data/a.nii is damaged."), "/data/a.nii is damaged."),
+        (OSError(errno.ENOSPC, "No space", "run/log.csv"), "run/log.csv could not be written: the disk is full."),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "Another process of this run"),
     ],
 )
-def test_the_sentence_of_a_spawned_process_is_that_of_the_run(last, kind, sentence):
-    text = f"\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n  …\n{last}\n"
-    with pytest.raises(kind, match=sentence), explained([]):
-        raise ProcessRaisedException(text, 1, 31337)
+def test_a_launched_process_says_its_sentence_even_if_temporary_files_cannot_be_written(
+    error, sentence, tmp_path, capfd
+):
+    """Torch would write the traceback there, fail, and print both failures."""
+
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    both = multiprocessing.get_context("fork").Barrier(2)
+
+    def function():
+        both.wait()
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        launched(function, temporary)
+    assert end.value.code == 2
+    said = capfd.readouterr().err
+    assert f"lssl: error: {sentence}" in said
+    assert "Traceback" not in said
+
+
+def test_a_bug_in_a_launched_process_keeps_its_traceback(tmp_path):
+    def function():
+        raise ValueError("a bug")
+
+    with pytest.raises(ProcessRaisedException, match="ValueError: a bug"):
+        launched(function, tmp_path)
+
+
+def test_no_process_is_launched_where_temporary_files_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match="Set TMPDIR"):
+        launched(print, tmp_path / "gone")
 
 
 def test_the_status_of_a_spawned_process_is_that_of_the_run():

@@ -1,6 +1,7 @@
 """Open files and shared memory of worker processes."""
 
 import resource
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -48,3 +49,11 @@ def test_shared_memory_is_asked_before_it_is_needed(monkeypatch):
     workers.check_workers(4, 8_000_000)
     with pytest.raises(InputError, match=r"4 workers hold up to 80 MB of batches in /dev/shm, of which 67 MB are free"):
         workers.check_workers(4, 10_000_000)
+
+
+def test_workers_need_a_folder_for_temporary_files(tmp_path, monkeypatch):
+    """Without one, the first batch would be waited for without end."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(InputError, match="Set TMPDIR"):
+        workers.check_workers(1, 0)
+    workers.check_workers(0, 0)
