@@ -39,20 +39,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
-from lssl.data.pair_order import in_random_order
 from lssl.networks.backbone import Backbone
-from lssl.networks.heads import feature_std
-from lssl.networks.latent import LatentAutoencoder
-from lssl.strategy import Strategy
+from lssl.timed_strategy import LatentStrategy
 from lssl.utils.distributed import weighted_mean
-from lssl.utils.errors import positive
-from lssl.utils.intervals import require_order, signed_interval
+from lssl.utils.intervals import signed_interval
 from lssl.views.sampler import View
 
 __all__ = ["LatentDirection"]
 
 
-class LatentDirection(Strategy):
+class LatentDirection(LatentStrategy):
     """An autoencoder in whose latent space every brain ages in one direction (LSSL, Zhao et al., 2021).
 
     Args:
@@ -68,47 +64,16 @@ class LatentDirection(Strategy):
     def __init__(
         self, backbone: Backbone, tap: str = "bottleneck", latent: int = 128, hidden: int = 128, **common: Any
     ) -> None:
-        super().__init__(backbone, **common)
-        positive(latent=latent, hidden=hidden)
-        backbone.freeze_unused([tap])
-        self.tap = tap
-        self.autoencoder = LatentAutoencoder(backbone.taps[tap], backbone.in_channels, latent, hidden)
-        self.autoencoder.decoder.requires_grad_(self.uses("reconstruction"))
+        super().__init__(backbone, tap, latent, hidden, **common)
         self.direction = nn.Parameter(F.normalize(torch.randn(latent), dim=0), requires_grad=self.uses("direction"))
 
-    def setup(self, stage: str) -> None:
-        """Refuses data without known intervals."""
-        super().setup(stage)
-        if stage == "fit" and self.uses("direction"):
-            require_order(self.data_source.table, type(self).__name__)
-
-    def draw_views(self, batch: PairBatch) -> tuple[View, View]:
-        """Views of both visits, in random order."""
-        return self.views(in_random_order(batch, self.generator), self.generator)
-
-    def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
+    def direction_term(self, z: tuple[Tensor, Tensor], first: View, second: View, batch: PairBatch) -> Tensor:
         """See the module's table."""
-        maps = self._latent(torch.cat([first.image, second.image]))
-        z = self.autoencoder.vectors(maps)
-        self.log_metric("feature_std", feature_std(z))
-        terms = {}
-        if self.uses("reconstruction"):
-            terms["reconstruction"] = F.mse_loss(self.autoencoder.decode(maps), torch.cat([first.clean, second.clean]))
-        if self.uses("direction"):
-            years, ordered = signed_interval(first.time, second.time)
-            one, two = z.chunk(2)
-            cosine = F.cosine_similarity(two - one, self.direction[None])
-            terms["direction"] = weighted_mean(1 - years.sign() * cosine, ordered)
-            self.log_metric("skipped", 1 - ordered.mean())
-        return terms
+        years, ordered = signed_interval(first.time, second.time)
+        cosine = F.cosine_similarity(z[1] - z[0], self.direction[None])
+        self.log_metric("skipped", 1 - ordered.mean())
+        return weighted_mean(1 - years.sign() * cosine, ordered)
 
     def position(self, image: Tensor) -> Tensor:
         """``(B,)`` how far along the direction images ``(B, C, D, H, W)`` lie: how old they look, without unit."""
-        return self.autoencoder.vectors(self._latent(image)) @ F.normalize(self.direction, dim=0)
-
-    def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
-        """The view, and what the decoder makes of its latent map."""
-        return (view.image, self.autoencoder.decode(self._latent(view.image))) if self.uses("reconstruction") else None
-
-    def _latent(self, image: Tensor) -> Tensor:
-        return self.autoencoder(self.backbone(image, [self.tap])[self.tap])
+        return self.autoencoder.vectors(self.latent_map(image)) @ F.normalize(self.direction, dim=0)

@@ -43,20 +43,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lssl.data.batch import PairBatch
-from lssl.data.pair_order import in_random_order
 from lssl.networks.backbone import Backbone
-from lssl.networks.heads import feature_std
-from lssl.networks.latent import LatentAutoencoder
-from lssl.strategy import Strategy
+from lssl.timed_strategy import LatentStrategy
 from lssl.utils.distributed import gather, weighted_mean, world_size
 from lssl.utils.errors import InputError, positive
-from lssl.utils.intervals import require_order, signed_interval
+from lssl.utils.intervals import signed_interval
 from lssl.views.sampler import View
 
 __all__ = ["NeighbourhoodEmbedding"]
 
 
-class NeighbourhoodEmbedding(Strategy):
+class NeighbourhoodEmbedding(LatentStrategy):
     """Brains that look alike change alike, in an autoencoder's latent space (LNE, Ouyang et al., 2021).
 
     Args:
@@ -79,44 +76,15 @@ class NeighbourhoodEmbedding(Strategy):
         neighbours: int = 5,
         **common: Any,
     ) -> None:
-        super().__init__(backbone, **common)
-        positive(latent=latent, hidden=hidden, neighbours=neighbours)
-        backbone.freeze_unused([tap])
-        self.tap, self.neighbours = tap, neighbours
-        self.autoencoder = LatentAutoencoder(backbone.taps[tap], backbone.in_channels, latent, hidden)
-        self.autoencoder.decoder.requires_grad_(self.uses("reconstruction"))
+        super().__init__(backbone, tap, latent, hidden, **common)
+        positive(neighbours=neighbours)
+        self.neighbours = neighbours
 
-    def setup(self, stage: str) -> None:
-        """Refuses data without known intervals."""
-        super().setup(stage)
-        if stage == "fit" and self.uses("direction"):
-            require_order(self.data_source.table, type(self).__name__)
-
-    def draw_views(self, batch: PairBatch) -> tuple[View, View]:
-        """Views of both visits, in random order."""
-        return self.views(in_random_order(batch, self.generator), self.generator)
-
-    def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
+    def direction_term(self, z: tuple[Tensor, Tensor], first: View, second: View, batch: PairBatch) -> Tensor:
         """See the module's table."""
-        maps = self._latent(torch.cat([first.image, second.image]))
-        z = self.autoencoder.vectors(maps)
-        self.log_metric("feature_std", feature_std(z))
-        terms = {}
-        if self.uses("reconstruction"):
-            terms["reconstruction"] = F.mse_loss(self.autoencoder.decode(maps), torch.cat([first.clean, second.clean]))
-        if self.uses("direction"):
-            self._check_batch(len(z) // 2)
-            years, ordered = signed_interval(first.time, second.time)
-            one, two = z.chunk(2)
-            terms["direction"] = self._direction(one, two, years, batch.subject.masked_fill(ordered == 0, -1))
-        return terms
-
-    def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
-        """The view, and what the decoder makes of its latent map."""
-        return (view.image, self.autoencoder.decode(self._latent(view.image))) if self.uses("reconstruction") else None
-
-    def _latent(self, image: Tensor) -> Tensor:
-        return self.autoencoder(self.backbone(image, [self.tap])[self.tap])
+        self._check_batch(len(z[0]))
+        years, ordered = signed_interval(first.time, second.time)
+        return self._direction(*z, years, batch.subject.masked_fill(ordered == 0, -1))
 
     def _direction(self, one: Tensor, two: Tensor, years: Tensor, subject: Tensor) -> Tensor:
         """The term of latent vectors ``(B, D)``; a subject of -1 marks a pair without a trajectory."""

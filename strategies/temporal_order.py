@@ -35,13 +35,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lssl.data.batch import PairBatch
-from lssl.data.pair_order import in_random_order
 from lssl.networks.backbone import Backbone
 from lssl.networks.heads import Projector, mean_and_max
-from lssl.strategy import Strategy
+from lssl.timed_strategy import TimedStrategy
 from lssl.utils.distributed import weighted_mean
 from lssl.utils.errors import positive
-from lssl.utils.intervals import require_order, signed_interval
+from lssl.utils.intervals import signed_interval
 from lssl.views.sampler import View
 
 __all__ = ["Comparison", "TemporalOrder"]
@@ -61,7 +60,7 @@ class Comparison(NamedTuple):
     scale: Tensor
 
 
-class TemporalOrder(Strategy):
+class TemporalOrder(TimedStrategy):
     """Which of two visits came first, and how many years lie between them (PaIRNet, LILAC; Kim et al., 2023, 2025).
 
     Args:
@@ -89,16 +88,6 @@ class TemporalOrder(Strategy):
         backbone.freeze_unused([tap])
         self.tap = tap
         self.head = Projector(2 * backbone.taps[tap].channels, hidden, 3, norm=norm)
-
-    def setup(self, stage: str) -> None:
-        """Refuses data without known intervals."""
-        super().setup(stage)
-        if stage == "fit":
-            require_order(self.data_source.table, type(self).__name__)
-
-    def draw_views(self, batch: PairBatch) -> tuple[View, View]:
-        """Views of both visits, in random order."""
-        return self.views(in_random_order(batch, self.generator), self.generator)
 
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """See the module's table."""

@@ -32,20 +32,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lssl.data.batch import PairBatch
-from lssl.data.pair_order import in_random_order
 from lssl.networks.backbone import Backbone
 from lssl.networks.heads import Projector, feature_std, mean_and_max
 from lssl.networks.teacher import Teacher
-from lssl.strategy import Strategy
+from lssl.timed_strategy import TimedStrategy
 from lssl.utils.distributed import weighted_mean
 from lssl.utils.errors import positive
-from lssl.utils.intervals import require_order, signed_interval
+from lssl.utils.intervals import signed_interval
 from lssl.views.sampler import View
 
 __all__ = ["TrajectoryPrediction"]
 
 
-class TrajectoryPrediction(Strategy):
+class TrajectoryPrediction(TimedStrategy):
     """Features of a later visit are predicted from an earlier one and the years between (BYOL told the time).
 
     Args:
@@ -78,16 +77,6 @@ class TrajectoryPrediction(Strategy):
         self.predictor = Projector(projection + 2, hidden, projection, norm=norm)
         if momentum is not None:
             self.teacher = Teacher({"backbone": backbone, "projector": self.projector}, momentum)
-
-    def setup(self, stage: str) -> None:
-        """Refuses data without known intervals."""
-        super().setup(stage)
-        if stage == "fit":
-            require_order(self.data_source.table, type(self).__name__)
-
-    def draw_views(self, batch: PairBatch) -> tuple[View, View]:
-        """Views of both visits, in random order."""
-        return self.views(in_random_order(batch, self.generator), self.generator)
 
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """See the module's table."""

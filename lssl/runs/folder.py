@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -284,8 +285,8 @@ class RunFolder(SaveConfigCallback):
             path = Path(trainer.default_root_dir) / CONFIG
             back_up(path)
             with atomic_write(path) as part:
-                part.write_text(self._text())
-            store_config(trainer, yaml.safe_load(self._text()))
+                part.write_text(self.text)
+            store_config(trainer, yaml.safe_load(self.text))
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """From the first step on, the folder stays."""
@@ -304,10 +305,11 @@ class RunFolder(SaveConfigCallback):
         if self.claim is not None and self.claim.lock is not None:
             self.claim.lock.check()
         about = {"format": CHECKPOINT_FORMAT, "version": lssl.__version__, "data": self.data, "job": slurm_job()}
-        checkpoint["lssl"] = {**about, "config": self._text()}
+        checkpoint["lssl"] = {**about, "config": self.text}
 
-    def _text(self) -> str:
-        """What the run was started from is not part of its config: a new run with this config starts anew."""
+    @cached_property
+    def text(self) -> str:
+        """The config as YAML, without what the run was started from: a new run with this config starts anew."""
         config = self.config.clone()
         if config.get("ckpt_path"):
             config.ckpt_path = None

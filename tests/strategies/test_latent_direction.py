@@ -11,7 +11,6 @@ import torch
 
 from lssl.metrics.visits import auc
 from lssl.strategies.latent_direction import LatentDirection
-from lssl.utils.intervals import signed_interval
 
 NAN = float("nan")
 
@@ -42,29 +41,6 @@ def test_terms_by_hand():
         losses.append(1 - inner / math.hypot(*delta) / math.hypot(*tau))
     assert terms["direction"].item() == pytest.approx(sum(losses) / 2, rel=1e-4)
     assert strategy.logged["skipped"].item() == 0.5
-
-
-def test_the_order_of_presentation_does_not_matter_and_is_random():
-    strategy, batch = make().eval(), planted.planted(40, 0)
-    first, second = strategy.draw_views(batch)
-    years, _ = signed_interval(first.time, second.time)
-    assert 8 < (years > 0).sum() < 32
-    one, other = strategy.terms(first, second, batch), strategy.terms(second, first, batch)
-    assert all(one[name].item() == pytest.approx(other[name].item(), rel=1e-5) for name in one)
-
-
-@pytest.mark.parametrize("used", [("reconstruction",), ("direction",), ("reconstruction", "direction")])
-def test_terms_in_use_reach_every_trained_parameter(used):
-    """Else distributed training would wait for it."""
-    strategy = make(loss_weights={name: float(name in used) for name in LatentDirection.LOSS_WEIGHTS})
-    terms = strategy.losses(planted.planted(4, 0))
-    assert terms.keys() == {*used}
-    strategy.total(terms).backward()
-    assert all(p.grad is not None for p in strategy.parameters() if p.requires_grad)
-    assert strategy.backbone.network[0].weight.grad.abs().max() > 0
-    assert (strategy.show_reconstruction(strategy.views.centred(planted.planted(1, 0))[0]) is None) == (
-        "reconstruction" not in used
-    )
 
 
 @pytest.mark.parametrize("control", [False, True])
