@@ -136,13 +136,13 @@ compdef _lssl lssl"""
 
 
 def _fish(first: Sequence[str], after: Mapping[str, Sequence[str]]) -> str:
-    """A line for each list of words; fish offers files beside them."""
+    """A line for each list of words; fish offers files beside them. Without ``-r`` an option would take no value."""
     lines = [f"complete -c lssl -n __fish_use_subcommand -f -a '{' '.join(first)}'"]
     for key, found in after.items():
         command, _, option = key.partition(" --")
         seen = f"-n '__fish_seen_subcommand_from {command}'"
         if option:
-            lines.append(f"complete -c lssl {seen} -l '{option}' -a '{' '.join(found)}'")
+            lines.append(f"complete -c lssl {seen} -l '{option}' -r -a '{' '.join(found)}'")
         else:
             lines.append(f"complete -c lssl {seen} -a '{' '.join(found)}'")
     return "\n".join(lines)

@@ -264,9 +264,9 @@ class TrainingCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, ImportError) as error:
             raise input_error(error) or trainer_refusal(error, config.accelerator) from error
-        order = lambda one: (not isinstance(one, ProgressBar), isinstance(one, Trace))  # noqa: E731
+        order = lambda one: (*(not isinstance(one, kind) for kind in (RunFolder, ProgressBar)), isinstance(one, Trace))  # noqa: E731
         trainer.callbacks.sort(key=order)  # type: ignore[attr-defined]
-        return trainer  # the bar goes first, so that it has ended when others print; a trace follows the account
+        return trainer  # the folder is said first; the bar has ended when others print; a trace follows the account
 
     def _run_subcommand(self, subcommand: str) -> None:
         with stop_launched(self.trainer):

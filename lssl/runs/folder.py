@@ -259,7 +259,7 @@ class RunFolder(SaveConfigCallback):
         super().__init__(parser, config, overwrite=True, **options)
         self.references = references or {}
         self.data: dict[str, Any] = {}
-        self.claim = claim
+        self.claim, self.said = claim, False
 
     def __getstate__(self) -> dict[str, Any]:
         """The claim stays in the process that made it."""
@@ -273,10 +273,7 @@ class RunFolder(SaveConfigCallback):
             self.claim.untrained = True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Says where the run goes; describes the data, for the checkpoints."""
-        if trainer.is_global_zero:
-            note = f" ({self.claim.note})" if self.claim and self.claim.note else ""
-            print(f"Run folder: {trainer.default_root_dir}{note}", flush=True)
+        """Describes the data, for the checkpoints."""
         self.data = describe(trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -288,13 +285,22 @@ class RunFolder(SaveConfigCallback):
                 part.write_text(self.text)
             store_config(trainer, yaml.safe_load(self.text))
 
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """From the first step on, the folder stays."""
         if self.claim:
             self.claim.untrained = False
+        self._say_folder(trainer)
+
+    def _say_folder(self, trainer: L.Trainer) -> None:
+        """Says where the run goes, once: not before a step is done, as a refusal leaves no folder."""
+        if trainer.is_global_zero and not self.said:
+            note = f" ({self.claim.note})" if self.claim and self.claim.note else ""
+            print(f"Run folder: {trainer.default_root_dir}{note}", flush=True)
+        self.said = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Removes what SLURM's requeues saved: the run is complete, and its last checkpoint is later."""
+        self._say_folder(trainer)
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero and (folder / "checkpoints" / "last.ckpt").is_file():
             for path in folder.glob("hpc_ckpt_*.ckpt"):

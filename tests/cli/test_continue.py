@@ -106,6 +106,14 @@ def test_a_run_that_fails_at_its_first_step_leaves_no_folder_and_no_promise(tmp_
     (tmp_path / "run" / "notes.txt").touch()
     sentence(capsys, "fit", *small)
     assert (tmp_path / "run" / "notes.txt").is_file()
+    (tmp_path / "run" / "config.yaml").touch()
+    with pytest.raises(SystemExit):
+        main(["fit", *small])
+    said = capsys.readouterr()
+    assert "has no term 'order'" in said.err
+    assert "un folder" not in said.out + said.err
+    assert "run-2" not in said.out + said.err
+    assert not (tmp_path / "run-2").exists()
 
 
 def test_a_refusal_is_not_preceded_by_a_folder(tmp_path, capsys, caplog):

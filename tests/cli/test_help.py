@@ -146,6 +146,25 @@ def test_bash_completes(typed, offered, capsys, tmp_path):
     assert not result.stderr
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish here")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("pre", {"predict", "prepare"}),
+        ("strategies Mask", {"MaskedAutoencoder"}),
+        ("fit --config longitudinal_i", {"longitudinal_infonce"}),
+        ("fit --data Ph", {"PhantomDataModule"}),
+        ("fit --config demo --trainer.max", {"--trainer.max_steps"}),
+        ("prepare a b --transform r", {"rigid"}),
+    ],
+)
+def test_fish_completes(typed, offered, capsys, tmp_path):
+    (tmp_path / "lssl.fish").write_text(said(capsys, "completion", "fish"))
+    command = f'source lssl.fish; complete -C "lssl {typed}"'
+    result = subprocess.run(["fish", "-c", command], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert set(result.stdout.split()) == offered
+
+
 def test_the_nearest_option_is_named(capsys):
     demo = ["fit", "--config", str(ROOT / "configs/demo.yaml")]
     for command, near in (

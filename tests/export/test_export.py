@@ -15,6 +15,7 @@ import torch
 import yaml
 from helpers import TINY_NET, fit, sentence
 from safetensors.torch import load_file
+from test_readme import DOCS, blocks
 
 from lssl.checkpoint import load_task
 from lssl.cli.main import main
@@ -78,6 +79,20 @@ def test_a_segmenter_answers_without_lssl_as_with_it(run, tmp_path, capsys):
         torch.testing.assert_close(features["output"], ours.logits(other))
         torch.testing.assert_close(features["decoder.0"], ours.backbone(other, ["decoder.0"])["decoder.0"])
     assert "is not empty" in sentence(capsys, "export", str(run), str(out))
+
+
+def test_the_ten_lines_of_the_page_load_it_into_monai(tmp_path, monkeypatch):
+    """Padding is reflect, which a state_dict does not hold."""
+    model = {"class_path": "PriorGuidedLocal", "init_args": {"taps": ["bottleneck"], "min_points": 1}}
+    made = fit(tmp_path, model=model, backbone={**TINY_NET, "taps": TAPS, "padding": "reflect"})
+    main(["export", str(made), str(tmp_path / "exported")])
+    monkeypatch.chdir(tmp_path)
+    page = next(page for page in DOCS if page.name == "weights.md")
+    (text,) = [text for text in blocks(page, "python") if "monai" in text]
+    assert len(list(filter(None, text.splitlines()))) <= 10
+    exec(text, {})
+    with pytest.raises(AssertionError, match="not close"):
+        exec(text.replace('meta["padding"]', '"zeros"'), {})
 
 
 def test_the_model_card_is_what_hugging_face_reads(pretraining, tmp_path):

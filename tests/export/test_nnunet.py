@@ -11,12 +11,16 @@ import torch
 import torch.nn.functional as F
 from helpers import fit
 from monai.networks.nets import DynUNet
+from test_readme import DOCS, blocks
 
 from lssl.checkpoint import load_task
 from lssl.export import nnunet
 from lssl.export.command import export_network
 from lssl.utils.errors import InputError
 
+LINES = next(
+    text for page in DOCS if page.name == "weights.md" for text in blocks(page, "python") if "nnunetv2" in text
+)
 PYTHON = os.environ.get("LSSL_NNUNET_PYTHON", "")
 KIND = "monai.networks.nets.DynUNet"
 ARGUMENTS = {
@@ -169,3 +173,15 @@ def test_nnunets_own_loaders_take_it(segmenter, tmp_path):
     assert difference < 1e-5
     assert encoder == 0
     assert reader == "NibabelIOWithReorient"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PYTHON, reason="needs LSSL_NNUNET_PYTHON, the Python of an environment with nnunetv2")
+def test_the_lines_of_the_page_load_it_into_nnunet(segmenter, tmp_path):
+    export_network(segmenter / "checkpoints/last.ckpt", tmp_path / "exported", "nnunet", python=PYTHON)
+    done = subprocess.run([PYTHON, "-c", LINES], cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
+def test_nnunet_takes_at_most_ten_lines():
+    assert len(list(filter(None, LINES.splitlines()))) <= 10
