@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from lssl.networks.backbone import Backbone
 from lssl.task import Task, check_format
-from lssl.utils.errors import InputError
+from lssl.utils.errors import InputError, input_error
 from lssl.utils.files import refuse_damaged
 from lssl.utils.schedules import WarmupCosine
 from lssl.utils.structure import unpack
@@ -36,7 +36,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "config" not in checkpoint.get("lssl", {}):
         raise InputError(f"{path} was not written by lssl fit: it holds no config that rebuilds its network.")
     check_format(checkpoint, str(path))
+    if "structure" not in checkpoint["lssl"]:
+        _check_config(checkpoint["lssl"]["config"], path)
     return checkpoint
+
+
+def _check_config(text: Any, path: str | Path) -> None:
+    """Refuses a stored config that is no YAML of plain values, or that lacks what rebuilds a network."""
+    try:
+        config = yaml.safe_load(text) if isinstance(text, str) else None
+    except yaml.YAMLError:
+        config = None
+    groups = [config.get(name) for name in ("model", "backbone", "views")] if isinstance(config, dict) else [None]
+    if not all(isinstance(group, dict) for group in groups) or not isinstance(groups[0].get("class_path"), str):  # type: ignore[union-attr]
+        raise InputError(f"{path}: the config in it is damaged, so its network cannot be rebuilt.")
 
 
 def checkpoint_of(run: str | Path) -> Path:
@@ -88,12 +101,19 @@ def load_task(path: str | Path) -> Task[Any]:
     }
     check_classes(wanted, str(path))
     try:
-        parsed = parser.parse_object(wanted)
-    except ArgumentError as error:
-        raise InputError(f"{path}: {model['class_path']} of its config cannot be built here: {error}") from None
-    task: Task[Any] = parser.instantiate(parsed).model
+        task: Task[Any] = parser.instantiate(parser.parse_object(wanted)).model
+    except (ArgumentError, TypeError, ValueError) as error:
+        reason = input_error(error) or str(error)[:500]
+        raise InputError(f"{path}: {model['class_path']} of its config cannot be built here: {reason}") from error
     task.on_load_checkpoint(checkpoint)  # gives a Segmenter its classes
-    task.load_state_dict(checkpoint["state_dict"])
+    return _with_weights(task, checkpoint, path)
+
+
+def _with_weights(task: Task[Any], checkpoint: dict[str, Any], path: str | Path) -> Task[Any]:
+    try:
+        task.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: its weights are not those of its own network; the file was changed.") from error
     return task.eval()
 
 
@@ -109,8 +129,7 @@ def _unpacked(checkpoint: dict[str, Any], path: str) -> Task[Any]:
     if not isinstance(task, Task):
         raise InputError(f"{path} holds a {type(task).__name__}, which is no task of lssl.")
     task.optimizer, task.schedule = torch.optim.AdamW, WarmupCosine
-    task.load_state_dict(checkpoint["state_dict"])
-    return task.eval()
+    return _with_weights(task, checkpoint, path)
 
 
 def _without(arguments: dict[str, Any], names: set[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from lssl.cli.settings import of_a_library, other_weights, trainer_refusal
 from lssl.segmentation.segmenter import Segmenter
 from lssl.utils.errors import InputError, input_error
 from lssl.utils.files import check_temporary, writing_failed
-from lssl.utils.stop import Stopped
+from lssl.utils.stop import NoBatch, Stopped, end_soon, obey_signals
 
 __all__ = ["explained", "stop_launched"]
 
@@ -97,10 +97,15 @@ def stop_launched(trainer: Any) -> Iterator[None]:
 
 
 def _launched(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Runs in a launched process."""
+    """Runs in a launched process; Lightning calls no ``on_exception`` there."""
+    obey_signals()  # until the run listens
     try:
         with explained([]):
             function(*args, **kwargs)
+    except NoBatch:
+        status = 128 + signal.SIGTERM
+        end_soon(status)
+        raise SystemExit(status) from None
     except Exception as error:
         mistake = input_error(error)
         if mistake is None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-__all__ = ["NoBatch", "StopSignals", "Stopped", "end_soon", "end_with_parent"]
+__all__ = ["NoBatch", "StopSignals", "Stopped", "end_soon", "end_with_parent", "obey_signals"]
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # of a scheduler, of Ctrl-C, of a scheduler before its time limit
 LOADER = os.path.join("torch", "utils", "data", "dataloader.py")
@@ -129,6 +129,13 @@ def _waits_for_batch(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def obey_signals() -> None:
+    """Lets signals end this forked process, which would ignore them as long as it has its parent's handlers."""
+    for name in NAMES:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
 def end_soon(status: int) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
+from types import FunctionType
 from typing import Any
+
+from torch import nn
 
 from lssl.utils.errors import InputError
 
 __all__ = ["check_classes"]
 
-LIBRARIES = ("lssl", "monai.networks", "monai.losses", "torch.nn")
+#: Where classes come from that a network or a method is built of. Classes elsewhere in lssl write files or start runs.
+ROOMS = ("strategies", "losses", "metrics", "networks", "views", "correspondence", "segmentation", "strategy", "task")
+LIBRARIES = (*(f"lssl.{room}" for room in ROOMS), "monai.networks", "monai.losses", "torch.nn")
+FACTORIES = ("lssl.networks", "monai.networks.nets", "torch.nn.functional")  # where functions count as well
 GROUPS = ("lssl.strategies", "lssl.datamodules")
 VARIABLE = "LSSL_TRUST"  # further modules, separated by commas
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -23,9 +30,11 @@ DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 def check_classes(config: Any, file: str) -> None:
     """Refuses a config that names a class which importing a stranger's file must not import.
 
-    Allowed are lssl, MONAI's networks and losses, ``torch.nn``, installed plugins (entry points), modules that this
-    process has imported already, and those that the environment variable ``LSSL_TRUST`` lists. A config that the user
-    names on the command line is not checked: whoever writes a command is trusted.
+    Allowed are what builds networks and methods of lssl, MONAI's networks and losses, ``torch.nn``, installed plugins
+    (entry points), modules that ``LSSL_TRUST`` lists, and networks of modules that this process has imported already.
+    What counts is where a class was made: ``lssl.utils.files.os.system`` begins like one of lssl, and
+    ``pandas.read_pickle`` is imported. A config that the user names on the command line is not checked: whoever writes
+    a command is trusted.
 
     Args:
         config: nested mappings and lists.
@@ -41,9 +50,9 @@ def check_classes(config: Any, file: str) -> None:
             continue
         module = text.rpartition(".")[0]
         raise InputError(
-            f"{file} names the class {text}, which is neither of lssl, MONAI or torch nor of an installed plugin; "
-            f"importing it runs its code. If you trust the file, set {VARIABLE}={module.partition('.')[0]} in the "
-            f"environment, or import {module} first."
+            f"{file} names the class {text}, which is no part of a network or method of lssl, MONAI, torch or an "
+            f"installed plugin; using it runs its code. If you trust the file, set "
+            f"{VARIABLE}={module.partition('.')[0]} in the environment, or import {module} first."
         )
 
 
@@ -65,13 +74,37 @@ def _trusted(text: str) -> bool:
         point.value.partition(".")[0].partition(":")[0] for group in GROUPS for point in entry_points(group=group)
     }
     named = {name.strip() for name in os.environ.get(VARIABLE, "").split(",")} - {""}
-    if any(text.startswith(f"{module}.") for module in (*LIBRARIES, *plugins, *named)):
-        return True
+    others = (plugins - {"lssl"}) | named
     root = text.partition(".")[0]
     installed = root in sys.stdlib_module_names or root in {"torch", "monai", "lightning", "numpy"}
-    return (
-        not installed and text.rpartition(".")[0] in sys.modules
-    )  # these are always imported, and hold more than networks
+    there = not installed and text.rpartition(".")[0] in sys.modules
+    if not there and not _within(text, ("lssl", *LIBRARIES, *others)):
+        return False
+    found = _found(text)
+    origin = str(getattr(found, "__module__", ""))
+    if found is None or _within(origin, others):
+        return True  # what is not there cannot be called
+    if isinstance(found, type):
+        return _within(origin, LIBRARIES) or issubclass(found, nn.Module)
+    return isinstance(found, FunctionType) and _within(origin, FACTORIES)
+
+
+def _within(text: str, modules: Iterable[str]) -> bool:
+    return any(f"{text}.".startswith(f"{module}.") for module in modules)
+
+
+def _found(text: str) -> Any:
+    """What a parser would find under this name: attributes of attributes of the longest name that is a module."""
+    parts = text.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:length]))
+        except ImportError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part, None)
+        return found
+    return None
 
 
 def _importable(text: str) -> bool:

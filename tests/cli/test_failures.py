@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import pickle
 import shutil
 import signal
 import tempfile
+import time
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -18,7 +20,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from lssl.cli.failures import explained, stop_launched
 from lssl.utils.errors import InputError
-from lssl.utils.stop import Stopped
+from lssl.utils.stop import NoBatch, Stopped, StopSignals
 
 
 def test_a_process_that_lost_the_others_says_so_in_one_sentence():
@@ -84,6 +86,27 @@ def test_a_bug_in_a_launched_process_keeps_its_traceback(tmp_path):
 
     with pytest.raises(ProcessRaisedException, match="ValueError: a bug"):
         launched(function, tmp_path)
+
+
+def test_a_launched_process_that_has_not_begun_to_listen_obeys_a_signal(tmp_path):
+    """A forked one has its parent's handlers, which pass over its own signals: it hung, and its parent did, too."""
+
+    def function():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    with StopSignals(), pytest.raises(InputError, match="Another process") as ended:
+        launched(function, tmp_path)
+    assert ended.value.__cause__.signal_name == "SIGTERM"
+
+
+def test_launched_processes_that_wait_for_a_batch_end_with_the_status_of_the_signal(tmp_path):
+    def function():
+        raise NoBatch("never comes")
+
+    with pytest.raises(SystemExit) as end:
+        launched(function, tmp_path)
+    assert end.value.code == 143
 
 
 def test_no_process_is_launched_where_temporary_files_cannot_be_written(tmp_path):

@@ -8,8 +8,9 @@ import torch
 import yaml
 from helpers import TINY_NET, fit
 
-from lssl.checkpoint import load_task
+from lssl.checkpoint import load_task, read_checkpoint
 from lssl.cli.complete import complete
+from lssl.task import CHECKPOINT_FORMAT
 from lssl.utils.errors import InputError
 from lssl.utils.trust import check_classes
 
@@ -20,6 +21,10 @@ ALLOWED = [
     {"class_path": "lssl.strategies.longitudinal_local.LongitudinalLocal"},
     {"class_path": "MyShortName"},
     {"network": {"class_path": "monai.networks.nets.BasicUNet", "init_args": {"act": "relu"}}},
+    {"class_path": "lssl.Segmenter"},
+    {"class_path": "lssl.networks.backbone.unet"},
+    {"class_path": "monai.networks.nets.resnet18"},
+    {"class_path": "torch.nn.functional.relu"},
     {"taps": {"bottleneck": "os.path", "decoder.0": "upcat_1.convs.conv_1"}},
     {"matcher": "runs/last.ckpt", "file": "a.ckpt"},
 ]
@@ -49,6 +54,14 @@ def test_what_may_be_named(config):
         {"class_path": "torch.hub.load"},
         {"class_path": "monai.bundle.load"},
         {"class_path": "lsslx.Strategy"},
+        {"objective": {"class_path": "lssl.utils.files.os.system", "init_args": {"command": "touch sprung"}}},
+        {"class_path": "torch.nn.functional.torch.load"},
+        {"class_path": "lssl.cli.main.main"},
+        {"class_path": "lssl.cli.training.TrainingCLI"},
+        {"class_path": "lssl.runs.folder.back_up"},
+        {"class_path": "lssl.utils.files.Path"},
+        {"class_path": "pandas.read_pickle"},
+        {"class_path": "pandas.DataFrame"},
     ],
 )
 def test_what_may_not(config, trap):
@@ -62,6 +75,48 @@ def test_a_module_is_trusted_by_name_or_because_it_is_there(monkeypatch):
     check_classes({"class_path": "mine.methods.Order"}, "a.ckpt")
     monkeypatch.setitem(sys.modules, "yours", types.ModuleType("yours"))
     check_classes({"class_path": "yours.Order"}, "a.ckpt")
+
+
+def test_a_network_that_was_imported_is_trusted_and_nothing_else_of_its_module(monkeypatch):
+    module = types.ModuleType("yours")
+    exec(
+        "import os\nfrom torch import nn\nclass Net(nn.Module): pass\nclass Other: pass\ndef make(): pass", vars(module)
+    )
+    monkeypatch.setitem(sys.modules, "yours", module)
+    check_classes({"class_path": "yours.Net"}, "a.ckpt")
+    for name in ("Other", "make", "os.system"):
+        with pytest.raises(InputError, match="LSSL_TRUST"):
+            check_classes({"network": {"class_path": f"yours.{name}"}}, "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "!!python/object/apply:os.system ['touch sprung']",
+        "model: {class_path: LongitudinalLocal}\nbackbone: !!python/name:os.system\nviews: {}",
+        "{{{",
+        "[1, 2]",
+        7,
+        "backbone: {}\nviews: {}",
+        "model: {class_path: 3}\nbackbone: {}\nviews: {}",
+        "model: {class_path: LongitudinalLocal}\nbackbone: {}\nviews: [1]",
+    ],
+)
+def test_a_config_that_is_no_yaml_of_plain_values_is_one_sentence(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "lssl": {"config": config, "format": CHECKPOINT_FORMAT}}, "a.ckpt")
+    with pytest.raises(InputError, match=r"a\.ckpt: the config in it is damaged"):
+        read_checkpoint("a.ckpt")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("weights", ["text", {"backbone.network.conv_0.conv_0.conv.weight": torch.zeros(1)}])
+def test_weights_of_another_network_are_one_sentence(weights, tmp_path):
+    model = {"class_path": "lssl.strategies.MaskedAutoencoder"}
+    config = yaml.safe_dump({"model": model, "backbone": TINY_NET, "views": {"size": 32}})
+    torch.save({"state_dict": weights, "lssl": {"config": config, "format": CHECKPOINT_FORMAT}}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="weights are not those of its own network"):
+        load_task(tmp_path / "a.ckpt")
 
 
 def test_a_changed_checkpoint_imports_nothing(tmp_path, trap, monkeypatch):
