@@ -123,6 +123,12 @@ class PreparedDataModule(PairDataModule):
         if "aligned" in table and self.misaligned == "drop" and not self.predicting:
             doubted = table[table["aligned"].fillna("True").astype(str) == "False"]
             reasons = doubted["flags"].fillna("") if "flags" in table else pd.Series("", doubted.index)
+            if len(table) == len(doubted) > 0:
+                first = f"{doubted['subject'].iloc[0]} {doubted['session'].iloc[0]}: {reasons.iloc[0]}"
+                raise InputError(
+                    f"All {count(len(table), 'visit')} of {self.root} are misaligned ({first}); look at "
+                    f"{self.root / 'pictures'}. --data.init_args.misaligned keep uses them as they are."
+                )
             table, phrases = leave_out(table, dict(zip(doubted["image"], reasons, strict=True)))
             self.excluded += [phrase.replace("that cannot be read", "misaligned", 1) for phrase in phrases]
         return table

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
+from lightning.pytorch import callbacks
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
@@ -43,7 +44,7 @@ def explained(classes: Sequence[type]) -> Iterator[None]:
     try:
         yield
     except ArgumentError as error:
-        rooms = {sys.modules[cls.__module__] for cls in classes}
+        rooms = {sys.modules[cls.__module__] for cls in classes} | {callbacks}
         beside = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())}
         known = sorted(filter(inspect.isclass, {*beside, *classes, Segmenter}), key=lambda cls: cls.__name__)
         raise explain(error, known) from None

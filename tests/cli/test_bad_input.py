@@ -13,6 +13,7 @@ DEMO = ["--config", str(ROOT / "configs/demo.yaml")]
         (["--model.init_args.qqqqqqq=1"], "LongitudinalLocal has no option 'qqqqqqq'; there are"),
         (["--model.init_args.sample=1"], "no option 'sample'; did you mean 'samples'?"),
         (["--model.class_path=LongitudinalLocl"], "no class 'LongitudinalLocl'; did you mean 'LongitudinalLocal'?"),
+        (["--trainer.callbacks=EarlyStoping"], "no class 'EarlyStoping'; did you mean 'EarlyStopping'?"),
         (["--data.init_args.subject=3"], "PhantomDataModule has no option 'subject'; did you mean 'subjects'?"),
         (["--data.class_path=FantomDataModule"], "did you mean 'PhantomDataModule'?"),
         (["--views.sise=3"], "'views' has no key 'sise'; did you mean 'size'?"),

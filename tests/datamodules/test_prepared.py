@@ -258,6 +258,11 @@ def test_misaligned_visits_leave_the_pairs_by_name_but_are_predicted(tmp_path):
     everything = PreparedDataModule(root)
     everything.setup("predict")
     assert len(everything.table) == 4
+    table.assign(aligned=False).to_csv(root / "visits.csv", index=False)
+    with pytest.raises(
+        InputError, match=r"All 4 visits of .*folder are misaligned \(sub-0 ses-0: .*misaligned keep uses"
+    ):
+        setup(root, split=(1, 0, 0))
 
 
 def test_weights_make_sites_and_intervals_equal():
