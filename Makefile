@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark perf test coverage slow fuzz lint docs wheel release clean
+.PHONY: help setup demo benchmark perf test coverage slow fuzz lint docs notebook wheel release clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ lint: setup ## ruff, mypy and bandit
 docs: setup ## this documentation as a site in build/site; a broken link or name ends it
 	$(BIN)/pip install --quiet --editable ".[docs]" --constraint constraints.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+notebook: setup ## runs docs/notebooks in place, with their outputs: minutes
+	$(BIN)/pip install --quiet --editable ".[docs]" --constraint constraints.txt
+	cd $$(mktemp -d) && OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/jupyter execute --inplace $(CURDIR)/docs/notebooks/*.ipynb
 
 wheel: ## builds sdist and wheel in dist/, and tries the wheel in an empty environment
 	PYTHON=$(PYTHON) .ci/wheel

@@ -14,6 +14,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 MATH = re.compile(r"^```math\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ROLE = re.compile(r":(?:class|func|meth|attr|data|mod):(<code>)~?")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 ADDED = {"CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
 
 
@@ -41,7 +42,7 @@ def _notebook(path: Path) -> str:
             if "image/png" in shown:
                 parts.append(f'<img alt="output" src="data:image/png;base64,{"".join(shown["image/png"]).strip()}">')
             elif text:
-                parts.append(f"```text\n{text.rstrip()}\n```")
+                parts.append(f"```text\n{ANSI.sub('', text).rstrip()}\n```")
     return "\n\n".join(parts)
 
 

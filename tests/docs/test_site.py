@@ -33,6 +33,7 @@ def test_every_page_is_in_the_navigation():
     collect(yaml.load((ROOT / "mkdocs.yml").read_text(), _Loader)["nav"])
     written = {str(page.relative_to(ROOT / "docs")) for page in DOCS}
     made = {"contributing.md", "security.md"}
+    made |= {f"notebooks/{notebook.stem}.md" for notebook in (ROOT / "docs/notebooks").glob("*.ipynb")}
     assert sorted(pages) == sorted(written | made)
 
 
