@@ -48,7 +48,8 @@ docs: setup ## this documentation as a site in build/site; a broken link or name
 
 notebook: setup ## runs docs/notebooks in place, with their outputs: minutes
 	$(BIN)/pip install --quiet --editable ".[docs]" --constraint constraints.txt
-	cd $$(mktemp -d) && OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/jupyter execute --inplace $(CURDIR)/docs/notebooks/*.ipynb
+	place=$$(mktemp -d) && cp docs/notebooks/*.ipynb $$place && \
+		OMP_NUM_THREADS=1 $(BIN)/jupyter execute --inplace $$place/*.ipynb && cp $$place/*.ipynb docs/notebooks
 
 wheel: ## builds sdist and wheel in dist/, and tries the wheel in an empty environment
 	PYTHON=$(PYTHON) .ci/wheel
