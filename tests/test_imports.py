@@ -15,12 +15,14 @@ FILES = sorted(path for room in ("lssl", "strategies", "datamodules") for path i
 # The floors of the house, the top one first. A room imports rooms of lower floors alone, so there is no cycle.
 FLOORS = (
     ("__main__",),
+    ("trajectories",),
     ("benchmark",),
     ("cli", "features"),
     ("callbacks", "datamodules", "export", "segmentation", "strategies"),
     ("correspondence", "evaluation"),
     ("checkpoint", "runs"),
     ("pictures",),
+    ("timed_strategy",),
     ("strategy",),
     ("task",),
     ("guards", "prepare", "resume", "synthetic", "views"),

@@ -23,7 +23,14 @@ RUN_FOR_REAL = ("show", "inspect", "strategies", "datamodules", "--version")
 TRAINER = ("fit", "validate", "test", "predict", "profile")
 BALL = (np.linalg.norm(np.mgrid[:40, :40, :40] - 19.5, axis=0) < 15).astype(np.float32)
 PATTERN = 1 + np.random.default_rng(0).random((10, 10, 10)).repeat(4, 0).repeat(4, 1).repeat(4, 2).astype(np.float32)
-LONG = ("prepare", "import", "benchmark", "export", "tune")  # they would work for minutes: their options are looked up
+LONG = (
+    "prepare",
+    "import",
+    "benchmark",
+    "export",
+    "tune",
+    "trajectories",
+)  # they would work for minutes: their options are looked up
 
 
 def of_pages(pages: list[Path]):

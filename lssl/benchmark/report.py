@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import sys
 from pathlib import Path
@@ -15,16 +14,10 @@ from lssl.benchmark.output_folder import read_done, writing
 from lssl.benchmark.plan import Cell, Plan
 from lssl.benchmark.results import Result, collect, differences, entries
 from lssl.benchmark.tables import as_html, as_markdown, ceiling_warnings, sheets
+from lssl.pictures.page import image_tag, write_page
 from lssl.utils.files import atomic_write
 
 __all__ = ["write_results"]
-
-STYLE = (
-    "body{font-family:sans-serif;margin:2em auto;max-width:1200px;color:#222}"
-    "table{border-collapse:collapse;font-size:13px}"
-    "th,td{padding:3px 8px;border-bottom:1px solid #ddd;text-align:right}th{background:#f4f4f4}img{max-width:100%}"
-    "p{color:#555;font-size:13px}"
-)
 
 
 def write_results(plan: Plan, fingerprints: dict[str, str], page: bool) -> list[Path]:
@@ -53,9 +46,7 @@ def write_results(plan: Plan, fingerprints: dict[str, str], page: bool) -> list[
             pictures = [("Losses", plan.out / "curves.png"), *_pictures(shown)]
             body = [f"<p>{html.escape(intro)}</p>", _image("Results", written[2]), *map(as_html, tables)]
             body += [_image(title, path) for title, path in pictures]
-            name = html.escape(plan.out.name)
-            head = f"<!doctype html><meta charset='utf-8'><title>{name}</title><style>{STYLE}</style>"
-            _write(written[-1], f"{head}<h1>Benchmark: {name}</h1>{''.join(body)}\n")
+            write_page(written[-1], plan.out.name, body, f"Benchmark: {plan.out.name}")
     for text in ceiling_warnings(found):
         print(f"Warning: {text}", file=sys.stderr)
     return written
@@ -98,8 +89,7 @@ def _pictures(cells: list[Cell]) -> list[tuple[str, Path]]:
 
 
 def _image(title: str, path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f"<h2>{html.escape(title)}</h2><img alt='{html.escape(title)}' src='data:image/png;base64,{data}'>"
+    return f"<h2>{html.escape(title)}</h2>{image_tag(path, title)}"
 
 
 def _write(path: Path, text: str) -> None:

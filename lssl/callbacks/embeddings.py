@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lssl.data.pairs import count
 from lssl.runs.predictions import prediction_folder
+from lssl.runs.visit_log import VisitLog
 from lssl.utils.distributed import every_rank
 
 __all__ = ["EmbeddingWriter"]
@@ -23,7 +24,8 @@ class EmbeddingWriter(BasePredictionWriter):
     """Writes ``embeddings.npz`` into a folder of the cohort, ``RUN/predict/COHORT``.
 
     It holds ``subject`` and ``session`` (names), ``age``, and ``(visits, channels)`` per tap. With several processes
-    each writes the visits it saw, ``embeddings.1.npz`` and so on.
+    each writes the visits it saw, ``embeddings.1.npz`` and so on. ``visits.tsv`` lists the visits
+    (:class:`lssl.runs.visit_log.VisitLog`).
 
     Attributes:
         folder: of the cohort, once written (:func:`lssl.runs.predictions.prediction_folder`).
@@ -32,6 +34,19 @@ class EmbeddingWriter(BasePredictionWriter):
     def __init__(self) -> None:
         super().__init__("epoch")
         self.folder = Path()
+        self.visits = VisitLog()
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begins the list of visits."""
+        self.visits = VisitLog()
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Lists the visit."""
+        if isinstance(outputs, dict) and "session" in outputs:
+            self.visits.add(batch)
+        super().on_predict_batch_end(trainer, pl_module, outputs, batch, *args)
 
     def write_on_epoch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
@@ -55,4 +70,5 @@ class EmbeddingWriter(BasePredictionWriter):
         part = path.with_suffix(".part.npz")
         np.savez_compressed(part, **arrays)
         part.replace(path)
+        self.visits.write(self.folder, data.table)
         rank_zero_info(f"Embeddings of {count(len(rows), 'visit')}: {path}")

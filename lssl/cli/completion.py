@@ -29,6 +29,7 @@ PARSERS = {
     "profile": "lssl.cli.profile:profile_parser",
     "benchmark": "lssl.benchmark.command:benchmark_parser",
     "export": "lssl.export.command:export_parser",
+    "trajectories": "lssl.trajectories.command:trajectories_parser",
 }
 MEASURING = ("tune", "profile")  # they take the options of fit beside their own
 VALUES = {"ckpt_path": ("best", "last"), "print_config": ("sources",), "trainer.precision": ("32-true", "bf16-mixed")}

@@ -28,6 +28,7 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
   lssl benchmark --config NAME [--dry-run] [--jobs N] [--report]   strategies side by side, in one table
   lssl tune     --config NAME --data PATH [--minutes 2]            settings that make it faster here, and what to type
   lssl profile  --config NAME --data PATH [--steps N]              where a step's time goes: table, operations, trace
+  lssl trajectories RUN DATA [--group COLUMN]                      volumes and embeddings over age, by subject and group
   lssl export   RUN OUT [--to monai|nnunet|safetensors|onnx]       weights for other programs, verified without lssl
   lssl strategies [NAME]                                           the methods; one with its options and recipes
   lssl datamodules [NAME]                                          the sources of pairs; one with its options

@@ -21,6 +21,7 @@ from lssl.data.pairs import count, visit_name
 from lssl.data.store import read_stored
 from lssl.runs.folder import back_up
 from lssl.runs.predictions import prediction_folder
+from lssl.runs.visit_log import VisitLog
 from lssl.segmentation.change import yearly_change
 from lssl.segmentation.native import to_native
 from lssl.utils.distributed import every_rank
@@ -39,7 +40,8 @@ class SegmentationWriter(L.Callback):
     prepared visit, this is the original scan, reached through the stored transform. The label map holds the training
     label values (the first value of each class), which ``desc-lssl_dseg.tsv`` names. ``volumes.csv`` holds subject,
     session, age, years since the first visit, structure and mm³; ``change.csv`` the yearly change of each structure of
-    each subject (:mod:`.change`). ``trajectories.png`` shows the cohort, ``pictures/`` every subject. Files are written
+    each subject (:mod:`.change`); ``visits.tsv`` the visits (:class:`lssl.runs.visit_log.VisitLog`).
+    ``trajectories.png`` shows the cohort, ``pictures/`` every subject. Files are written
     atomically; earlier tables of the same cohort and weights are kept under numbered names.
 
     Attributes:
@@ -54,10 +56,12 @@ class SegmentationWriter(L.Callback):
         self.sessions: dict[str, str] = {}
         self._slices: dict[str, list[Any]] = {}
         self._heights: dict[str, float] = {}
+        self._visits = VisitLog()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Finds the folder; writes the names of the values."""
         self.rows, self._slices, self._heights, classes = [], {}, {}, pl_module.known_classes()
+        self._visits = VisitLog()
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         table = data.table
         self.subjects, self.sessions = entities("sub", table["subject"]), entities("ses", table["session"])
@@ -84,6 +88,7 @@ class SegmentationWriter(L.Callback):
         """Writes one visit; Lightning keeps what predict_step returned, so the label map is taken out of it."""
         visit = trainer.datamodule.table.iloc[int(batch.session[0, 0])]  # type: ignore[attr-defined]
         label = outputs.pop("label").cpu().numpy()
+        self._visits.add(batch)
         affine = batch.affines[0, 0].cpu().numpy()
         self._keep_slice(visit, batch.images[0, 0, 0].float().cpu().numpy(), label, affine)
         folders = [self.subjects[visit["subject"]]] + [self.sessions[visit["session"]]] * bool(visit["session"])
@@ -112,6 +117,7 @@ class SegmentationWriter(L.Callback):
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Joins the visits of all processes, and writes tables and pictures."""
+        self._visits.write(self.folder, trainer.datamodule.table)  # type: ignore[attr-defined]
         ranks = every_rank((self.rows, self._slices))
         if not trainer.is_global_zero:
             return

@@ -169,6 +169,9 @@ def test_validate_test_and_predict(run):
     assert embeddings["bottleneck"].shape[0] == 8
     assert np.isfinite(embeddings["bottleneck"]).all()
     assert np.abs(embeddings["decoder.0"] - embeddings["decoder.0"][0]).max() > 1e-4
+    assert (run / "predict" / "phantom" / "visits.tsv").read_text().startswith("subject\tsession\tage\tyears\tmotion\n")
+    main(["trajectories", str(run)])
+    assert "bottleneck PC1" in (run / "predict" / "phantom" / "trajectories.tsv").read_text()
 
 
 @pytest.mark.smoke
