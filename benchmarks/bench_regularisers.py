@@ -48,6 +48,7 @@ from lssl.utils.files import read_json, write_json
 ROOT = Path(__file__).parents[1]
 MAPS = Path(os.environ.get("LSSL_REAL_DATA", ROOT.parent / "shared" / "data")) / "labelmaps"
 RECIPES = {"paper": "paper_longitudinal_local", "shifted": "longitudinal_local"}  # name → row of the shipped plans
+NARROW = "base/narrow_heads"
 TERMS = ("variance", "covariance", "orthogonality")
 OFF: dict[str, tuple[str, ...]] = {"all-terms": (), **{f"no-{term}": (term,) for term in TERMS}, "none": TERMS}
 PAIRS, WIDTH = 2, 128  # pairs a step, of the projections
@@ -71,15 +72,15 @@ def write_plan(out: Path) -> Path:
     from lssl.networks.backbone import unet_taps
 
     text = merged(*(layer for _, layer in load("benchmark/brains", ROOT / "configs")))
+    narrow = merged(*(layer for _, layer in load(NARROW, ROOT / "configs")))["model"]["init_args"]
+    heads = {key: value for key, value in narrow.items() if not key.endswith("_taps")}
     rows = {}
     for recipe, name in RECIPES.items():
         for which, off in OFF.items():
             row = copy.deepcopy(text["strategies"][name])
-            options = row["model"]["init_args"]
-            for taps in ("encoder_taps", "decoder_taps", "orthogonal_taps"):
-                del options[taps]  # as the recipe says
-            options["projection"] = WIDTH
-            options["loss_weights"] = dict.fromkeys(off, 0.0)
+            row["config"] = [config for config in row["config"] if config != NARROW]  # its taps are not published
+            options = row.setdefault("model", {}).setdefault("init_args", {})
+            options |= heads | {"projection": WIDTH, "loss_weights": dict.fromkeys(off, 0.0)}
             rows[f"{recipe}-{which}"] = row
     text |= {"out": str(out), "seeds": SEEDS, "labelled": [1], "strategies": rows}
     text["data"]["class_path"] = "bench_regularisers.Cohort"
@@ -95,9 +96,11 @@ def write_plan(out: Path) -> Path:
 
 
 def run(plan: Plan, fingerprints: dict[str, str]) -> None:
-    """All cells that are not finished, seed by seed, in this process; scratch on all labels is left out."""
+    """All cells that are not finished, in this process, recipe by recipe; scratch on all labels is left out."""
     cells = [cell for cell in plan.cells if cell.stage == "pretrain" or cell.labelled is not None]
-    for cell in sorted(cells, key=lambda cell: (cell.seed, cell.stage != "pretrain")):
+    order = {recipe: number for number, recipe in enumerate(RECIPES)}
+    first = lambda cell: (order.get(cell.strategy.split("-")[0], 0), cell.seed, cell.stage != "pretrain")  # noqa: E731
+    for cell in sorted(cells, key=first):
         if read_done(cell, fingerprints[cell.name]):
             continue
         reset(cell)

@@ -138,10 +138,11 @@ def _grouped(
 def _said(slopes: pd.DataFrame, far: pd.DataFrame) -> list[str]:
     """The slopes of each measure in a line, and who is far from the others."""
     lines = []
+    first: dict[str, str] = dict(slopes.groupby("measure")["group"].first()) if len(slopes) else {}
     for _, row in slopes.iterrows():
         group = "" if row["group"] == ALL else f" {row['group']}"
         percent = "" if pd.isna(row["percent_per_year"]) else f" ({row['percent_per_year']:+.2f} %)"
-        p = "" if pd.isna(row["p_holm"]) else f"; differs from the first group: p {row['p_holm']:.2g} (Holm)"
+        p = "" if pd.isna(row["p_holm"]) else f"; against {first[row['measure']]}: p {row['p_holm']:.2g} (Holm)"
         interval = f"{row['slope_per_year']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]"
         lines.append(f"{row['measure']}{group}: {interval} a year{percent}{p}")
     named = list(dict.fromkeys(far["subject"]))
