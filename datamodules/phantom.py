@@ -12,7 +12,7 @@ from lssl.synthetic.base import SyntheticDataModule, share_of_subjects, spread_e
 from lssl.synthetic.phantom_ageing import LONGEST, LONGEST_FAST, canonical, locate, structure_rates, volumes
 from lssl.synthetic.phantom_anatomy import STRUCTURES
 from lssl.synthetic.phantom_image import Scan, residual, scan, subject
-from lssl.synthetic.phantom_subject import PhantomSubject
+from lssl.synthetic.phantom_subject import PhantomSubject, check_rates
 from lssl.utils.errors import InputError
 
 __all__ = ["PhantomDataModule"]
@@ -37,6 +37,10 @@ class PhantomDataModule(SyntheticDataModule):
         single_visit_fraction: share of subjects with a single visit.
         fast: share of subjects that change as in Alzheimer's disease, ventricles by 8 to 10 % and hippocampi by -4 to
             -5 % a year. With such subjects a course lasts 6 years at most, without them 12.
+        rate_groups: group → yearly rates of "ventricles", "hippocampus" and "cortex" (change of the logarithm of the
+            volume), instead of ``fast``. Subjects are dealt to the groups in turn, and differ in nothing else: at the
+            first visit, a group cannot be seen. The table of visits names it in the column ``group``. A course lasts
+            6 years at most.
         cache: keeps visits in memory once they are made, about 2 MB each at 64³.
         seed: of the population, the split, the order and the boxes.
         **options: see :class:`.base.PairDataModule`.
@@ -55,12 +59,16 @@ class PhantomDataModule(SyntheticDataModule):
         interval: float = 2.0,
         single_visit_fraction: float = 0.0,
         fast: float = 0.0,
+        rate_groups: dict[str, dict[str, float]] | None = None,
         cache: bool = True,
         seed: int = 0,
         **options: Any,
     ) -> None:
         self.fast = share_of_subjects(fast=fast)
-        self.LONGEST = LONGEST_FAST if fast else LONGEST
+        self.rate_groups = {name: check_rates(name, rates) for name, rates in (rate_groups or {}).items()}
+        if fast and rate_groups:
+            raise InputError("fast and rate_groups both say how fast subjects age; give one of the two.")
+        self.LONGEST = LONGEST_FAST if fast or rate_groups else LONGEST
         super().__init__(visits, size, spacing, interval, cache, seed, **options)
         if subjects < 1 or visits < 1:
             raise InputError(f"There are {subjects} phantom subjects with {visits} visits; give at least one of each.")
@@ -76,7 +84,13 @@ class PhantomDataModule(SyntheticDataModule):
             for visit in range(1 if spread_evenly(self.single_visit_fraction, index) else self.visits):
                 time = self.time(index, visit)
                 rows.append((f"phantom-{index:04d}", f"visit-{visit:02d}", baseline + time, time, index, visit))
-        return pd.DataFrame(rows, columns=["subject", "session", "age", "time", "index", "visit"])
+        table = pd.DataFrame(rows, columns=["subject", "session", "age", "time", "index", "visit"])
+        return table.assign(group=table["index"].map(self.group)) if self.rate_groups else table
+
+    def group(self, index: int) -> str:
+        """Name of a subject's group of rates; empty without groups."""
+        names = list(self.rate_groups)
+        return names[index % len(names)] if names else ""
 
     def make(self, index: int, visit: int, age: float) -> Visit:
         """The visit as it goes into a batch."""
@@ -85,12 +99,12 @@ class PhantomDataModule(SyntheticDataModule):
 
     def scan(self, index: int, visit: int) -> Scan:
         """Image, labels, head mask, affine and true misregistration of a visit."""
-        fast = spread_evenly(self.fast, index)
-        return scan(self.seed, index, visit, self.time(index, visit), self.size, self.spacing, fast)
+        fast, rates = spread_evenly(self.fast, index), self.rate_groups.get(self.group(index), ())
+        return scan(self.seed, index, visit, self.time(index, visit), self.size, self.spacing, fast, rates)
 
     def subject(self, index: int) -> PhantomSubject:
         """Shape, tissue and rates of a subject."""
-        return subject(self.seed, index, spread_evenly(self.fast, index))
+        return subject(self.seed, index, spread_evenly(self.fast, index), self.rate_groups.get(self.group(index), ()))
 
     def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
         """Exact positions, in a second visit, of points of a first visit; the subjects may differ.

@@ -93,7 +93,7 @@ class PreparedDataModule(PairDataModule):
 
     def visit_table(self) -> pd.DataFrame:
         """One row per visit, with the path and the size of its file."""
-        table, notes = csv_table(self.csv, self.root, WANTED)
+        table, notes = csv_table(self.csv, self.root, {*WANTED, *(name.lower() for name in self.target_sources)})
         self.notes += notes
         if missing := [name for name in ("size_d", "size_h", "size_w") if name not in table]:
             raise InputError(

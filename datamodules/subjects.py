@@ -115,7 +115,8 @@ class SubjectsDataModule(PairDataModule):
         cells = pd.DataFrame([self._cells(subjects[place], place) for place in kept], dtype=object)
         if (age := self.attributes["age"]) != "age" and not any(age in keys for keys in found):
             raise InputError(f"No subject of the dataset has the attribute {age!r}, as age asks.")
-        table = cells[[name for name in ("subject", "session", "site", "split") if name in cells]].assign(index=kept)
+        wanted = dict.fromkeys(("subject", "session", "site", "split", *self.target_sources))
+        table = cells[[name for name in wanted if name in cells]].assign(index=kept)
         if "split" in table:
             table["split"] = table["split"].str.lower()
         measures = Measures.empty(len(table))

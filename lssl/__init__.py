@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lssl.features import load_backbone
     from lssl.networks.backbone import Backbone
     from lssl.networks.heads import Projector
+    from lssl.prediction.classifier import Classifier
+    from lssl.prediction.regressor import Regressor
     from lssl.segmentation.segmenter import Segmenter
     from lssl.strategy import Strategy
     from lssl.task import Task
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "Classifier",
     "InputError",
     "IntensityTransform",
     "PairBatch",
     "PairDataModule",
     "Projector",
+    "Regressor",
     "Segmenter",
     "Strategy",
     "Task",
@@ -45,11 +49,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "lssl.networks.backbone",
+    "Classifier": "lssl.prediction.classifier",
     "InputError": "lssl.utils.errors",
     "IntensityTransform": "lssl.views.intensity",
     "PairBatch": "lssl.data.batch",
     "PairDataModule": "lssl.data.datamodule",
     "Projector": "lssl.networks.heads",
+    "Regressor": "lssl.prediction.regressor",
     "Segmenter": "lssl.segmentation.segmenter",
     "Strategy": "lssl.strategy",
     "Task": "lssl.task",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +32,8 @@ class Strategy(Task[PairBatch]):
     Attributes:
         teacher: a slow copy of the network, moved after each step. A strategy with a teacher sets it in ``__init__``.
     """
+
+    PRETRAINS: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, views: ViewSampler | None = None, **common: Any) -> None:
         super().__init__(backbone, views, **common)

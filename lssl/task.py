@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lssl.data.description import record
+from lssl.data.description import CHECKPOINT_FORMAT, check_format, record
 from lssl.data.source import DataSource
 from lssl.guards import EvaluationGuard, FiniteGuard, SkippedReads
 from lssl.networks.backbone import Backbone, TakesNetworks
@@ -29,8 +29,6 @@ from lssl.views.sampler import View, ViewSampler
 from lssl.views.working_spacing import WorkingSpacing
 
 __all__ = ["CHECKPOINT_FORMAT", "Task", "check_format"]
-
-CHECKPOINT_FORMAT = 3  # raised whenever the names of options or weights in a checkpoint change
 
 Batch = TypeVar("Batch", contravariant=True)
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -64,6 +62,10 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
 
     #: Terms of the task and their weights. If empty, names are checked against the terms of the first step.
     LOSS_WEIGHTS: ClassVar[Mapping[str, float]] = {}
+    #: Whether the network is what is wanted, for other tasks to start from.
+    PRETRAINS: ClassVar[bool] = False
+    #: Whether ``lssl test`` prints a table of the task's own.
+    OWN_TABLE: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -151,6 +153,10 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
 
     def on_resume(self) -> None:
         """Called before a run resumes: files that it first started from are not needed any more."""
+
+    def can_test(self, data: DataSource) -> bool:
+        """Whether the data hold something to test on."""
+        return bool((data.table["split"] == "test").any())
 
     def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
         """The network's input for a view and its reconstruction, for pictures; ``None`` without reconstruction."""
@@ -327,20 +333,6 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
             raise InputError(
                 f"loss_weights: {type(self).__name__} has no term '{unknown[0]}'; it has {', '.join(sorted(known))}."
             )
-
-
-def check_format(checkpoint: Mapping[str, Any], where: str) -> None:
-    """Refuses a checkpoint of ``lssl fit`` in another format.
-
-    Args:
-        checkpoint: content of the checkpoint. A checkpoint of another program passes.
-        where: path of the checkpoint, or the option that named it.
-    """
-    if "lssl" in checkpoint and (found := checkpoint["lssl"].get("format", 1)) != CHECKPOINT_FORMAT:
-        raise InputError(
-            f"{where}: the checkpoint has format {found} and this version of lssl reads format {CHECKPOINT_FORMAT}; "
-            f"use lssl {checkpoint['lssl'].get('version', 'of its time')} for it, or train again."
-        )
 
 
 def _size(batch: Any) -> int:

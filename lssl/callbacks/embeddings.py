@@ -14,13 +14,14 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lssl.data.pairs import count
 from lssl.runs.predictions import prediction_folder
+from lssl.runs.result_folder import ResultFolder
 from lssl.runs.visit_log import VisitLog
 from lssl.utils.distributed import every_rank
 
 __all__ = ["EmbeddingWriter"]
 
 
-class EmbeddingWriter(BasePredictionWriter):
+class EmbeddingWriter(BasePredictionWriter, ResultFolder):
     """Writes ``embeddings.npz`` into a folder of the cohort, ``RUN/predict/COHORT``.
 
     It holds ``subject`` and ``session`` (names), ``age``, and ``(visits, channels)`` per tap. With several processes

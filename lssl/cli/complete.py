@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lssl.checkpoint import read_checkpoint
 from lssl.cli.compose import OF_THE_RECIPE, Config, compose
-from lssl.cli.registered import registered
+from lssl.cli.registered import TASKS, registered
 from lssl.data.datamodule import PairDataModule
 from lssl.data.spacing import spacing_text
 from lssl.segmentation.foreign import is_foreign
@@ -57,13 +57,13 @@ def complete(files: Sequence[str], data: str | None = None, options: Sequence[tu
 
 
 def refuse_missing_weights(model: str, path: Any) -> None:
-    """Refuses a Segmenter's initial checkpoint that is not there, before data are read.
+    """Refuses a task's initial checkpoint that is not there, before data are read.
 
     Args:
-        model: its class path; only a Segmenter's ``pretrained`` is a file.
+        model: its class path; only the ``pretrained`` of our own tasks is known to be a file.
         path: as given.
     """
-    if model.rpartition(".")[2] != "Segmenter" or path is None or Path(path).is_file():
+    if model.rpartition(".")[2] not in TASKS or path is None or Path(path).is_file():
         return
     saved = [Path(path) / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     inside = next((f"; give {file}" for file in saved if file.is_file()), "")

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from lssl.cli.describe import registered_names
 from lssl.cli.help import COMMANDS, OPTIONS
+from lssl.cli.registered import TASKS
 from lssl.prepare.commands import Parser
 from lssl.utils.errors import InputError, nearest
 
@@ -62,10 +63,10 @@ def words() -> tuple[list[str], dict[str, list[str]]]:
         **VALUES,
         "config": configs,
         "data": classes["datamodules"],
-        "model": [*classes["strategies"], "lssl.Segmenter"],
+        "model": [*classes["strategies"], *(f"lssl.{name}" for name in TASKS)],
     }
     after: dict[str, list[str]] = {"completion": list(SHELLS), **classes}
-    after["strategies"] = [*classes["strategies"], "Segmenter"]
+    after["strategies"] = [*classes["strategies"], *TASKS]
     for command in COMMANDS:
         after[command] = [f"--{name}" for name in OPTIONS]
         after |= {f"{command} --{name}": list(values[name]) for name in OPTIONS if name in values}

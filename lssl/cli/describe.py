@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from lssl.cli.registered import load_class, registered_points
+from lssl.cli.registered import TASKS, load_class, registered_points, task_class
 from lssl.utils.errors import InputError, nearest
 
 __all__ = ["describe_class", "list_classes", "recipes", "registered_names"]
@@ -49,12 +49,12 @@ def describe_class(group: str, name: str) -> None:
 
     Args:
         group: ``strategies`` or ``datamodules``.
-        name: of the class; ``Segmenter``, which no group lists, is known as well.
+        name: of the class; the tasks (:data:`.registered.TASKS`), which no group lists, are known as well.
     """
     found = next((point for point in registered_points(GROUPS[group]) if point.name == name), None)
-    if found is None and not (group == "strategies" and name == "Segmenter"):
+    if found is None and not (group == "strategies" and name in TASKS):
         raise InputError(f"There is no {group[:-1].replace('strategie', 'strategy')} {name}{_near(group, name)}")
-    cls = load_class(found) if found else _segmenter()
+    cls = load_class(found) if found else task_class(name)
     if cls is None:
         raise InputError(f"{name} cannot be imported; mend or remove the package that registers it.")
     text = inspect.getdoc(cls) or ""
@@ -104,13 +104,7 @@ def _recipe_lines(group: str, name: str) -> str:
 
 
 def _near(group: str, name: str) -> str:
-    return nearest(name, [*registered_names(group), *["Segmenter"] * (group == "strategies")])
-
-
-def _segmenter() -> type:
-    from lssl.segmentation.segmenter import Segmenter
-
-    return Segmenter
+    return nearest(name, [*registered_names(group), *(TASKS if group == "strategies" else ())])
 
 
 def _options(cls: type) -> Iterator[tuple[type, list[tuple[inspect.Parameter, str]]]]:

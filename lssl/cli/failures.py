@@ -21,7 +21,6 @@ from torch.multiprocessing import ProcessExitedException
 
 from lssl.cli.messages import explain
 from lssl.cli.settings import of_a_library, other_weights, trainer_refusal
-from lssl.segmentation.segmenter import Segmenter
 from lssl.utils.errors import InputError, input_error
 from lssl.utils.files import check_temporary, writing_failed
 from lssl.utils.stop import NoBatch, Stopped, end_soon, obey_signals
@@ -46,7 +45,7 @@ def explained(classes: Sequence[type]) -> Iterator[None]:
     except ArgumentError as error:
         rooms = {sys.modules[cls.__module__] for cls in classes} | {callbacks}
         beside = {getattr(room, name) for room in rooms for name in getattr(room, "__all__", ())}
-        known = sorted(filter(inspect.isclass, {*beside, *classes, Segmenter}), key=lambda cls: cls.__name__)
+        known = sorted(filter(inspect.isclass, {*beside, *classes}), key=lambda cls: cls.__name__)
         raise explain(error, known) from None
     except OSError as error:  # of logs and pictures; checkpoints say it themselves
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

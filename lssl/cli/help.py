@@ -8,7 +8,7 @@ __all__ = ["COMMANDS", "HELP", "OPTIONS", "command_help"]
 
 #: Commands that go to LightningCLI, and what each does.
 COMMANDS = {
-    "fit": "Pretrains with a strategy, or fine-tunes a Segmenter.",
+    "fit": "Pretrains with a strategy, or fine-tunes a Segmenter, a Classifier or a Regressor.",
     "validate": "Computes terms on held-out pairs, or a Segmenter's Dice.",
     "test": "Computes terms on test pairs, or a Segmenter's scores, with a picture per subject.",
     "predict": "Writes embeddings of every visit, or a Segmenter's label maps, volumes and their yearly change.",
@@ -17,7 +17,7 @@ COMMANDS = {
 HELP = f"""\
 lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
 
-  lssl fit      --config NAME --data PATH [--key value …]          pretrain, or fine-tune a Segmenter
+  lssl fit      --config NAME --data PATH [--key value …]          pretrain, or train a Segmenter, Classifier, Regressor
   lssl validate --config NAME --ckpt_path FILE|best|last           terms on held-out pairs; a Segmenter's Dice
   lssl test     --config NAME --ckpt_path FILE|best|last           terms on test pairs; a Segmenter's scores
   lssl predict  --config NAME --ckpt_path FILE|best|last           embeddings of every visit; a Segmenter's label maps
@@ -48,8 +48,8 @@ OPTIONS = {
     "config": "a YAML file, or a shipped recipe by its name; several merge in their order",
     "data": "a prepared or BIDS folder, a table of visits, one NIfTI file, or a class",
     "ckpt_path": "checkpoint to resume from or to evaluate: a file, best or last",
-    "model": "a strategy, or lssl.Segmenter; its options are --model.init_args.NAME",
-    "model.init_args.pretrained": "checkpoint that a Segmenter starts from",
+    "model": "a strategy, lssl.Segmenter, lssl.Classifier or lssl.Regressor; its options are --model.init_args.NAME",
+    "model.init_args.pretrained": "checkpoint that a Segmenter, Classifier or Regressor starts from",
     "model.init_args.loss_weights": "weight of each term: {reconstruction: 0} switches one off",
     "data.init_args.batch_size": "pairs per step and device",
     "data.init_args.num_workers": "processes that read visits",

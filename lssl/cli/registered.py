@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from importlib.metadata import EntryPoint, entry_points
 
-__all__ = ["load_class", "registered", "registered_points"]
+__all__ = ["TASKS", "load_class", "registered", "registered_points", "task_class"]
+
+#: Tasks that start from a pretrained network; ``lssl.NAME`` is their class path.
+TASKS = ("Classifier", "Regressor", "Segmenter")
 
 
 def registered_points(group: str) -> list[EntryPoint]:
@@ -27,8 +30,15 @@ def load_class(point: EntryPoint) -> type | None:
         return None
 
 
+def task_class(name: str) -> type:
+    """The class of one of :data:`TASKS`."""
+    import lssl
+
+    return getattr(lssl, name)
+
+
 def registered() -> list[type]:
-    """Loads every registered method and source, so that their short names are known."""
+    """Loads every registered method and source, and the tasks, so that their short names are known."""
     groups = ("lssl.strategies", "lssl.datamodules")
     found = (load_class(point) for group in groups for point in registered_points(group))
-    return [each for each in found if each is not None]
+    return [*(each for each in found if each is not None), *map(task_class, TASKS)]

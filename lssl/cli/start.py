@@ -64,5 +64,6 @@ def _hush() -> None:
         ".*does not have many workers.*",
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*module.s. in eval mode at the start of training.*",  # frozen parts
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -41,7 +41,6 @@ from lssl.runs.folder import (
     written_into,
 )
 from lssl.runs.siblings import choose_run
-from lssl.segmentation.segmenter import Segmenter
 from lssl.task import Task
 from lssl.utils.errors import InputError, input_error
 from lssl.utils.stop import StopSignals
@@ -273,8 +272,8 @@ class TrainingCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def before_test(self) -> None:
-        """The Segmenter's table is the only one."""
-        if isinstance(self.model, Segmenter):
+        """A task's own table is the only one."""
+        if self.model.OWN_TABLE:
             self.config_init.test.verbose = False
 
     def before_fit(self) -> None:

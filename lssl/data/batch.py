@@ -37,6 +37,7 @@ class Visit:
         label: ``(D, H, W)`` int16, -1 everywhere where the visit has none (``None`` means the same).
         subject: row of the subject in the datamodule's list of subjects.
         session: row of the visit in the datamodule's visit table.
+        targets: ``(T,)`` float32, the datamodule's targets in their order; NaN where unknown.
     """
 
     image: Tensor
@@ -47,6 +48,7 @@ class Visit:
     label: Tensor | None = None
     subject: int = 0
     session: int = 0
+    targets: Tensor | None = None
 
 
 @dataclass
@@ -92,6 +94,7 @@ class PairBatch:
         labels: ``(B, 2, D, H, W)`` int16, -1 where a visit has none; ``None`` if no visit of the batch has any.
         subject: ``(B,)`` int64 subject ids, equal for pairs of one subject.
         session: ``(B, 2)`` int64 visit ids, equal within a same-visit pair.
+        targets: ``(B, 2, T)`` float32, the datamodule's targets in their order, NaN where unknown; ``None`` without.
     """
 
     images: Tensor
@@ -103,6 +106,7 @@ class PairBatch:
     labels: Tensor | None
     subject: Tensor
     session: Tensor
+    targets: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._host: HostPairs | None = None
@@ -182,6 +186,7 @@ def collate(pairs: Sequence[tuple[Visit, Visit]]) -> PairBatch:
         torch.full(visit.image.shape[1:], -1, dtype=torch.int16) if visit.label is None else visit.label
         for visit in visits
     ]
+    targets = [visit.targets for visit in visits if visit.targets is not None]
     return PairBatch(
         images=stack([visit.image for visit in visits]),
         affines=torch.stack([visit.affine for visit in visits]).unflatten(0, (len(pairs), 2)),
@@ -192,4 +197,5 @@ def collate(pairs: Sequence[tuple[Visit, Visit]]) -> PairBatch:
         labels=stack(labels, -1) if labelled else None,
         subject=torch.tensor([first.subject for first, _ in pairs]),
         session=torch.tensor([[visit.session for visit in pair] for pair in pairs]),
+        targets=torch.stack(targets).unflatten(0, (len(pairs), 2)) if targets else None,
     )

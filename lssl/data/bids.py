@@ -15,13 +15,11 @@ import pandas as pd
 
 from lssl.data.pairs import count
 from lssl.data.selection import choose
-from lssl.data.sidecars import SidecarTable, normal_id, read_table
+from lssl.data.sidecars import SESSION, SUBJECT, SidecarTable, normal_id, read_table, rows_by_id
 from lssl.data.times import Measures, add_times, family, read_measures
 from lssl.utils.errors import InputError
 
-__all__ = ["bids_files", "bids_table", "match_files"]
-
-SUBJECT, SESSION = ("participant_id", "subject_id", "subject"), ("session_id", "session", "visit", "visit_id")
+__all__ = ["bids_files", "bids_table", "match_files", "session_tables"]
 
 
 def bids_table(
@@ -50,11 +48,11 @@ def bids_table(
     measures = Measures.empty(len(table))
     participants = read_table(root / "participants.tsv")
     _participants(measures, table, participants)
-    for path in _session_tables(root, table):
+    for path in session_tables(root, table):
         _sessions(measures, table, path, root)
     _scans(measures, table, root)
     table, odd = add_times(table, measures)
-    sites = _by_id(participants, SUBJECT, "sub-", set(table["subject"]))
+    sites = rows_by_id(participants, SUBJECT, "sub-", set(table["subject"]))
     names = [next((row["site"] for row in sites.get(subject, []) if "site" in row), "") for subject in table["subject"]]
     if any(names):
         table["site"] = names
@@ -158,25 +156,6 @@ def match_files(root: str | Path, pattern: str, table: pd.DataFrame, option: str
 # --- tables beside the images -----------------------------------------------------------------------------------------
 
 
-def _by_id(
-    table: SidecarTable, columns: Sequence[str], prefix: str, known: set[str]
-) -> dict[str, list[dict[str, str]]]:
-    """Rows by subject or session as the folders spell them; ids match without prefix and leading zeros."""
-    column = next((name for name in columns if any(name in row for row in table.rows)), None)
-    alike: dict[str, list[str]] = {}
-    for name in sorted(known):
-        alike.setdefault(normal_id(name, prefix), []).append(name)
-    found: dict[str, list[dict[str, str]]] = {}
-    for row in table.rows if column else []:
-        if not (text := row.get(str(column), "")):
-            continue
-        full = text if text.startswith(prefix) else prefix + text
-        same = alike.get(normal_id(text, prefix), [])
-        name = full if full in known else same[0] if len(same) == 1 else full
-        found.setdefault(name, []).append(row)
-    return found
-
-
 def _frame(rows: Sequence[dict[str, str]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows), dtype=object)
 
@@ -185,13 +164,13 @@ def _participants(measures: Measures, table: pd.DataFrame, participants: Sidecar
     """One row per subject (its age is the one at baseline), one per visit, or columns such as ``age_M12``."""
     measures.notes += participants.notes
     where = participants.path.name
-    rows = _by_id(participants, SUBJECT, "sub-", set(table["subject"]))
+    rows = rows_by_id(participants, SUBJECT, "sub-", set(table["subject"]))
     if participants.rows and not rows:
         measures.notes.append(f"{where} has no column participant_id and is not read")
     visits, once, confused = [], [], []
     for subject, group in table.groupby("subject", sort=False):
         mine = rows.get(str(subject), [])
-        sessions = _by_id(SidecarTable(participants.path, mine), SESSION, "ses-", set(group["session"]))
+        sessions = rows_by_id(SidecarTable(participants.path, mine), SESSION, "ses-", set(group["session"]))
         per_visit = not sessions.keys().isdisjoint(group["session"])
         only = len(group) == 1 and len(mine) == 1 and not per_visit  # a subject's value holds for its visit
         if not per_visit and len(mine) > 1 and any(row != mine[0] for row in mine):
@@ -248,7 +227,7 @@ def _aligned(rows: list[tuple[int, dict[str, str]]], visits: int) -> pd.DataFram
     return frame.reindex(range(visits))
 
 
-def _session_tables(root: Path, table: pd.DataFrame) -> list[tuple[str, SidecarTable]]:
+def session_tables(root: Path, table: pd.DataFrame) -> list[tuple[str, SidecarTable]]:
     """``sub-*_sessions.tsv`` of every subject, then a ``sessions.tsv`` for all of them."""
     found = [
         (subject, read_table(root / subject / f"{subject}_sessions.tsv", root / "sessions.json"))
@@ -262,7 +241,7 @@ def _sessions(measures: Measures, table: pd.DataFrame, found: tuple[str, Sidecar
     measures.notes += sessions.notes
     if not sessions.rows:
         return
-    subjects = {subject: sessions.rows} if subject else _by_id(sessions, SUBJECT, "sub-", set(table["subject"]))
+    subjects = {subject: sessions.rows} if subject else rows_by_id(sessions, SUBJECT, "sub-", set(table["subject"]))
     where = os.path.relpath(sessions.path, root)
     if not any(name in row for row in sessions.rows for name in SESSION):
         measures.notes.append(f"{where} has no column session_id and is not read")
@@ -272,7 +251,7 @@ def _sessions(measures: Measures, table: pd.DataFrame, found: tuple[str, Sidecar
     for name, rows in subjects.items():
         places = groups.get(name, [])
         labels = [str(table["session"].iat[int(place)]) for place in places]
-        by_session = _by_id(SidecarTable(sessions.path, rows), SESSION, "ses-", set(labels))
+        by_session = rows_by_id(SidecarTable(sessions.path, rows), SESSION, "ses-", set(labels))
         cells += [(int(place), by_session.get(label, [{}])[0]) for place, label in zip(places, labels, strict=True)]
     if cells:
         frame = _frame([row for _, row in cells])

@@ -4,43 +4,42 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import lightning as L
 import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from lssl.data.balance import balanced_weights
 from lssl.data.batch import Visit
 from lssl.data.boxes import crop, source_box
 from lssl.data.duplicates import check_duplicates
-from lssl.data.few_shot import FewShot, choose_labelled, repeated
-from lssl.data.loading import PairDataset, PairSampler, continue_training, pair_loader, reading_rate, same_length
+from lssl.data.few_shot import FewShot, choose_labelled
+from lssl.data.folds import Folds, fold_splits
+from lssl.data.loaders import PairLoaders
+from lssl.data.loading import PairDataset, PairSampler
 from lssl.data.pairs import (
     ORDERED_POLICIES,
     SPLITS,
     build_pairs,
     count,
     evenly,
-    name_bytes,
     order_notes,
     order_visits,
     subject_splits,
     summarise,
 )
-from lssl.data.read_errors import SkipList
-from lssl.data.spacing import BoxReader, median_spacing, refuse_large_views, voxels_per_step
+from lssl.data.samples import SampleKind, Samples, choose_samples
+from lssl.data.spacing import median_spacing, refuse_large_views, voxels_per_step
+from lssl.data.targets import Target, read_targets
 from lssl.data.transform import visit_transform
 from lssl.utils.errors import InputError
 
 __all__ = ["PairDataModule", "PairDataset", "PairSampler"]
 
 
-class PairDataModule(L.LightningDataModule):
+class PairDataModule(PairLoaders):
     """Visit table → pairs → loaders of PairBatch.
 
     A subclass says which visits exist (:meth:`visit_table`) and how one is read (:meth:`read`). This class makes pairs,
@@ -71,6 +70,9 @@ class PairDataModule(L.LightningDataModule):
             ``None`` allows all labels. Pretraining ignores this option.
         transform: applied on the CPU to the source of each visit; a random transform must use torch's global generator.
         on_error: at a visit that cannot be read, ``stop``, or ``skip`` the pair; see :mod:`lssl.data.read_errors`.
+        targets: columns to predict, name → source: ``{diagnosis: participants, score: sessions, age: visits}`` or the
+            path of a table; see :mod:`.targets`. Prediction does not read them.
+        folds: cross-validation by subject instead of ``split``; see :class:`.folds.Folds`.
 
     Attributes:
         table: after ``setup``: one row per visit, sorted by subject and time, with its split.
@@ -78,6 +80,7 @@ class PairDataModule(L.LightningDataModule):
         train_pairs: after ``setup``: ``(pairs, 2)`` int32 rows of the table in time order.
         val_pairs: the same for validation, equally many of every subject; see :func:`.pairs.evenly`.
         test_pairs: the same for test.
+        targets: after ``setup``: name → column, of those that the option ``targets`` names.
         summary: after ``setup``: what was found, used and excluded, in words.
         excluded: phrases with counts: which visits were left out, and why; :meth:`visit_table` may add to them.
         notes: further phrases of the summary; :meth:`visit_table` and :meth:`inspect` may add to them.
@@ -105,6 +108,8 @@ class PairDataModule(L.LightningDataModule):
         few_shot: FewShot | None = None,
         transform: Callable[[Visit], Visit] | None = None,
         on_error: Literal["stop", "skip"] = "stop",
+        targets: dict[str, str] | None = None,
+        folds: Folds | None = None,
     ) -> None:
         super().__init__()
         if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6:
@@ -123,7 +128,10 @@ class PairDataModule(L.LightningDataModule):
         self.every_pair = pairs_per_subject == "all" or pairs == "all"
         self.balance, self.single_visits, self.split, self.seed = balance, single_visits, tuple(split), seed
         self.few_shot, self.on_error = few_shot or FewShot(), on_error
+        self.target_sources, self.folds = dict(targets or {}), folds
+        self.targets: dict[str, Target] = {}
         self.supervised = self.unlabelled_pairs = self.predicting = False
+        self.predict_pairs: np.ndarray | None = None
         self.label_names: dict[int, str] = {}
         self.voxels_per_step: np.ndarray | None = None  # of the working spacing, once a task has set it
         self.table: pd.DataFrame = pd.DataFrame()
@@ -227,7 +235,14 @@ class PairDataModule(L.LightningDataModule):
             )
         self._subject = index.subject
         self.subjects = table["subject"].iloc[np.flatnonzero(np.diff(index.subject, prepend=-1))].tolist()
-        part = subject_splits(table, self.subjects, index, self.split, self.seed)
+        if not self.predicting:
+            self.targets = read_targets(table, self.target_sources, self.location)
+        known = table.assign(**{name: target.texts() for name, target in self.targets.items() if name not in table})
+        part = (
+            subject_splits(table, self.subjects, index, self.split, self.seed)
+            if self.folds is None
+            else fold_splits(known, index.subject, self.folds, self.seed)
+        )
         self.table = table.assign(split=pd.Categorical(np.array(SPLITS)[part[index.subject]], categories=SPLITS))
         if stage == "fit" and (copies := check_duplicates(self.table)):
             self.notes.append(copies)
@@ -235,7 +250,7 @@ class PairDataModule(L.LightningDataModule):
         singles = index.singles[:0] if self.single_visits == "drop" else index.singles
         used = np.concatenate([index.pairs, np.stack([singles, singles], 1)])
         used = used[np.lexsort(used.T[::-1])]
-        part_of_pair = part[index.subject[used[:, 0]]]
+        self._pairs, part_of_pair = used, part[index.subject[used[:, 0]]]
         self.train_pairs, val_pairs, self.test_pairs = (used[part_of_pair == value] for value in range(3))
         self.val_pairs = evenly(val_pairs, index.subject)
         if self.single_visits == "drop" and len(index.singles):
@@ -244,14 +259,23 @@ class PairDataModule(L.LightningDataModule):
         self.summary = summarise(self.table, index, singles, self.excluded, self.notes)
         rank_zero_info(self.summary)
 
-    def use_labels(self, unlabelled_pairs: bool) -> None:
-        """Switches the loaders to training on labels.
+    def use_targets(self, name: str, kind: SampleKind) -> Samples:
+        """Switches the loaders to visits or pairs whose target is known; prediction takes all.
 
-        Training then gives a dict of batches: ``labelled`` visits, each as a same-visit pair, and optionally
-        ``unlabelled`` pairs of all training subjects, with their labels hidden. Validation takes each labelled whole
-        visit once; test takes every whole visit once.
+        Args:
+            name: of a target. Prediction, which reads none, accepts any.
+            kind: ``one`` visit, the ``first`` visit, or ``pair``; see :func:`.samples.choose_samples`.
         """
-        self.supervised, self.unlabelled_pairs = True, unlabelled_pairs
+        if not self.predicting and name not in self.targets:
+            raise InputError(
+                f"data.init_args.targets: '{name}' is to be predicted, but is not among them ({list(self.targets)}); "
+                f"say where it is, as in {{{name}: participants}}."
+            )
+        values = self.targets[name].values if name in self.targets else None
+        samples = choose_samples(self.table, self._subject, self._pairs, kind, values, name)
+        self.train_pairs, self.val_pairs, self.test_pairs = (samples.known[part] for part in SPLITS)
+        self.predict_pairs = samples.every
+        return samples
 
     def labelled_rows(self, split: str) -> np.ndarray:
         """Rows of the table whose labels may be seen: in training, those that ``few_shot`` chooses."""
@@ -280,71 +304,3 @@ class PairDataModule(L.LightningDataModule):
         """
         same = self._subject[first] == self._subject[second]
         return points.double() if same else torch.full(points.shape, float("nan"), dtype=torch.float64)
-
-    def train_dataloader(self) -> DataLoader | dict[str, DataLoader]:
-        """Pairs with random boxes, in the order of :class:`PairSampler`; see :meth:`use_labels` for the dict.
-
-        In a resumed run, the loaders start where the checkpoint was written.
-        """
-        if not self.supervised:
-            pairs = self._train_pairs()
-            continue_training([pairs], self.trainer)
-            dataset: Any = pairs.dataset
-            if rate := reading_rate(dataset, self.batch_size, self.num_workers):
-                rank_zero_info(rate)
-            return pairs
-        rows = repeated(self.labelled_rows("train"), self.few_shot, self.trainer)
-        dataset = self._dataset(np.stack([rows, rows], 1), self.source_size)
-        sampler = PairSampler(dataset, True, self.seed)
-        loaders = {"labelled": pair_loader(dataset, self.few_shot.batch_size, self.num_workers, sampler=sampler)}
-        if self.unlabelled_pairs:
-            loaders["unlabelled"] = self._train_pairs(np.zeros(len(self.table), dtype=bool))
-        same_length(loaders)
-        continue_training(loaders.values(), self.trainer)
-        return dict(loaders)
-
-    def _train_pairs(self, visible: np.ndarray | None = None) -> DataLoader:
-        if not len(self.train_pairs):
-            raise InputError(f"There are no pairs of visits to train on, because of this: {self.summary}")
-        dataset = self._dataset(self.train_pairs, self.source_size, visible)
-        weights = None
-        if self.balance:
-            weights = balanced_weights(self.table, self._subject, self.train_pairs, self.balance, self.every_pair)
-        sampler = PairSampler(dataset, self.every_pair, self.seed, weights)
-        drop_last = len(sampler) > self.batch_size
-        return pair_loader(dataset, self.batch_size, self.num_workers, sampler=sampler, drop_last=drop_last)
-
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Every validation pair with its centred box, in fixed order; an empty list if there are no pairs."""
-        if self.supervised:
-            rows = self.labelled_rows("val")
-            return self._whole(rows) if len(rows) else []
-        return self._fixed(self.val_pairs)
-
-    def test_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Every test pair with its centred box, in fixed order."""
-        if self.supervised:
-            return self._whole(np.flatnonzero(self.table["split"] == "test"))
-        if not len(self.test_pairs):
-            raise InputError(f"There are no pairs of visits to test on, because of this: {self.summary}")
-        return self._fixed(self.test_pairs)
-
-    def predict_dataloader(self) -> DataLoader:
-        """Every whole visit once, as a same-visit pair; one per batch, so that none is padded."""
-        return self._whole(np.arange(len(self.table)))
-
-    def _whole(self, rows: np.ndarray) -> DataLoader:
-        return pair_loader(self._dataset(np.stack([rows, rows], 1).astype(np.int32), None), 1, self.num_workers)
-
-    def _fixed(self, pairs: np.ndarray) -> DataLoader | list[DataLoader]:
-        if not len(pairs):
-            return []
-        return pair_loader(self._dataset(pairs, self.source_size), self.batch_size, self.num_workers)
-
-    def _dataset(
-        self, pairs: np.ndarray, size: tuple[int, int, int] | None, visible: np.ndarray | None = None
-    ) -> PairDataset:
-        folder = self.trainer.default_root_dir if self.trainer else None
-        skips = SkipList(folder, self.single_visits == "same") if self.on_error == "skip" else None
-        rest = (self._subject, self._age, self._time, size, self.transform, visible, name_bytes(self.table), skips)
-        return PairDataset(BoxReader(self.reader().read_pair, self.voxels_per_step), pairs, *rest)

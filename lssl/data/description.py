@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import yaml
 
 import lssl
 from lssl.data.source import DataSource
+from lssl.utils.errors import InputError
 from lssl.utils.structure import pack
 
-__all__ = ["describe", "record"]
+__all__ = ["CHECKPOINT_FORMAT", "check_format", "describe", "record"]
+
+CHECKPOINT_FORMAT = 3  # raised whenever the names of options or weights in a checkpoint change
 
 
 def describe(data: Any) -> dict[str, Any]:
@@ -60,3 +64,17 @@ def record(task: Any, number: int) -> dict[str, Any]:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         structure = str(error)
     return {**about, "data": describe(getattr(task._trainer, "datamodule", None)), "structure": structure}
+
+
+def check_format(checkpoint: Mapping[str, Any], where: str) -> None:
+    """Refuses a checkpoint of ``lssl fit`` in another format.
+
+    Args:
+        checkpoint: content of the checkpoint. A checkpoint of another program passes.
+        where: path of the checkpoint, or the option that named it.
+    """
+    if "lssl" in checkpoint and (found := checkpoint["lssl"].get("format", 1)) != CHECKPOINT_FORMAT:
+        raise InputError(
+            f"{where}: the checkpoint has format {found} and this version of lssl reads format {CHECKPOINT_FORMAT}; "
+            f"use lssl {checkpoint['lssl'].get('version', 'of its time')} for it, or train again."
+        )

@@ -56,6 +56,7 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
         visible: ``(visits,)`` bool, the rows whose labels may be seen; ``None`` shows all labels.
         names: ``(visits,)`` bytes, names of the visits for messages.
         skips: where pairs that cannot be read are listed; ``None`` stops at the first. See :mod:`.read_errors`.
+        targets: ``(visits, T)`` float32, NaN where unknown; ``None`` without targets.
     """
 
     def __init__(
@@ -70,10 +71,11 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
         visible: np.ndarray | None = None,
         names: np.ndarray | None = None,
         skips: SkipList | None = None,
+        targets: np.ndarray | None = None,
     ) -> None:
         self.read, self.pairs, self.subject, self.age, self.time = read, pairs, subject, age, time
         self.size, self.transform, self.visible = size, transform, visible
-        self.names, self.skips = names, skips
+        self.names, self.skips, self.targets = names, skips, targets
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -136,7 +138,9 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
         age = float(self.age[row]) if math.isnan(visit.age) else visit.age
         time = float(self.time[row]) if math.isnan(visit.time) else visit.time
         label = visit.label if self.visible is None or self.visible[row] else None
-        return dataclasses.replace(visit, subject=int(self.subject[row]), session=row, age=age, time=time, label=label)
+        found = {"subject": int(self.subject[row]), "session": row, "age": age, "time": time, "label": label}
+        targets = None if self.targets is None else torch.from_numpy(self.targets[row].copy())
+        return dataclasses.replace(visit, **found, targets=targets)  # type: ignore[arg-type]
 
 
 def reading_rate(dataset: PairDataset, batch_size: int, workers: int) -> str:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from lssl.utils.errors import InputError
 
 __all__ = [
+    "SESSION",
+    "SUBJECT",
     "SidecarTable",
     "Value",
     "normal_id",
@@ -25,10 +28,13 @@ __all__ = [
     "parse_number",
     "read_table",
     "read_text",
+    "rows_by_id",
     "unit_in_years",
 ]
 
 DAYS_PER_YEAR = 365.25
+#: Columns that name the subject and the visit.
+SUBJECT, SESSION = ("participant_id", "subject_id", "subject"), ("session_id", "session", "visit", "visit_id")
 #: Cells that say that a value is unknown.
 MISSING = {"", "n/a", "na", "nan", "none", "null", "n.a.", "-", "--", ".", "?", "unknown", "missing", "nat"}
 #: Descriptions of a level (JSON sidecar) that say the same.
@@ -153,7 +159,7 @@ class SidecarTable:
 
 
 def read_table(path: Path, *sidecars: Path) -> SidecarTable:
-    """A TSV and its JSON sidecars; later sidecars override earlier ones. A missing file has no rows.
+    """A TSV (or CSV, by its ending) and its JSON sidecars, later ones before earlier ones; a missing file has no rows.
 
     Column names become lower-case; blanks and quotes around cells are removed. Cells that mean "unknown" (``n/a``, and
     levels that the JSON describes so) are left out.
@@ -175,7 +181,9 @@ def read_table(path: Path, *sidecars: Path) -> SidecarTable:
                 str(level).strip().lower() for level, text in levels.items() if UNKNOWN_LEVEL.search(str(text).lower())
             }
     try:
-        lines = list(csv.reader(io.StringIO(read_text(path)), delimiter="\t", quoting=csv.QUOTE_NONE))
+        commas = path.suffix.lower() == ".csv"
+        kind: dict[str, Any] = {} if commas else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        lines = list(csv.reader(io.StringIO(read_text(path)), **kind))
     except csv.Error as error:
         raise InputError(f"{path} cannot be read as a table ({error}); write it as tab-separated text.") from error
     header = [_cell(name).lower() for name in lines[0]] if lines else []
@@ -189,6 +197,32 @@ def read_table(path: Path, *sidecars: Path) -> SidecarTable:
         if cells:
             table.rows.append(cells)
     return table
+
+
+def rows_by_id(
+    table: SidecarTable, columns: Sequence[str], prefix: str, known: set[str]
+) -> dict[str, list[dict[str, str]]]:
+    """Rows by subject or session as the folders spell them; ids match without prefix and leading zeros.
+
+    Args:
+        table: with the ids in one of its columns.
+        columns: names that this column may have, :data:`SUBJECT` or :data:`SESSION`.
+        prefix: ``sub-`` or ``ses-``.
+        known: subjects or sessions as the folders spell them.
+    """
+    column = next((name for name in columns if any(name in row for row in table.rows)), None)
+    alike: dict[str, list[str]] = {}
+    for name in sorted(known):
+        alike.setdefault(normal_id(name, prefix), []).append(name)
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in table.rows if column else []:
+        if not (text := row.get(str(column), "")):
+            continue
+        full = text if text.startswith(prefix) else prefix + text
+        same = alike.get(normal_id(text, prefix), [])
+        name = full if full in known else same[0] if len(same) == 1 else full
+        found.setdefault(name, []).append(row)
+    return found
 
 
 def _cell(text: str) -> str:

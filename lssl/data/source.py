@@ -8,6 +8,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lssl.data.samples import SampleKind, Samples
+from lssl.data.targets import Target
 
 __all__ = ["DataSource"]
 
@@ -25,6 +29,7 @@ class DataSource(Protocol):
         common_frame: whether all subjects are aligned to one template, so that positions can be compared across
             subjects.
         knows_correspondence: whether :meth:`correspond` is exact for any two visits.
+        targets: after ``setup``: name → column to predict; a batch's ``targets`` are in their order.
     """
 
     table: pd.DataFrame
@@ -33,6 +38,7 @@ class DataSource(Protocol):
     label_names: dict[int, str]
     common_frame: bool
     knows_correspondence: bool
+    targets: dict[str, Target]
 
     def check_crop(self, size: Sequence[int]) -> None:
         """Raises InputError if a view of ``size`` voxels does not fit into the source of every visit."""
@@ -51,6 +57,12 @@ class DataSource(Protocol):
 
     def use_labels(self, unlabelled_pairs: bool) -> None:
         """Switches the loaders to labelled visits and, optionally, unlabelled pairs."""
+
+    def use_targets(self, name: str, kind: SampleKind) -> Samples:
+        """Switches the loaders to samples whose target is known; prediction takes all."""
+
+    def fixed_pairs(self, most: int) -> DataLoader:
+        """At most so many training pairs with their centred boxes, in fixed order."""
 
     def labelled_rows(self, split: str) -> np.ndarray:
         """Rows of the table whose labels may be seen; in ``train``, the few-shot choice."""

@@ -17,6 +17,7 @@ from lssl.data.clusters import subject_clusters
 from lssl.data.pairs import count
 from lssl.runs.outputs import Score, write_scores
 from lssl.runs.predictions import prediction_folder
+from lssl.runs.result_folder import ResultFolder
 from lssl.segmentation.scores import METRICS, SegmentedVisit, score_subject
 
 __all__ = ["SegmentationReport", "averages"]
@@ -34,7 +35,7 @@ HEADS = {
 }
 
 
-class SegmentationReport(L.Callback):
+class SegmentationReport(ResultFolder):
     """Scores each test subject when all its visits are segmented, and shows the averages at the end.
 
     ``RUN/test/COHORT`` holds ``segmentation.csv`` with every value (subject, session, structure, metric, value,

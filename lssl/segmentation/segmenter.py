@@ -81,6 +81,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     spacing: Tensor
 
     LOSS_WEIGHTS: ClassVar = {"supervised": 1.0, "consistency": 0.0}
+    OWN_TABLE: ClassVar = True
 
     def __init__(
         self,
@@ -130,8 +131,6 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         }
         for name, value in buffers.items():
             self.register_buffer(name, value.to(self.device))
-
-    # --- training -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Requests loaders of labelled visits; before training, finds the classes and loads the pretrained weights."""
@@ -269,9 +268,8 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
 
     def segment(self, image: Tensor, affine: Tensor) -> Tensor:
         """``(D, H, W)`` class of each voxel of a visit ``(C, D, H, W)`` of any spacing."""
-        own = geo.spacing(affine)
+        own, window, overlap = geo.spacing(affine), self.views.size, self.window_overlap
         check_memory(image.shape, own.tolist(), self.spacing.tolist(), self.known_classes().number, image.device)
-        window, overlap = self.views.size, self.window_overlap
         return segment(image, own, self.spacing, lambda crop: self.logits(crop).float().softmax(1), window, overlap)
 
     def on_validation_epoch_start(self) -> None:
@@ -298,6 +296,10 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor]:
         """Label map of a whole visit; written by :class:`.writer.SegmentationWriter`."""
         return {"label": self.label_values[self._segmented(batch)]}
+
+    def can_test(self, data: DataSource) -> bool:
+        """Whether a test visit has a label."""
+        return len(data.labelled_rows("test")) > 0
 
     def on_test_start(self) -> None:
         """Checks the labels of the test visits."""

@@ -21,6 +21,7 @@ from lssl.data.pairs import count, visit_name
 from lssl.data.store import read_stored
 from lssl.runs.folder import back_up
 from lssl.runs.predictions import prediction_folder
+from lssl.runs.result_folder import ResultFolder
 from lssl.runs.visit_log import VisitLog
 from lssl.segmentation.change import yearly_change
 from lssl.segmentation.native import to_native
@@ -33,7 +34,7 @@ HASHED = re.compile("x[0-9a-f]{8}$")
 STORED = ".b2nd"  # files of a prepared folder
 
 
-class SegmentationWriter(L.Callback):
+class SegmentationWriter(ResultFolder):
     """Writes a BIDS derivative into a folder of the cohort, ``RUN/predict/COHORT``.
 
     ``sub-…/ses-…/anat/sub-…_ses-…_desc-lssl_dseg.nii.gz`` has the grid, affine and axes of the visit's own file. For a

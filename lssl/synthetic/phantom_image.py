@@ -21,7 +21,7 @@ from torch import Tensor
 from lssl.synthetic.draws import misregistration, uniform
 from lssl.synthetic.phantom_ageing import canonical
 from lssl.synthetic.phantom_anatomy import paint
-from lssl.synthetic.phantom_subject import PhantomSubject, draw_subject, generator
+from lssl.synthetic.phantom_subject import PhantomSubject, Rates, draw_subject, generator
 
 __all__ = ["Scan", "acquire", "normalise", "residual", "scan", "subject", "visit_time"]
 
@@ -48,9 +48,9 @@ class Scan:
 
 
 @functools.lru_cache(maxsize=4096)
-def subject(seed: int, index: int, fast: bool = False) -> PhantomSubject:
+def subject(seed: int, index: int, fast: bool = False, rates: Rates = ()) -> PhantomSubject:
     """`draw_subject`, remembered."""
-    return draw_subject(seed, index, fast)
+    return draw_subject(seed, index, fast, rates)
 
 
 def visit_time(seed: int, index: int, visit: int, interval: float) -> float:
@@ -66,7 +66,14 @@ def residual(seed: int, index: int, visit: int, spacing: float) -> Tensor:
 
 
 def scan(
-    seed: int, index: int, visit: int, time: float, size: tuple[int, int, int], spacing: float, fast: bool = False
+    seed: int,
+    index: int,
+    visit: int,
+    time: float,
+    size: tuple[int, int, int],
+    spacing: float,
+    fast: bool = False,
+    rates: Rates = (),
 ) -> Scan:
     """The visit ``visit`` of subject ``index``, ``time`` years after its first, on a grid around the head.
 
@@ -78,8 +85,9 @@ def scan(
         size: voxels along each axis.
         spacing: mm between voxels.
         fast: whether the subject ages as in Alzheimer's disease.
+        rates: declared ones, see `draw_subject`.
     """
-    someone, stream = subject(seed, index, fast), generator("scan", seed, index, visit)
+    someone, stream = subject(seed, index, fast, rates), generator("scan", seed, index, visit)
     affine = torch.eye(4, dtype=torch.float64) * spacing
     affine[:3, 3] = torch.tensor(_CENTRE, dtype=torch.float64) - spacing * (torch.tensor(size) - 1) / 2
     affine[3, 3] = 1

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from lssl.synthetic.draws import uniform
+from lssl.utils.errors import InputError
 
-__all__ = ["FOLD_WAVES", "PhantomSubject", "draw_subject", "generator", "waves"]
+__all__ = ["FASTEST", "FOLD_WAVES", "PhantomSubject", "Rates", "check_rates", "draw_subject", "generator", "waves"]
+
+#: The fastest yearly rates for which the deformation is checked: a subject as in Alzheimer's disease.
+FASTEST = {"ventricles": 0.10, "hippocampus": -0.05, "cortex": -0.015}
+Rates = tuple[tuple[str, float], ...]
 
 _VARYING = ("ventricle", "caudate", "putamen", "pallidum", "thalamus", "hippocampus", "amygdala")
 
@@ -69,8 +74,33 @@ def waves(stream: torch.Generator, count: int, shortest: float, longest: float) 
 FOLD_WAVES, FOLD_PHASE = waves(generator("folds of the average brain"), 28, 19.0, 26.0)
 
 
-def draw_subject(seed: int, index: int, fast: bool = False) -> PhantomSubject:
-    """The subject ``index`` of the population ``seed``; a fast one ages as in Alzheimer's disease, else alike."""
+def check_rates(group: str, rates: Mapping[str, float]) -> Rates:
+    """Declared yearly rates of a group, refused if the phantom cannot age so.
+
+    Args:
+        group: its name.
+        rates: structure → change of the logarithm of its volume per year.
+    """
+    for name, rate in rates.items():
+        if name not in FASTEST:
+            raise InputError(f"rate_groups: {group} has a rate of {name}; structures are {', '.join(FASTEST)}.")
+        low, high = sorted((0.0, FASTEST[name]))
+        if not low <= rate <= high:
+            raise InputError(
+                f"rate_groups: the rate of {name} of {group} is {rate:g} a year; give {low:g} to {high:g}."
+            )
+    return tuple(sorted(rates.items()))
+
+
+def draw_subject(seed: int, index: int, fast: bool = False, rates: Rates = ()) -> PhantomSubject:
+    """The subject ``index`` of the population ``seed``.
+
+    Args:
+        seed: of the population.
+        index: of the subject.
+        fast: ages as in Alzheimer's disease; nothing else differs.
+        rates: declared ones replace those that are drawn; nothing else differs.
+    """
     stream = generator("subject", seed, index)
     age = uniform(stream, 55, 80)
     old, severity = (age - 55) / 25, uniform(stream, 0, 1)
@@ -98,7 +128,7 @@ def draw_subject(seed: int, index: int, fast: bool = False) -> PhantomSubject:
         tissue={
             name: uniform(stream, 0.97, 1.03) for name in ("white", "cortex", "deep", "csf", "fat", "muscle", "bone")
         },
-        rates=_rates(severity, [uniform(stream, 0, end) for end in (0.010, 0.006, 0.002)], fast),
+        rates=_rates(severity, [uniform(stream, 0, end) for end in (0.010, 0.006, 0.002)], fast) | dict(rates),
         gradient=0.25 * torch.randn(3, generator=stream, dtype=torch.float64).clamp(-2, 2),
     )
 
