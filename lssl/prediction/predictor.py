@@ -266,8 +266,8 @@ class Predictor(Task[PairBatch]):
         return pd.DataFrame(rows, columns=["subject", "session", "output", "truth"])
 
     def clusters(self) -> dict[str, str]:
-        """Subject → cluster, for intervals."""
-        return subject_clusters(self.data_source.table)
+        """Subject → cluster, for intervals, which are of new subjects of the same sites."""
+        return subject_clusters(self.data_source.table.drop(columns="site", errors="ignore"))
 
     def on_validation_epoch_start(self) -> None:
         """Starts anew."""

@@ -106,6 +106,12 @@ def write_bids(root: Path) -> None:
                 nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 2.0, 1.0])), file)
 
 
+def write_participants(root: Path) -> None:
+    """A diagnosis of every subject; of the four that a split of five leaves for training, two of each."""
+    lines = [f"sub-{subject}\t{group}" for subject, group in zip("abcde", ("AD", "AD", "AD", "CN", "CN"), strict=True)]
+    (root / "participants.tsv").write_text("\n".join(["participant_id\tdiagnosis", *lines]) + "\n")
+
+
 def write_sources(place: Path) -> None:
     """A table, files of other programs, label maps, weights, and the files that pages ask the reader to write."""
     scans = sorted((place / "my_bids").glob("sub-*/ses-*/anat/*_T1w.nii.gz"))
@@ -139,6 +145,7 @@ def place(tmp_path_factory) -> Path:
     """Data, files and runs under the names that the pages use."""
     place = tmp_path_factory.mktemp("pages")
     write_bids(place / "my_bids")
+    write_participants(place / "my_bids")
     write_sources(place)
     (place / "small.yaml").write_text(yaml.safe_dump(SMALL))
     with pytest.MonkeyPatch.context() as patch:
@@ -153,6 +160,10 @@ def place(tmp_path_factory) -> Path:
         shutil.copy("runs/finetune/checkpoints/last.ckpt", "runs/finetune/checkpoints/best.ckpt")  # one step has none
         shutil.copytree("runs/finetune", "runs/tissue")
         main(["fit", "--config", "anatomical_embedding", "--data", "prepared", "--config", "small.yaml"])
+        wanted = ["--data.init_args.targets", "{diagnosis: participants}", "--model.init_args.target", "diagnosis"]
+        wanted += ["--model.init_args.visits", "pair", "--data.init_args.split", "[0.8,0.0,0.2]"]
+        main(["fit", "--config", "classifier", "--data", "my_bids", *wanted, "--config", "small.yaml"])
+        shutil.copy("runs/classifier/checkpoints/last.ckpt", "runs/classifier/checkpoints/best.ckpt")
     return place
 
 

@@ -118,7 +118,7 @@ def test_unknown_targets_are_left_out_of_the_loss(kind, tmp_path):
     data = planted.Cohort(subjects=24, unknown=6)
     data.setup("fit")
     task = make(visits=kind)
-    task._trainer = None
+    task.eval()
     target = data.targets["group"]
     task.learn(target, data.use_targets("group", kind), data._subject)
     task.connect(target)
@@ -213,7 +213,7 @@ def test_a_classifier_from_fit_to_predict(tmp_path, capsys):
     table = pd.read_csv(run / "test/phantom/predictions.tsv", sep="\t")
     assert list(table) == ["subject", "session", "prediction", "probability_fast", "probability_slow", "target"]
     assert set(table["session"]) == {"visit-00/visit-01"}
-    assert np.allclose(table[["probability_fast", "probability_slow"]].sum(1), 1, atol=1e-5)
+    assert np.allclose(table[["probability_fast", "probability_slow"]].sum(axis=1), 1, atol=1e-5)
     main(["predict", *later])
     everyone = pd.read_csv(run / "predict/phantom/predictions.tsv", sep="\t").set_index("subject")
     assert len(everyone) == 9
@@ -224,14 +224,14 @@ def test_a_classifier_from_fit_to_predict(tmp_path, capsys):
     assert task.readout.measured
 
 
-def test_a_regressor_starts_from_any_checkpoint(tmp_path, capsys):
+def test_a_regressor_starts_from_any_checkpoint(tmp_path, caplog):
     (tmp_path / "before").mkdir()
     data = {"class_path": "PhantomDataModule", "init_args": {**PHANTOM, "targets": None}}
     before = fit(tmp_path / "before", "temporal_order.yaml", options=SMALL, data=data, backbone=TINY_NET)
     start = [f"--model.init_args.pretrained={before / 'checkpoints/last.ckpt'}", "--model.init_args.frozen=true"]
     options = [*SMALL, *start, "--model.init_args.target=age", "--data.init_args.folds.number=3"]
     run = fit(tmp_path, "regressor.yaml", options=options, data=DATA)
-    assert "Pretrained network by TemporalOrder" in capsys.readouterr().err
+    assert "Pretrained network by TemporalOrder" in caplog.text
     main(["test", "--config", str(run / "config.yaml"), "--ckpt_path", "last"])
     table = pd.read_csv(run / "test/phantom/subjects.tsv", sep="\t")
     assert list(table) == ["subject", "samples", "prediction", "target"]
