@@ -16,7 +16,7 @@ ece, r2, r         none
 
 Unlike a percentile bootstrap or a normal interval, these stay honest with few subjects and with a perfect score. Where
 subjects are related (:func:`lssl.data.clusters.subject_clusters`), the first three count clusters instead of subjects:
-m and n are multiplied by clusters/subjects. Sites are no clusters here: intervals are of new subjects of the same sites.
+m and n are multiplied by clusters/subjects. Sites are no clusters: intervals are of new subjects of the same sites.
 
 ``brier`` of two classes is the mean of (p - y)², of more classes the sum over classes (0 to 2). ``brier_constant`` is
 that of the training shares for everybody, ``mae_constant`` the MAE of the training median: what no network is needed
