@@ -328,3 +328,39 @@ def test_correspondence_across_subjects_returns_and_hits_the_structures(data):
     carried, left = torch.tensor(misses).unbind(1)
     assert carried.max() < 1.5  # mm, of voxels of 4 mm
     assert carried.mean() < left.mean() / 2
+
+
+GROUPS = {"stable": {"ventricles": 0.02}, "fast": {"ventricles": 0.10, "hippocampus": -0.05}}
+
+
+def test_groups_of_rates_differ_in_nothing_but_declared_rates():
+    data = PhantomDataModule(subjects=5, visits=2, size=16, spacing=12.0, interval=4.0, rate_groups=GROUPS)
+    data.setup()
+    assert (
+        data.table["group"].tolist() == ["stable"] * 2 + ["fast"] * 2 + ["stable"] * 2 + ["fast"] * 2 + ["stable"] * 2
+    )
+    plain, slow, fast = subject(0, 1), data.subject(0), data.subject(1)
+    assert (slow.rates["ventricles"], fast.rates["ventricles"], fast.rates["hippocampus"]) == (0.02, 0.10, -0.05)
+    assert fast.rates["cortex"] == plain.rates["cortex"]
+    assert (fast.age, fast.growth, fast.tissue) == (plain.age, plain.growth, plain.tissue)
+    assert torch.equal(fast.scale, plain.scale)
+    assert same(data.scan(1, 0), PhantomDataModule(size=16, spacing=12.0).scan(1, 0))  # a first visit shows no group
+    before, after = (data.volumes(1, visit) for visit in (0, 1))
+    grown = math.log(total(after, "ventricles") / total(before, "ventricles")) / data.time(1, 1)
+    assert grown == pytest.approx(0.10, rel=0.05)
+    assert "group" not in PhantomDataModule(subjects=2).visit_table()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"rate_groups": {"a": {"amygdala": 0.1}}}, "a has a rate of amygdala"),
+        ({"rate_groups": {"a": {"ventricles": 0.5}}}, "is 0.5 a year; give 0 to 0.1"),
+        ({"rate_groups": {"a": {"hippocampus": 0.01}}}, "give -0.05 to 0"),
+        ({"rate_groups": GROUPS, "fast": 0.5}, "give one of the two"),
+        ({"rate_groups": GROUPS, "visits": 4, "interval": 2.0}, "age for 6 years"),
+    ],
+)
+def test_rates_that_the_phantom_cannot_follow_are_refused(options, says):
+    with pytest.raises(InputError, match=says):
+        PhantomDataModule(**options)

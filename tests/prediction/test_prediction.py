@@ -225,6 +225,7 @@ def test_a_classifier_from_fit_to_predict(tmp_path, capsys):
 
 
 def test_a_regressor_starts_from_any_checkpoint(tmp_path, caplog):
+    caplog.set_level("INFO")
     (tmp_path / "before").mkdir()
     data = {"class_path": "PhantomDataModule", "init_args": {**PHANTOM, "targets": None}}
     before = fit(tmp_path / "before", "temporal_order.yaml", options=SMALL, data=data, backbone=TINY_NET)
