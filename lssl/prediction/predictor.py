@@ -67,6 +67,8 @@ class Predictor(Task[PairBatch]):
     """
 
     OWN_TABLE: ClassVar[bool] = True
+    #: Whether a target that changes over a subject's visits is averaged; see :func:`.scores.by_subject`.
+    AVERAGE: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -291,7 +293,7 @@ class Predictor(Task[PairBatch]):
         """Logs ``val/loss``, the mean loss over subjects, which selects ``best.ckpt``, and the scores."""
         from lssl.prediction.scores import by_subject
 
-        subjects = by_subject(self.predictions())
+        subjects = by_subject(self.predictions(), self.AVERAGE)
         known = subjects[subjects["truth"].notna()]
         if known.empty:
             return

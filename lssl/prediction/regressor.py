@@ -37,6 +37,7 @@ class Regressor(Predictor):
     """
 
     LOSS_WEIGHTS: ClassVar = {"error": 1.0}
+    AVERAGE: ClassVar = True
     centre: Tensor
     spread: Tensor
     median: Tensor

@@ -58,7 +58,7 @@ class PredictionReport(ResultFolder):
         predictions = task.predictions()
         if predictions.empty:
             raise InputError("There is nothing to predict from; see what was left out above.")
-        subjects = by_subject(predictions)
+        subjects = by_subject(predictions, task.AVERAGE)
         if trainer.is_global_zero:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             run = Path(trainer.default_root_dir)

@@ -67,20 +67,21 @@ class Figure:
     subjects: int = 0
 
 
-def by_subject(predictions: pd.DataFrame) -> pd.DataFrame:
+def by_subject(predictions: pd.DataFrame, average: bool = False) -> pd.DataFrame:
     """One row per subject: the mean output of its samples.
 
-    A subject's truth is that of its last sample of known truth. If its truth changes, only samples with that truth are
-    averaged: earlier visits are no evidence against a later diagnosis.
+    A class is that of its last sample of known truth. If it changes, only samples with that truth are averaged: earlier
+    visits are no evidence against a later diagnosis. A number is averaged like its predictions.
 
     Args:
         predictions: samples in order of visits, with ``subject``, ``output`` (list) and ``truth`` (NaN where unknown).
+        average: truths are numbers.
     """
     rows = []
     for subject, own in predictions.groupby("subject", sort=False):
         known = own["truth"].dropna()
-        truth = float(known.iloc[-1]) if len(known) else NAN
-        used = own[own["truth"] == truth] if len(known) else own
+        truth = NAN if known.empty else float(known.mean() if average else known.iloc[-1])
+        used = own if known.empty else own[own["truth"].notna() if average else own["truth"] == truth]
         rows.append((subject, np.mean(used["output"].tolist(), axis=0).tolist(), truth, len(used)))
     return pd.DataFrame(rows, columns=["subject", "output", "truth", "samples"])
 

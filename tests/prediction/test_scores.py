@@ -30,6 +30,9 @@ def test_a_subjects_truth_is_its_last_and_only_its_samples_count():
     assert found["truth"].tolist()[0] == 1.0
     assert math.isnan(found["truth"][1])
     assert found["samples"].tolist() == [2, 2]
+    rows = [("a", [1.0], 4.0), ("a", [3.0], 8.0), ("a", [9.0], NAN)]
+    number = by_subject(pd.DataFrame(rows, columns=["subject", "output", "truth"]), average=True).iloc[0]
+    assert (number["output"], number["truth"], number["samples"]) == ([2.0], 6.0, 2)
 
 
 def variance(a, m, n):
