@@ -17,6 +17,9 @@ class Covariance(nn.Module):
     al. (NeurIPS 2022) use it at decoder taps. With fewer rows than dimensions it cannot reach 0: for standardised rows
     its minimum is ``D/(N - 1) - 1`` per view.
 
+    With fewer rows than dimensions the sum is taken over products of rows, ``‖ZᵀZ‖² = ‖ZZᵀ‖²``: of 128 rows with 2048
+    dimensions, a sixteenth of the work.
+
     Paper: https://arxiv.org/abs/2105.04906. Reference code: https://github.com/facebookresearch/vicreg.
 
     Example:
@@ -36,6 +39,8 @@ class Covariance(nn.Module):
         used = used[..., None]
         rows = used.sum(-2, keepdim=True)
         z = used * (z - (used * z).sum(-2, keepdim=True) / rows.clamp_min(1))
-        covariance = z.mT @ z / (rows - 1).clamp_min(1)
-        own = covariance.diagonal(dim1=-2, dim2=-1).square().sum(-1)
-        return (covariance.square().sum((-2, -1)) - own) / z.shape[-1]
+        few = z.shape[-2] < z.shape[-1]
+        products = z @ z.mT if few else z.mT @ z
+        own = z.square().sum(-2) if few else products.diagonal(dim1=-2, dim2=-1)
+        unlike = products.square().sum((-2, -1)) - own.square().sum(-1)
+        return unlike / ((rows[..., 0, 0] - 1).clamp_min(1).square() * z.shape[-1])

@@ -60,3 +60,22 @@ def test_float32_under_autocast():
     expected = Covariance()(z, z)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(Covariance()(z, z), expected)
+
+
+@pytest.mark.parametrize("n", [7, 20, 30])
+def test_products_of_rows_or_of_dimensions_give_one_value_and_gradient(n: int):
+    """Fewer rows than the 20 dimensions, as many, and more; two rows are not used; two sets at once."""
+    z, used = torch.randn(2, n, 20).double().requires_grad_(), torch.ones(2, n)
+    used[0, [1, 4]] = 0
+    loss = Covariance()
+    found = loss._each(z, used.double())
+    expected = []
+    for rows, which in zip(z, used, strict=True):
+        covariance = rows[which > 0].T.cov()
+        expected.append((covariance - covariance.diagonal().diag()).square().sum() / 20)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-12, atol=0)
+    scale = torch.tensor([1.0, 3.0]).double()
+    gradients = [torch.autograd.grad((scale * value).sum(), z)[0] for value in (found, torch.stack(expected))]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+    rounded = loss(z.float(), z.float(), used, used)
+    torch.testing.assert_close(rounded, 2 * found.float(), rtol=1e-5, atol=0)
