@@ -20,8 +20,8 @@ demo: setup ## pretrain on procedural heads and show what was learned: minutes o
 benchmark: setup ## six strategies against scratch on procedural heads, about an hour on two cores: table, figure and page in runs/benchmark/demo
 	$(BIN)/lssl benchmark --config configs/benchmark/demo.yaml --jobs 2 --report
 
-perf: setup ## the measurements of benchmarks/ that take minutes, one after the other: views, reading, points, steps, whole runs, start
-	for script in views reading pairs operations strategies published end_to_end start; do \
+perf: setup ## the measurements of benchmarks/ that take minutes, one after the other: views, reading, steps, growth, whole runs, precision, processes, start
+	for script in views reading pairs operations growth strategies published end_to_end precision processes start; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_$$script.py || exit 1; done
 
 test: lint ## lint, types, and all tests but the slow ones

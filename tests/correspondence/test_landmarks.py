@@ -122,6 +122,8 @@ def test_the_shipped_config_finds_places_again_across_visits_and_subjects(tmp_pa
             "fit",
             "--config",
             str(ROOT / "configs/anatomical_embedding.yaml"),
+            "--data",
+            "PhantomDataModule",
             "--trainer.accelerator",
             "cpu",
             "--trainer.enable_progress_bar",
