@@ -19,7 +19,7 @@ from lssl.data.datamodule import PairDataModule
 from lssl.data.spacing import spacing_text
 from lssl.segmentation.foreign import is_foreign
 from lssl.utils.errors import InputError
-from lssl.utils.trust import check_classes
+from lssl.utils.trust import check_classes, refuse_commands
 
 __all__ = ["at", "complete", "refuse_missing_weights"]
 
@@ -27,6 +27,7 @@ __all__ = ["at", "complete", "refuse_missing_weights"]
 def complete(files: Sequence[str], data: str | None = None, options: Sequence[tuple[str, str]] = ()) -> Config:
     """Composes a config; if it names no network, that of the initial checkpoint is used, with its views and spacing."""
     config = compose(files, data, options)
+    refuse_commands(config.values)
     path = at(config.values, "model", "init_args", "pretrained")
     if (
         isinstance(path, str)

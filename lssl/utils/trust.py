@@ -16,7 +16,7 @@ from torch import nn
 
 from lssl.utils.errors import InputError
 
-__all__ = ["check_classes"]
+__all__ = ["check_classes", "refuse_commands"]
 
 #: Where classes come from that a network or a method is built of. Classes elsewhere in lssl write files or start runs.
 ROOMS = ("strategies", "losses", "metrics", "networks", "views", "correspondence", "segmentation", "strategy", "task")
@@ -54,6 +54,33 @@ def check_classes(config: Any, file: str) -> None:
             f"installed plugin; using it runs its code. If you trust the file, set "
             f"{VARIABLE}={module.partition('.')[0]} in the environment, or import {module} first."
         )
+
+
+def refuse_commands(config: Any) -> None:
+    """Refuses a ``class_path`` that is no class and does not say what it makes, such as ``os.system``.
+
+    Whoever writes a config is trusted, but a function under ``class_path`` is called before its result is looked at.
+    Classes pass, and functions with a return annotation, as :func:`lssl.networks.backbone.unet`.
+
+    Args:
+        config: nested mappings and lists.
+
+    Raises:
+        InputError: that names the function.
+    """
+    for key, text in _texts(config):
+        if key != "class_path" or not DOTTED.fullmatch(text):
+            continue
+        found = _found(text)
+        if (
+            found is not None
+            and not isinstance(found, type)
+            and not getattr(found, "__annotations__", {}).get("return")
+        ):
+            raise InputError(
+                f"class_path: {text} is no class, and does not say what it returns; name a class, or a function with a "
+                "return annotation."
+            )
 
 
 def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:

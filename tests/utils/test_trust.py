@@ -10,9 +10,10 @@ from helpers import TINY_NET, fit
 
 from lssl.checkpoint import load_task, read_checkpoint
 from lssl.cli.complete import complete
+from lssl.cli.main import main
 from lssl.task import CHECKPOINT_FORMAT
 from lssl.utils.errors import InputError
-from lssl.utils.trust import check_classes
+from lssl.utils.trust import check_classes, refuse_commands
 
 TRAP = (
     "import pathlib\npathlib.Path('sprung').touch()\nfrom lssl.strategies.global_contrastive import GlobalContrastive\n"
@@ -117,6 +118,29 @@ def test_weights_of_another_network_are_one_sentence(weights, tmp_path):
     torch.save({"state_dict": weights, "lssl": {"config": config, "format": CHECKPOINT_FORMAT}}, tmp_path / "a.ckpt")
     with pytest.raises(InputError, match="weights are not those of its own network"):
         load_task(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("place", ["transform", "split"])
+def test_a_command_under_class_path_is_refused_before_it_runs(place, tmp_path, capsys):
+    mark = tmp_path / "ran"
+    command = {"class_path": "os.system", "init_args": {"command": f"touch {mark}"}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump({"data": {"init_args": {place: command}}}))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", "demo", "--config", str(tmp_path / "my.yaml")])
+    assert stop.value.code == 2
+    assert "class_path: os.system is no class" in capsys.readouterr().err
+    assert not mark.exists()
+
+
+def test_classes_and_factories_under_class_path_are_no_commands():
+    names = [
+        "torch.optim.Adam",
+        "lssl.networks.backbone.unet",
+        "Cosine",
+        "there.is.none",
+        "monai.networks.nets.BasicUNet",
+    ]
+    refuse_commands({"a": [{"class_path": name} for name in names]})
 
 
 def test_a_changed_checkpoint_imports_nothing(tmp_path, trap, monkeypatch):
