@@ -153,11 +153,10 @@ def judge(
             "mi_before": then[number]["mi"],
             "mi_after": now[number]["mi"],
             "overlap": now[number]["overlap"],
-            "common_ml": now[number]["common"] * LOOK**3 / 1000,
             "coverage": float((views[number] & head).sum() / max(1, head.sum())),
             "disagreement_mm": found["disagreement"][number],
             "closure_mm": found["closure"],
-            "same_person": found["same_person"][number],
+            "mirror_gain": found["mirror"][number],
         }
         row["flags"] = quality.flags(row, firsts[number].spacing(), options.floor)
         row["aligned"] = not quality.misaligned(row, options.floor)

@@ -85,19 +85,6 @@ def test_a_bids_folder_is_counted_and_doubted(bids, capsys, tmp_path):
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
 
-def test_two_persons_under_one_name_and_hot_voxels(tmp_path, capsys):
-    voxels = (8.0, 8.0, 8.0)
-    save(scan(None, voxels), image_path(tmp_path, "a", "M000"))
-    hot = scan(None, voxels, 2)
-    hot.voxels[10:12, 10:12, 10:12] = 30_000
-    save(hot, image_path(tmp_path, "a", "M006"))  # not compared: the next visit is held against the first
-    save(scan(rigid(5, 5), voxels, 1, subject=1), image_path(tmp_path, "a", "M012"))
-    found = {entry["visit"]: entry["reason"] for entry in told(capsys, str(tmp_path))["suspicious"]}
-    assert found["sub-a ses-M006"].startswith("foreground holds 4.1 ml: a few bright voxels hide the head")
-    assert found["sub-a ses-M012"].startswith("perhaps another person than the visit before, or noise")
-    assert len(found) == 2
-
-
 def test_a_bids_folder_on_the_screen(bids, capsys):
     main(["inspect", str(bids), "--subjects", "0"])
     text = capsys.readouterr().out
