@@ -33,7 +33,7 @@ RECIPES = (
     *("anatomical_invariance", "anatomical_embedding", "masked_autoencoder"),
 )
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-WARM = 2  # steps that choose kernels
+WARM = 1  # steps that choose kernels
 
 
 def now() -> float:

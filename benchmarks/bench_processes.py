@@ -30,7 +30,14 @@ def run(processes: int, steps: int, folder: Path) -> tuple[float, float]:
     options += ["--views.size", "32", "--backbone.network", NETWORK, "--trainer.max_steps", str(steps)]
     options += ["--data.init_args.size", "40", "--data.init_args.num_workers", "0", "--trainer.accelerator", "cpu"]
     options += ["--data.init_args.batch_size", str(PAIRS), "--trainer.devices", str(processes)]
-    options += ["--trainer.strategy", "ddp" if processes > 1 else "auto", "--trainer.default_root_dir", str(folder)]
+    options += [
+        "--trainer.precision",
+        "32-true",
+        "--trainer.strategy",
+        "ddp" if processes > 1 else "auto",
+        "--trainer.default_root_dir",
+        str(folder),
+    ]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "-m", "lssl", "fit", *options]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

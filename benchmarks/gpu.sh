@@ -6,10 +6,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-.venv/bin/python} data=${2:-PhantomDataModule}
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    sizes="96 128" side=96 minutes=10 recipes=""
+    sizes="96 128" side=96 minutes=10 recipes="" precision=bf16-mixed
 else
     echo "There is no GPU here: a small run on the CPU, which only shows that the commands work."
-    sizes=32 side=32 minutes=0 recipes="longitudinal_infonce"
+    sizes=32 side=32 minutes=0 recipes="longitudinal_infonce" precision=32-true
 fi
 export PYTHONPATH=benchmarks
 for size in $sizes; do
@@ -17,4 +17,5 @@ for size in $sizes; do
     "$python" benchmarks/bench_end_to_end.py --size "$size" --data "$data" --syncs $recipes
 done
 "$python" benchmarks/bench_published.py "$side" 1 1
-"$python" -m lssl tune --config longitudinal_infonce --data "$data" --views.size "$side" --minutes "$minutes"
+"$python" -m lssl tune --config longitudinal_infonce --data "$data" --views.size "$side" \
+    --trainer.precision "$precision" --minutes "$minutes"
