@@ -25,7 +25,6 @@ __all__ = [
     "homogeneous",
     "inverse",
     "rotation",
-    "scale_columns",
     "scaling",
     "spacing",
     "transform",
@@ -35,8 +34,6 @@ __all__ = [
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 """A tensor, or an array on the host."""
-_DIAGONAL = np.arange(3)
-_NEXT, _AFTER = np.array([1, 2, 0]), np.array([2, 0, 1])
 
 
 def _like(values: Any, like: Any) -> Any:
@@ -54,14 +51,13 @@ def cross(a: Any, b: Any) -> Any:
     """Cross product along the last axis."""
     if isinstance(a, Tensor):
         return torch.linalg.cross(a, b)
-    return a[..., _NEXT] * b[..., _AFTER] - a[..., _AFTER] * b[..., _NEXT]
+    return a[..., [1, 2, 0]] * b[..., [2, 0, 1]] - a[..., [2, 0, 1]] * b[..., [1, 2, 0]]
 
 
 def homogeneous(linear: Array, offset: Array) -> Array:
     """``[linear | offset]`` as ``(..., 4, 4)`` from ``(..., 3, 3)`` and ``(..., 3)``."""
     shapes: Any = linear.shape[:-2], offset.shape[:-1]
-    ahead: Any = shapes[0] if shapes[0] == shapes[1] else np.broadcast_shapes(*shapes)  # which is slow
-    matrix: Any = _zeros(linear, (*ahead, 4, 4))
+    matrix: Any = _zeros(linear, (*np.broadcast_shapes(*shapes), 4, 4))
     matrix[..., :3, :3] = linear
     matrix[..., :3, 3] = offset
     matrix[..., 3, 3] = 1
@@ -70,30 +66,12 @@ def homogeneous(linear: Array, offset: Array) -> Array:
 
 def translation(offset: Array) -> Array:
     """Shift by ``(..., 3)``."""
-    if isinstance(offset, Tensor):
-        return homogeneous(_like(np.eye(3), offset), offset)
-    matrix = np.zeros((*offset.shape[:-1], 4, 4), offset.dtype)
-    matrix[..., _DIAGONAL, _DIAGONAL] = 1
-    matrix[..., :3, 3] = offset
-    matrix[..., 3, 3] = 1
-    return matrix
+    return homogeneous(_like(np.eye(3), offset), offset)
 
 
 def scaling(factors: Array) -> Array:
     """Scale each axis by ``(..., 3)``."""
-    if isinstance(factors, Tensor):
-        return homogeneous(factors[..., None] * _like(np.eye(3), factors), _zeros(factors, (3,)))
-    matrix = np.zeros((*factors.shape[:-1], 4, 4), factors.dtype)
-    matrix[..., _DIAGONAL, _DIAGONAL] = factors
-    matrix[..., 3, 3] = 1
-    return matrix
-
-
-def scale_columns(affine: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """``affine @ scaling(factors)``, faster."""
-    scaled = np.broadcast_to(affine, (*np.broadcast_shapes(affine.shape[:-2], factors.shape[:-1]), 4, 4)).copy()
-    scaled[..., :3] *= factors[..., None, :]
-    return scaled
+    return homogeneous(factors[..., None] * _like(np.eye(3), factors), _zeros(factors, (3,)))
 
 
 def rotation(angles: Array) -> Array:

@@ -14,7 +14,7 @@ __all__ = ["shared_volume"]
 _PLANES = 12  # three, and their opposites, of each box
 _LINES = [(i, j) for i, j in itertools.combinations(range(_PLANES), 2) if (i // 6, i % 3) != (j // 6, j % 3)]
 _I, _J = np.array(_LINES).T
-_OWN = np.where((np.arange(_PLANES)[:, None] == _I) | (np.arange(_PLANES)[:, None] == _J), np.inf, 0.0)  # no bounds
+_OWN = (np.arange(_PLANES) == _I[:, None]) | (np.arange(_PLANES) == _J[:, None])  # a line's own planes
 _SHRUNK, _PARALLEL = 1e-9, 1e-6
 
 
@@ -59,11 +59,16 @@ def _polytope_volume(normals: np.ndarray, heights: np.ndarray) -> np.ndarray:
     sine = np.where(meet, sine, 1.0)
     along = cross / sine[..., None]
     start = affines.cross(h_i[..., None] * second - h_j[..., None] * first, along) / sine[..., None]
-    slope = normals @ along.swapaxes(-1, -2)  # (..., planes, lines)
-    slope = np.where(abs(slope) < 1e-12, 1e-30, slope)  # a parallel plane bounds a line far beyond its ends, or wholly
-    bound = (heights[..., None] - normals @ start.swapaxes(-1, -2) + _OWN) / slope
-    end = np.where(slope > 0, bound, np.inf).min(-2)
-    begin = np.where(slope < 0, bound, -np.inf).max(-2)
+    across = normals.swapaxes(-1, -2)
+    slope = along @ across  # (..., lines, planes)
+    room = heights[..., None, :] - start @ across
+    room[..., _OWN] = np.inf
+    level = abs(slope) < 1e-12
+    bound = room / np.where(level, 1.0, slope)
+    outside = (level & (room < 0)).any(-1)
+    end = np.where((slope > 0) & ~level, bound, np.inf).min(-1)
+    begin = np.where((slope < 0) & ~level, bound, -np.inf).max(-1)
+    meet &= ~outside
     length = np.clip(np.where(meet, end, 0.0) - np.where(meet, begin, 0.0), 0, None)
     less = np.square(first - second).sum(-1) / 2  # 1 - cos θ, without loss of digits
     weight = (less * (h_i * h_i + h_j * h_j) - np.square(h_i - h_j)) / sine

@@ -18,7 +18,7 @@ from lssl.utils.random import host_generator
 from lssl.utils.transfer import send
 from lssl.views import affines as algebra
 from lssl.views import geometry as geo
-from lssl.views.view import Placement, View
+from lssl.views.view import Placement, View, nearest
 
 __all__ = [
     "Points",
@@ -72,109 +72,89 @@ def plan_points(
         draws: source of random numbers.
         foreground: only points on the foreground of both views, if there are any.
     """
-    size = _lattices(first.size, taps)
+    size = np.array([[n // s for n, s in zip(first.size, tap.stride, strict=True)] for tap in taps])  # (T, 3)
     number = size.prod(1)
     count = min(count, int(number.max()))
-    lattices = feature_affines(np.stack([first.affine, second.affine]), taps)  # (T, 2, B, 4, 4)
-    look = _Look((first, second), taps, size, lattices)
-    index = draw_distinct(number, len(first.affine), FIRST * count, draws)  # (T, B, N), -1 for none
-    seen = look.seen(index, slice(None), foreground)
-    chosen = np.take_along_axis(index, first_true(seen, count), -1)
-    weight: np.ndarray = seen.max(-1).astype(np.float32)
+    index = draw_distinct(number, len(first.affine), MOST * count, draws)  # (T, B, N), -1 for none
+    lattices = [feature_affines(view.affine, taps) for view in (first, second)]
+    look = _Look((first, second), taps, size, *lattices)
+    some = index[..., : FIRST * count]
+    seen = look.seen(some, slice(None), foreground)
     lacking = (seen.sum(-1) < count).any(1) & (number > FIRST * count)
+    chosen = np.take_along_axis(some, first_true(seen, count), -1)
+    weight = seen.max(-1).astype(np.float32)
     if lacking.any():
-        index = draw_distinct(number[lacking], len(first.affine), MOST * count, draws)
-        seen = look.seen(index, lacking, foreground)
-        chosen[lacking] = np.take_along_axis(index, first_true(seen, count), -1)
+        seen = look.seen(index[lacking], lacking, foreground)
+        chosen[lacking] = np.take_along_axis(index[lacking], first_true(seen, count), -1)
         weight[lacking] = seen.max(-1)
     chosen = chosen.clip(0)
-    own = look.unravel(chosen, slice(None)).swapaxes(-1, -2)
-    return Points(algebra.transform(lattices[:, 0], own), weight, chosen)
+    return Points(algebra.transform(lattices[0], look.unravel(chosen, slice(None))), weight, chosen)
 
 
 def draw_distinct(number: np.ndarray, samples: int, most: int, draws: np.random.Generator) -> np.ndarray:
     """Distinct indices ``(T, samples, N)`` of lattices of ``number (T,)`` features, in random order; -1 for none."""
-    strata = np.minimum(number, most)
-    index = np.full((len(number), samples, int(strata.max())), -1)
-    for many in np.unique(strata).tolist():
-        alike = strata == many
-        n = number[alike, None]
-        stratum = draws.permuted(np.broadcast_to(np.arange(many), (len(n), many)), axis=1)
-        start = stratum * n // many
-        width = (stratum + 1) * n // many - start
-        shift = (draws.random((len(n), samples, 1)) * n[:, None]).astype(np.int64)
-        found = (draws.random((len(n), samples, many)) * width[:, None]).astype(np.int64)
-        found += start[:, None] + shift
-        found -= n[:, None] * (found >= n[:, None])
-        index[alike, :, :many] = found
+    index = np.full((len(number), samples, min(most, int(number.max()))), -1)
+    for row, n in zip(index, number.tolist(), strict=True):
+        strata = min(most, n)
+        stratum = draws.permutation(strata)
+        start = stratum * n // strata
+        width = (stratum + 1) * n // strata - start
+        within = (draws.random((samples, strata)) * width).astype(np.int64)
+        row[:, :strata] = (start + within + draws.integers(n, size=(samples, 1))) % n
     return index
 
 
-def _lattices(size: Sequence[int], taps: Sequence[Tap]) -> np.ndarray:
-    """``(T, 3)`` features along each axis, of views of this size."""
-    return np.asarray(size) // np.array([tap.stride for tap in taps])
-
-
 class _Look:
-    """Which features of view 1's lattices both views show.
-
-    Of a feature, nine numbers tell: its index in view 2 and its indices in both sources. Each is scaled so that what is
-    shown lies in [-1, 1].
-    """
+    """Which features of view 1's lattices both views show."""
 
     def __init__(
-        self, views: tuple[Placement, Placement], taps: Sequence[Tap], size: np.ndarray, lattices: np.ndarray
+        self,
+        views: tuple[Placement, Placement],
+        taps: Sequence[Tap],
+        size: np.ndarray,
+        own: np.ndarray,
+        other: np.ndarray,
     ) -> None:
-        first, self.size, self.views = views[0], size, views
+        first, second = views
+        self.size, self.views = size, views
         stride, offset = (np.array([getattr(tap, name) for tap in taps], float) for name in ("stride", "offset"))
-        own, other = lattices[:, 0], lattices[:, 1]
-        sources = np.stack([view.source_affine for view in views])[None]
-        back = algebra.inverse(np.concatenate([other[:, None], np.broadcast_to(sources, lattices.shape)], 1))
-        rows = (back @ own[:, None])[..., :3, :].swapaxes(1, 2).reshape(*own.shape[:2], 9, 4)
+        # Feature index of view 1 → of view 2, and → indices of both sources: nine rows
+        sources = [algebra.inverse(view.source_affine) @ own for view in (first, second)]
+        self.rows = np.concatenate([part[..., :3, :] for part in (algebra.inverse(other) @ own, *sources)], -2)
         # A feature that lies within its lattice, and its centre within the view
         low = np.maximum(0, (-0.5 - offset) / stride)
         high = np.minimum(size - 1, (np.asarray(first.size) - 0.5 - offset) / stride)
-        self.own = (low - 1e-9, high + 1e-9) if (low > 0).any() or (high < size - 1).any() else None
-        last = [np.broadcast_to(view.source_extent - 1.0, (*own.shape[:2], 3)) for view in views]
-        lows = np.concatenate([np.broadcast_to(low[:, None], last[0].shape), np.zeros((*own.shape[:2], 6))], -1)
-        highs = np.concatenate([np.broadcast_to(high[:, None], last[0].shape), *last], -1)
-        self.middle, self.half = (lows + highs) / 2, np.maximum((highs - lows) / 2, 0) + 1e-9
-        rows[..., 3] -= self.middle
-        self.rows = rows / self.half[..., None]
+        self.own = low, high
+        samples = len(first.affine)
+        zero, last = np.zeros((len(size), samples, 3)), [view.source_extent - 1.0 for view in (first, second)]
+        self.low = np.concatenate([zero + low[:, None], zero, zero], -1) - 1e-9
+        self.high = np.concatenate([zero + high[:, None], *(zero + value for value in last)], -1) + 1e-9
 
     def unravel(self, index: np.ndarray, taps: slice | np.ndarray) -> np.ndarray:
-        """Flat indices ``(T, B, N)`` of lattices as ``(T, B, 3, N)`` float64, in which such divisions are exact."""
-        _, height, width = self.size[taps].T[:, :, None, None].astype(np.float64)
-        flat, found = index.astype(np.float64), np.empty((*index.shape[:2], 3, index.shape[2]))
-        rest = np.floor(flat / width)
-        found[:, :, 0] = np.floor(rest / height)
-        found[:, :, 1] = rest - height * found[:, :, 0]
-        found[:, :, 2] = flat - width * rest
-        return found
+        """Flat indices ``(T, B, N)`` of lattices as ``(T, B, N, 3)`` float64."""
+        _, height, width = self.size[taps].T[:, :, None, None]
+        rest, k = np.divmod(index, width)
+        i, j = np.divmod(rest, height)
+        return np.stack([i, j, k], -1).astype(np.float64)
 
     def seen(self, index: np.ndarray, taps: slice | np.ndarray, foreground: bool) -> np.ndarray:
         """Bool ``(T, B, N)``; with ``foreground``, those on it, for samples that have any."""
         own, rows = self.unravel(index, taps), self.rows[taps]
-        places = rows[..., :3] @ own + rows[..., 3:]  # (T, B, 9, N)
-        seen = (abs(places) <= 1).all(-2) & (index >= 0)
-        if self.own is not None:
-            low, high = (bound[taps][:, None, :, None] for bound in self.own)
-            seen &= ((own >= low) & (own <= high)).all(-2)
+        places = rows[..., :3] @ own.swapaxes(-1, -2) + rows[..., 3:]  # (T, B, 9, N)
+        seen = ((places >= self.low[taps][..., None]) & (places <= self.high[taps][..., None])).all(-2)
+        seen &= index >= 0
+        low, high = (bound[taps][:, None, None] for bound in self.own)
+        if (low > 0).any() or (high < self.size[taps][:, None, None] - 1).any():
+            seen &= ((own >= low - 1e-9) & (own <= high + 1e-9)).all(-1)
         if foreground:
-            voxels = np.rint(places[:, :, 3:] * self.half[taps, :, 3:, None] + self.middle[taps, :, 3:, None])
-            inside = seen & self._on_foreground(voxels, seen)
+            inside = seen.copy()
+            for view, start in zip(self.views, (3, 6), strict=True):
+                voxels = places[..., start : start + 3, :].swapaxes(-1, -2)  # (T, B, N, 3)
+                flat = voxels.swapaxes(0, 1).reshape(voxels.shape[1], -1, 3)
+                hit = nearest(view.source_foreground, flat).reshape(len(flat), len(voxels), -1)
+                inside &= hit.swapaxes(0, 1)
             seen = np.where(inside.any(-1, keepdims=True), inside, seen)
         return seen
-
-    def _on_foreground(self, voxels: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        """Whether voxels ``(T, B, 6, N)`` of both sources are foreground; what is not ``seen`` means nothing."""
-        found = seen
-        for view, place in zip(self.views, (voxels[:, :, :3], voxels[:, :, 3:]), strict=True):
-            samples, _, height, width = view.source_foreground.shape
-            flat = (place[:, :, 0] * height + place[:, :, 1]) * width + place[:, :, 2]
-            masks = view.source_foreground.reshape(samples, -1)  # a view, though visits are apart in memory
-            found = found & masks[np.arange(samples)[:, None], np.where(seen, flat, 0).astype(np.int64)]
-        return found
 
 
 def corresponding_points(
@@ -191,15 +171,8 @@ def corresponding_points(
 
 
 def feature_affines(affine: np.ndarray, taps: Sequence[Tap]) -> np.ndarray:
-    """``G (T, ..., 4, 4)``: feature index → frame, of views ``(..., 4, 4)`` at T taps.
-
-    See :func:`lssl.views.affines.feature_affine`.
-    """
-    stride, offset = (np.array([getattr(tap, name) for tap in taps], float) for name in ("stride", "offset"))
-    ahead = (len(taps), *(1,) * (affine.ndim - 2))
-    linear = affine[..., :3, :3]
-    shift = (linear * offset.reshape(*ahead, 1, 3)).sum(-1)
-    return algebra.homogeneous(linear * stride.reshape(*ahead, 1, 3), shift + affine[..., :3, 3])
+    """``G (T, B, 4, 4)``: feature index → frame, of B views ``(B, 4, 4)`` at T taps."""
+    return np.stack([algebra.feature_affine(affine, tap.stride, tap.offset) for tap in taps])
 
 
 def draw(valid: Tensor, count: int) -> Tensor:
@@ -225,12 +198,13 @@ def sampling_grids(views: Sequence[Placement], taps: Sequence[Tap], points_mm: n
     Returns:
         ``(T, V, B, K, 3)`` float32, torch's normalised coordinates.
     """
-    sides = np.stack([_lattices(view.size, taps) for view in views], 1)[:, :, None].astype(np.float64)  # (T, V, 1, 3)
-    rows = algebra.inverse(feature_affines(np.stack([view.affine for view in views]), taps))[..., :3, :]
-    rows *= (2 / sides)[..., None]  # see geometry.normalise
-    rows[..., 3] += 1 / sides - 1
-    rows = rows[..., ::-1, :]  # torch wants (x, y, z) = (W, H, D)
-    return (points_mm[:, None] @ rows[..., :3].swapaxes(-1, -2) + rows[..., None, :, 3]).astype(np.float32)
+    grids = []
+    for view in views:
+        sides = [[n // s for n, s in zip(view.size, tap.stride, strict=True)] for tap in taps]
+        normalise = np.stack([geo.normalise(side) for side in sides])[:, None]
+        matrix = normalise @ algebra.inverse(feature_affines(view.affine, taps))
+        grids.append(algebra.transform(matrix, points_mm)[..., ::-1])
+    return np.stack(grids, 1).astype(np.float32)
 
 
 def at_grid(features: Tensor, grid: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ class ViewSampler:
         still = draws.random((count, 1)) >= self.affine_probability
         mirror = draws.random((count, 3)) < self.flip
         scale = np.where(still, 1.0, zoom) * (1 - 2 * mirror)
-        return algebra.scale_columns(algebra.rotation(np.where(still, 0.0, angles)), scale)
+        return algebra.rotation(np.where(still, 0.0, angles)) @ algebra.scaling(scale)
 
     def resample_to(self, spacing: Sequence[float], steps: np.ndarray) -> None:
         """Sets the working spacing.
@@ -195,14 +195,11 @@ class ViewSampler:
     def in_voxels(self, linear: np.ndarray, affine: np.ndarray) -> np.ndarray:
         """``L``: a map of view indices from a linear map in mm along the source's axes."""
         own = algebra.spacing(affine)
-        rows = linear.copy()
-        rows[..., :3, :] *= (1 / own)[..., None]
-        return algebra.scale_columns(rows, own * self.steps(affine))
+        return algebra.scaling(1 / own) @ linear @ algebra.scaling(own * self.steps(affine))
 
     def view_to_source(self, linear: np.ndarray, centre: np.ndarray) -> np.ndarray:
         """View index → source index: ``c + L (v - (n - 1)/2)``."""
-        offset = centre + linear[..., :3, 3] - linear[..., :3, :3] @ self._middle
-        return algebra.homogeneous(np.broadcast_to(linear[..., :3, :3], (*offset.shape, 3)), offset)
+        return algebra.translation(centre) @ linear @ algebra.translation(-self._middle)
 
     @property
     def _middle(self) -> np.ndarray:
@@ -270,8 +267,8 @@ class ViewSampler:
     @staticmethod
     def same_mirror(linear: np.ndarray, first: np.ndarray) -> np.ndarray:
         """Gives linear maps the mirror of another: the sign of its diagonal (rotations are small)."""
-        wanted, own = (np.sign(matrix.diagonal(axis1=-2, axis2=-1)[..., :3]) for matrix in (first, linear))
-        return algebra.scale_columns(linear, wanted * own)
+        wanted, own = (np.sign(matrix[..., range(3), range(3)]) for matrix in (first, linear))
+        return linear @ algebra.scaling(wanted * own)
 
     def _shared_part(self, maps: np.ndarray, anchor: np.ndarray) -> np.ndarray:
         """Volume of the intersection over the smaller view's."""
