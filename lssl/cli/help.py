@@ -48,7 +48,7 @@ OPTIONS = {
     "config": "a YAML file, or a shipped recipe by its name; several merge in their order",
     "data": "a prepared or BIDS folder, a table of visits, one NIfTI file, or a class",
     "ckpt_path": "checkpoint to resume from or to evaluate: a file, best or last",
-    "model": "a strategy, or lssl.Segmenter, Classifier, Regressor; options: --model.init_args.NAME",
+    "model": "a strategy, lssl.Segmenter, Classifier, Regressor; option: --model.init_args.NAME",
     "model.init_args.pretrained": "checkpoint that a Segmenter, Classifier or Regressor starts from",
     "model.init_args.loss_weights": "weight of each term: {reconstruction: 0} switches one off",
     "data.init_args.batch_size": "pairs per step and device",

@@ -25,7 +25,7 @@ def checkpoint(tmp_path):
     for buffer in source.buffers():
         buffer.add_(1)
     state = {f"backbone.{name}": value for name, value in source.state_dict().items()}
-    config = {"model": {"class_path": "lssl.strategies.x.Method"}, "backbone": {"padding": "zeros"}}
+    config = {"model": {"class_path": "lssl.strategies.x.Method"}, "backbone": {"padding": "zeros"}, "views": {}}
     path = tmp_path / "last.ckpt"
     torch.save(
         {
