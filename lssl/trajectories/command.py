@@ -12,9 +12,6 @@ import pandas as pd
 from lssl.benchmark.statistics import holm
 from lssl.data.pairs import count
 from lssl.prepare.commands import Parser
-from lssl.runs.folder import back_up
-from lssl.runs.visit_log import VISITS
-from lssl.trajectories.table import add_columns, measures_of, read_visits
 from lssl.utils.closing import say_next
 from lssl.utils.errors import InputError
 from lssl.utils.files import atomic_write, read_json
@@ -22,6 +19,7 @@ from lssl.utils.files import atomic_write, read_json
 __all__ = ["trajectories", "trajectories_command", "trajectories_parser"]
 
 ALL = "all"
+VISITS = "visits.tsv"  # lssl.runs.visit_log has the same; importing it imports torch
 PAGE, PLOT, TABLE, SLOPES = "trajectories.html", "measures.png", "trajectories.tsv", "slopes.tsv"
 
 
@@ -70,9 +68,11 @@ def trajectories(
     Returns:
         Sentences on what was found.
     """
+    from lssl.runs.folder import back_up
     from lssl.trajectories.model import fit_course
     from lssl.trajectories.outliers import outliers
     from lssl.trajectories.page import draw_spaghetti, write_report
+    from lssl.trajectories.table import measures_of, read_visits
 
     visits, notes = _grouped(read_visits(folder), group, adjust, source)
     groups = list(visits["group"].value_counts().index)
@@ -105,6 +105,8 @@ def _grouped(
     visits: pd.DataFrame, group: str | None, adjust: Sequence[str], source: Path | None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Visits with ``group`` and ``at``; and notes on what was left out."""
+    from lssl.trajectories.table import add_columns
+
     visits = add_columns(visits, [*([group] if group else []), *adjust], source)
     notes = []
     for name in adjust:
