@@ -21,6 +21,12 @@ def test_no_file_is_too_long(path: Path):
     assert len(path.read_text().splitlines()) <= LONGEST, "two ideas in one file; give each its own"
 
 
+def test_no_two_test_files_share_a_name():
+    """pytest imports them by their name alone, and would collect one of the two."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert sorted(names) == sorted({*names})
+
+
 def test_every_package_is_installed():
     """A folder that pyproject does not list would be missing from the wheel alone: the editable install has it."""
     listed = re.search(r"^packages = \[(.+?)\]$", PYPROJECT, re.MULTILINE | re.DOTALL)

@@ -113,7 +113,14 @@ def test_recipes_bring_no_data_of_their_own():
 def test_every_option_of_a_datamodule_belongs_to_the_recipe_or_to_the_data():
     import inspect
 
-    assert {*inspect.signature(PairDataModule).parameters} == {*OF_THE_RECIPE, "split", "seed", "on_error"}
+    assert {*inspect.signature(PairDataModule).parameters} == {
+        *OF_THE_RECIPE,
+        "split",
+        "folds",
+        "targets",
+        "seed",
+        "on_error",
+    }
 
 
 def test_another_network_takes_no_taps_of_the_former():
@@ -319,6 +326,7 @@ def parsed(capsys, *args: str) -> dict:
 def test_data_change_nothing_of_a_recipe_wherever_they_stand(recipe, capsys, bids, prepared):
     """Phantom, BIDS, prepared, before and after it: the class of the data and its own arguments differ, no more."""
     alone, found = resolved(compose([recipe]).values), []
+    target = ["--model.init_args.target", "sex"] if recipe in ("classifier", "regressor") else []  # theirs to give
     for data, cls in (
         ("PhantomDataModule", "PhantomDataModule"),
         (str(bids), "NiftiDataModule"),
@@ -328,7 +336,7 @@ def test_data_change_nothing_of_a_recipe_wherever_they_stand(recipe, capsys, bid
         given = [read_arguments([*itertools.chain(*order)]) for order in (both, both[::-1])]
         one, other = (complete(read.files, read.data, read.options).values for read in given)
         assert one == other
-        config = parsed(capsys, *both[0], *both[1])
+        config = parsed(capsys, *both[0], *both[1], *target)
         assert config["data"]["class_path"].rpartition(".")[2] == cls
         shared = {key: value for key, value in config["data"]["init_args"].items() if key in OF_THE_RECIPE}
         assert shared.keys() == {*OF_THE_RECIPE}

@@ -249,7 +249,7 @@ def test_workers_change_nothing(name, tmp_path):
 
 
 def test_samples_that_were_used_are_not_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("lssl.data.datamodule.reading_rate", lambda *_: None)  # it reads a pair or two beforehand
+    monkeypatch.setattr("lssl.data.loaders.reading_rate", lambda *_: None)  # it reads a pair or two beforehand
     Noise.reads.clear()
     train(
         "MaskedAutoencoder", tmp_path, Saves(tmp_path / "cuts", ("train_batch_end",), range(6, 7)), limit_val_batches=0
