@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,7 @@ from lssl.networks.backbone import Backbone
 from lssl.networks.heads import mean_and_max
 from lssl.prediction.readout import Readout, pair_inputs
 from lssl.prediction.scores import Figure
-from lssl.segmentation.multipliers import Multipliers
-from lssl.segmentation.pretrained import load_pretrained
-from lssl.task import Task
+from lssl.segmentation.fine_tuned import FineTuned
 from lssl.utils.distributed import every_rank, weighted_mean
 from lssl.utils.errors import InputError
 from lssl.views.sampler import View
@@ -44,7 +42,7 @@ class _Collected:
     truth: float
 
 
-class Predictor(Task[PairBatch]):
+class Predictor(FineTuned[PairBatch]):
     """A target of a subject, predicted from encoder features of one visit, or of two and the years between them.
 
     Evaluation shows the network one centred view of each visit. Views that hold the whole head see most; a coarser
@@ -54,16 +52,12 @@ class Predictor(Task[PairBatch]):
         backbone: network and taps.
         target: name of one of the datamodule's ``targets``.
         visits: what a sample is: every visit (``one``), the ``first`` visit of each subject, or every ``pair`` of two.
-        pretrained: checkpoint of any strategy to start from; ``None`` starts from scratch.
-        part: what to load from it: the whole ``network``, or its ``encoder``.
-        partial: loads matching tensors from a different network, instead of refusing it.
-        input_channels: ``adapt`` fills the first convolution with its pretrained mean over channels.
         frozen: trains the readout alone, on features of the network as it is.
-        lr_multipliers: part → multiplier of the learning rate, as of the Segmenter; the readout is the ``head``.
+        lr_multipliers: part → multiplier of the learning rate; the readout is the ``head``.
         tap: feature map that is pooled.
         hidden: width of the readout's hidden layer; 0: a linear readout.
         dropout: share of inputs of the last layer that a training step leaves out.
-        **common: see :class:`lssl.task.Task`.
+        **common: see :class:`lssl.segmentation.fine_tuned.FineTuned`.
     """
 
     OWN_TABLE: ClassVar[bool] = True
@@ -75,10 +69,6 @@ class Predictor(Task[PairBatch]):
         backbone: Backbone,
         target: str,
         visits: SampleKind = "one",
-        pretrained: str | None = None,
-        part: Literal["network", "encoder"] = "network",
-        partial: bool = False,
-        input_channels: Literal["same", "adapt"] = "same",
         frozen: bool = False,
         lr_multipliers: dict[str, float] | None = None,
         tap: str = "bottleneck",
@@ -86,15 +76,13 @@ class Predictor(Task[PairBatch]):
         dropout: float = 0.0,
         **common: Any,
     ) -> None:
-        super().__init__(backbone, **common)
         if frozen and lr_multipliers:
             raise InputError("frozen trains the readout alone; leave out lr_multipliers, or set frozen to false.")
+        parts = {"encoder": 0.0, "decoder": 0.0} if frozen else lr_multipliers
+        super().__init__(backbone, lr_multipliers=parts, **common)
         backbone.freeze_unused([tap])
         self.target, self.kind, self.tap = target, visits, tap
-        self.pretrained, self.part, self.partial = pretrained, part, partial
-        self.input_channels, self.frozen = input_channels, frozen
-        self._multipliers = Multipliers(backbone, {"encoder": 0, "decoder": 0} if frozen else lr_multipliers or {})
-        self._trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+        self.frozen = frozen
         self._readout_options = hidden, dropout
         self.column = 0
         self.collected: dict[tuple[int, int], _Collected] = {}
@@ -153,10 +141,7 @@ class Predictor(Task[PairBatch]):
         said = self.learn(data.targets[self.target], samples, subject)
         self.connect(data.targets[self.target])
         rank_zero_info(f"{self.target}: {said}; {self._counts(samples, subject)}.")
-        if self.pretrained:
-            adapt, spacing = self.input_channels == "adapt", self.working_spacing.mm
-            rank_zero_info(load_pretrained(self.backbone, self.pretrained, self.part, self.partial, adapt, spacing))
-        self._freeze()
+        self.start()
 
     def _counts(self, samples: Samples, subject: np.ndarray) -> str:
         noun = "pair" if self.kind == "pair" else "visit"
@@ -212,34 +197,10 @@ class Predictor(Task[PairBatch]):
         features = self.backbone(image, [self.tap])[self.tap]
         return mean_and_max(features, F.adaptive_avg_pool3d(foreground.float(), features.shape[2:]))
 
-    # --- what is trained ----------------------------------------------------------------------------------------------
-
-    def parameter_groups(self) -> dict[float, list[nn.Parameter]]:
-        """Parameters by the multiplier of their learning rate; frozen ones are left out."""
-        groups: dict[float, list[nn.Parameter]] = {}
-        for factor, parameter in self._multipliers.of(self.backbone, self.readout):
-            if factor > 0 and parameter.requires_grad:
-                groups.setdefault(factor, []).append(parameter)
-        return groups
-
-    def train(self, mode: bool = True) -> Predictor:
-        """Also freezes the statistics of frozen norms."""
-        super().train(mode)
-        for module in self.backbone.network.modules():
-            own = list(module.parameters(recurse=False))
-            if own and not any(parameter.requires_grad for parameter in own):
-                module.eval()
-        return self
-
-    def _freeze(self) -> None:
-        kept = {id(parameter) for name, parameter in self.backbone.named_parameters() if name not in self._trained}
-        for factor, parameter in self._multipliers.of(self.backbone, self.readout):
-            parameter.requires_grad_(factor > 0 and id(parameter) not in kept)
-        self.train(self.training)
-
-    def on_resume(self) -> None:
-        """A resumed run has its own weights and no longer needs the pretrained ones."""
-        self.pretrained = None
+    @property
+    def trained_head(self) -> nn.Module:
+        """The readout."""
+        return self.readout
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 

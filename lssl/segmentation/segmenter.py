@@ -33,11 +33,9 @@ from lssl.data.source import DataSource
 from lssl.losses import Consistency, DiceCE, deep_supervision
 from lssl.networks.backbone import Backbone
 from lssl.segmentation.classes import Classes, count_labels, refuse_empty, refuse_unknown
-from lssl.segmentation.multipliers import Multipliers
-from lssl.segmentation.pretrained import load_pretrained
+from lssl.segmentation.fine_tuned import FineTuned
 from lssl.segmentation.scores import dice_scores, mean_dice
 from lssl.segmentation.volumes import check_memory, check_visits, only_label, segment
-from lssl.task import Task
 from lssl.utils.distributed import every_rank
 from lssl.utils.errors import InputError, positive
 from lssl.utils.intervals import interval_weight, require_intervals
@@ -47,18 +45,13 @@ from lssl.views.sampler import View
 __all__ = ["Segmenter"]
 
 
-class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
+class Segmenter(FineTuned[PairBatch | Mapping[str, PairBatch]]):
     """Segmentation of visits, from a pretrained network or from scratch (second part of Ren et al., NeurIPS 2022).
 
     Args:
         backbone: network; a 1×1×1 convolution maps its output to classes, with deep supervision all of its outputs.
-        pretrained: checkpoint of any strategy to start from; ``None`` starts from scratch.
-        part: what to load from it: the whole ``network``, or its ``encoder``.
-        partial: loads matching tensors from a different network, instead of refusing it.
         classes: name → label values; other values are background. ``None`` makes every value in the data a class.
             Classes whose names differ by *left* and *right* (or L and R) are swapped in mirrored views.
-        lr_multipliers: part → multiplier of the learning rate. Parts are ``encoder``, ``decoder``, ``head`` or
-            submodules of the network; the longest matching name applies. 0 freezes a part (norms included). Default: 1.
         balance: cross-entropy weights are class frequencies to the power minus this; 0 gives equal weights.
         targets: of the consistency, ``hard`` as published, or ``soft``.
         threshold: consistency counts voxels whose target is at least this probable.
@@ -70,9 +63,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         window_overlap: overlap of neighbouring windows in whole visits, as a share of their side.
         ignore: label values of unannotated voxels, which are excluded from losses and scores. ``None``: 255, unless a
             class lists it or it is FreeSurfer's corpus callosum.
-        input_channels: ``adapt`` fills the first convolution with its pretrained mean over channels, scaled to this
-            network's number of channels.
-        **common: see :class:`lssl.task.Task`.
+        **common: see :class:`.fine_tuned.FineTuned`.
     """
 
     class_of_value: Tensor
@@ -86,11 +77,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
     def __init__(
         self,
         backbone: Backbone,
-        pretrained: str | None = None,
-        part: Literal["network", "encoder"] = "network",
-        partial: bool = False,
         classes: dict[str, list[int]] | None = None,
-        lr_multipliers: dict[str, float] | None = None,
         balance: float = 0.5,
         targets: Literal["hard", "soft"] = "hard",
         threshold: float = 0.0,
@@ -99,7 +86,6 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         ramp: float = 0.0,
         window_overlap: float = 0.5,
         ignore: list[int] | None = None,
-        input_channels: Literal["same", "adapt"] = "same",
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
@@ -109,12 +95,10 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
             raise InputError(
                 f"ramp is a share of the steps and window_overlap one below 1, not {ramp} and {window_overlap}."
             )
-        self.pretrained, self.part, self.partial = pretrained, part, partial
         self.class_map, self.balance = classes, balance
-        self._multipliers = Multipliers(backbone, lr_multipliers or {})
         self.consistency = Consistency(targets, threshold, absent)
         self.interval, self.ramp, self.window_overlap = interval, ramp, window_overlap
-        self.ignore, self.input_channels = ignore, input_channels
+        self.ignore = ignore
         self._dice: dict[int, tuple[int, list[float]]] = {}
         self.classes: Classes | None = None
 
@@ -142,11 +126,7 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
             if self.interval is not None and self.uses("consistency"):
                 require_intervals(data.table)
             self._learn_classes(data)
-            if self.pretrained:
-                adapt, spacing = self.input_channels == "adapt", self.working_spacing.mm
-                loaded = load_pretrained(self.backbone, self.pretrained, self.part, self.partial, adapt, spacing)
-                rank_zero_info(loaded)
-            self._freeze()
+            self.start()
 
     def _learn_classes(self, data: DataSource) -> None:
         train, val = data.labelled_rows("train"), data.labelled_rows("val")
@@ -236,33 +216,10 @@ class Segmenter(Task[PairBatch | Mapping[str, PairBatch]]):
         mirrored = (geo.inverse(view.source_affine) @ view.affine)[:, 0, 0] < 0
         return torch.where(mirrored[:, None, None, None, None], logits[:, self.mirrored_class], logits)
 
-    # --- what is trained, and how fast --------------------------------------------------------------------------------
-
-    def parameter_groups(self) -> dict[float, list[nn.Parameter]]:
-        """Parameters by the multiplier of their learning rate; frozen ones are left out."""
-        groups: dict[float, list[nn.Parameter]] = {}
-        for factor, parameter in self._multipliers.of(self.backbone, self.head):
-            if factor > 0:
-                groups.setdefault(factor, []).append(parameter)
-        return groups
-
-    def train(self, mode: bool = True) -> Segmenter:
-        """Also freezes the statistics of frozen norms."""
-        super().train(mode)
-        for module in self.backbone.network.modules():
-            own = list(module.parameters(recurse=False))
-            if own and not any(parameter.requires_grad for parameter in own):
-                module.eval()
-        return self
-
-    def _freeze(self) -> None:
-        for factor, parameter in self._multipliers.of(self.backbone, self.head):
-            parameter.requires_grad_(factor > 0)
-        self.train(self.training)
-
-    def on_resume(self) -> None:
-        """A resumed run has its own weights and no longer needs the pretrained ones."""
-        self.pretrained = None
+    @property
+    def trained_head(self) -> nn.Module:
+        """The 1×1×1 convolution."""
+        return self.head
 
     # --- whole visits -------------------------------------------------------------------------------------------------
 

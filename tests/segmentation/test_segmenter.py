@@ -163,12 +163,23 @@ def test_learning_rates_by_part_and_by_module():
     found = {factor: {id(parameter) for parameter in group} for factor, group in made.parameter_groups().items()}
     frozen = expected.pop(0.0)
     assert found == expected
-    made._freeze()
+    made.start()
     assert {id(p) for p in made.parameters() if not p.requires_grad} == frozen
     norms = {name: m.training for name, m in made.train().named_modules() if isinstance(m, torch.nn.BatchNorm3d)}
     still = {name for name, training in norms.items() if not training}
     assert still == {name for name in norms if "down_1.convs.conv_0" in name}
     assert len(still) == 1
+
+
+def test_weights_that_the_user_froze_stay_frozen():
+    network = BasicUNet(3, 1, 4, (4, 4, 4, 4, 4, 4), norm=("batch", {}))
+    network.conv_0.requires_grad_(False)
+    made = Segmenter(Backbone(network, {"bottleneck": "down_4.convs.conv_1"}), views=ViewSampler(32))
+    made.build(SIDES, torch.ones(3), torch.arange(3), torch.ones(3))
+    made.start()
+    trained = {id(parameter) for group in made.parameter_groups().values() for parameter in group}
+    assert not trained & {id(parameter) for parameter in network.conv_0.parameters()}
+    assert trained == {id(parameter) for parameter in made.parameters() if parameter.requires_grad}
 
 
 @pytest.mark.parametrize(
