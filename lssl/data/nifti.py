@@ -31,6 +31,7 @@ __all__ = [
     "read_label",
     "read_mask",
     "scale",
+    "without_hot_voxels",
 ]
 
 GRID_TOLERANCE = 0.01  # voxels: rounding of affines stays below, a moved scan is far above
@@ -202,7 +203,7 @@ def automatic_foreground(voxels: np.ndarray) -> np.ndarray:
     signal = voxels - min(voxels.min(), 0)
     if voxels.min() < 0 and (voxels == 0).mean() > 0.25:
         signal = (voxels != 0).astype(np.float32)
-    coarse = _halved(signal)
+    coarse = without_hot_voxels(_halved(signal))
     mask = coarse > _otsu(coarse) / 2
     dense = mask & (_neighbours(mask) > 0.3 * 27)
     mask = dense if dense.any() else mask
@@ -210,6 +211,16 @@ def automatic_foreground(voxels: np.ndarray) -> np.ndarray:
         mask |= _between(mask, 0) & _between(mask, 1) & _between(mask, 2)
     fine = mask.repeat(2, 0).repeat(2, 1).repeat(2, 2)
     return np.ascontiguousarray(fine[tuple(slice(length) for length in voxels.shape)])
+
+
+def without_hot_voxels(signal: np.ndarray) -> np.ndarray:
+    """Clips at three times the 99th percentile of what is above 0.
+
+    A few voxels of a thousand times the brightness of tissue (artefacts, a wrong scale of one slice) would otherwise
+    be all that a histogram with evenly spaced bins can tell apart.
+    """
+    above = signal[signal > 0]
+    return np.minimum(signal, 3 * np.percentile(above, 99)).astype(signal.dtype) if len(above) else signal
 
 
 def _halved(volume: np.ndarray) -> np.ndarray:

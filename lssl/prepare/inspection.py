@@ -20,7 +20,7 @@ from lssl.data.bids import bids_table
 from lssl.data.duplicates import find_duplicates
 from lssl.data.pairs import build_pairs, count, order_notes, order_visits
 from lssl.data.tables import csv_table
-from lssl.prepare.quality import THICKEST
+from lssl.prepare.quality import THICKEST, other_person, too_small
 from lssl.utils.errors import InputError
 from lssl.utils.files import read_json
 
@@ -281,7 +281,8 @@ def _evenly(names: list[str], number: int) -> list[str]:
 def _look(report: Inspection, table: pd.DataFrame, subject: str, grids: list[Any]) -> list[float]:
     """Reads a subject's voxels; notes what is wrong, and the volume in mm³ of each head's box."""
     from lssl.data.nifti import automatic_foreground, intensity_range, read_image
-    from lssl.prepare.register import mirror_gain, roughly
+    from lssl.prepare.people import same_person
+    from lssl.prepare.register import roughly
     from lssl.prepare.transforms import displacement
     from lssl.prepare.volumes import Volume
 
@@ -297,15 +298,18 @@ def _look(report: Inspection, table: pd.DataFrame, subject: str, grids: list[Any
                 report.suspicious.append((name, str(error)))
             continue
         volume = Volume(voxels, affine, automatic_foreground(voxels))
-        volumes.append((row, volume))
+        if doubt := too_small(float(volume.foreground.sum() * volume.spacing().prod()) / 1000):
+            report.suspicious.append((name, doubt))
+        else:
+            volumes.append((row, volume))
         high = intensity_range(voxels, volume.foreground)[1]
         report.brightest.append(high)
         report.pictures[name] = (voxels[:, :, voxels.shape[2] // 2][::-1, ::-1].T / max(high, 1e-6)).clip(0, 1)
     for (before, one), (row, two) in pairwise(volumes):
         name, matrix = _names(table.iloc[[row]])[0], roughly(one, two)
         apart = displacement(matrix, np.eye(4), one.points())
-        if mirror_gain(one, two, matrix) > 0:
-            report.suspicious.append((name, "left–right flipped against the visit before"))
+        if doubt := other_person(same_person(one, two, matrix), "the visit before"):
+            report.suspicious.append((name, doubt))
         elif grids[row].same(grids[before]) and apart > APART:
             report.suspicious.append((name, f"not aligned with the visit before, by about {apart:.0f} mm"))
     return [_box_volume(volume) for _, volume in volumes]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lssl.data.nifti import intensity_range, scale
+from lssl.data.nifti import intensity_range, scale, without_hot_voxels
 from lssl.data.store import Native, write_stored
 from lssl.prepare import quality
 from lssl.prepare.cohort import Options
@@ -132,7 +133,7 @@ def judge(
     out: Path,
 ) -> None:
     """Adds quality figures and flags to the rows, and draws the picture."""
-    firsts = [images[0] for images in scans.images]
+    firsts = [replace(images[0], voxels=without_hot_voxels(images[0].voxels)) for images in scans.images]
     after_grid = common_grid(firsts, maps, LOOK, 4.0)
     apart = [np.eye(4) for _ in firsts]
     before_grid = common_grid(firsts, apart, LOOK, 4.0)
@@ -153,10 +154,11 @@ def judge(
             "mi_before": then[number]["mi"],
             "mi_after": now[number]["mi"],
             "overlap": now[number]["overlap"],
+            "common_ml": now[number]["common"] * LOOK**3 / 1000,
             "coverage": float((views[number] & head).sum() / max(1, head.sum())),
             "disagreement_mm": found["disagreement"][number],
             "closure_mm": found["closure"],
-            "mirror_gain": found["mirror"][number],
+            "same_person": found["same_person"][number],
         }
         row["flags"] = quality.flags(row, firsts[number].spacing(), options.floor)
         row["aligned"] = not quality.misaligned(row, options.floor)

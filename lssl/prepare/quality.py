@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["flags", "laplacian_energy", "misaligned", "mutual_information", "ncc", "overlap", "pairwise"]
+__all__ = [
+    "flags",
+    "laplacian_energy",
+    "misaligned",
+    "mutual_information",
+    "ncc",
+    "other_person",
+    "overlap",
+    "pairwise",
+    "too_small",
+]
 
 #: Below or above which a visit is flagged; see :func:`flags`.
 LOWEST_NCC, LOWEST_OVERLAP, LOWEST_COVERAGE = 0.5, 0.75, 0.85
 LARGEST_DISAGREEMENT, LARGEST_CLOSURE, LARGEST_ROTATION = 2.0, 3.0, 45.0  # mm, mm, degrees
 THICKEST = 5.0  # mm
+LOWEST_SAME_PERSON = 0.2  # see lssl.prepare.people for what it rests on
+#: Of 1000 voxels of 2 mm, some 8 of which are one at the resolution of a scan, a correlation is known to ±0.1.
+FEWEST, SMALLEST = 1000, 8.0  # voxels of 2 mm, ml
 
 
 def ncc(one: np.ndarray, other: np.ndarray, inside: np.ndarray) -> float:
@@ -56,21 +69,31 @@ def laplacian_energy(image: np.ndarray, inside: np.ndarray) -> float:
 
 
 def pairwise(images: list[np.ndarray], masks: list[np.ndarray]) -> list[dict[str, float]]:
-    """Of each image, its mean NCC, mutual information and overlap with the others; NaN for a single one."""
+    """Of each image, its mean figures against the others; NaN for a single one.
+
+    These are NCC, mutual information, Dice overlap, and ``common``, the voxels that both foregrounds hold. NCC and
+    mutual information leave out images with which fewer than :data:`FEWEST` voxels are common, or which are flat.
+    """
     number = len(images)
-    figures: list[list[tuple[float, float, float]]] = [[] for _ in images]
+    figures: list[list[tuple[float, float, float, float]]] = [[] for _ in images]
     for i in range(number):
         for j in range(i + 1, number):
             inside = masks[i] & masks[j]
-            found = (
-                ncc(images[i], images[j], inside),
-                mutual_information(images[i], images[j], inside),
-                overlap(masks[i], masks[j]),
-            )
+            common = int(inside.sum())
+            alike = float("nan"), float("nan")
+            if common >= FEWEST:
+                alike = ncc(images[i], images[j], inside), mutual_information(images[i], images[j], inside)
+            found = (*alike, overlap(masks[i], masks[j]), float(common))
             figures[i].append(found)
             figures[j].append(found)
-    means = [np.mean(found, 0) if found else np.full(3, np.nan) for found in figures]
-    return [{"ncc": float(a), "mi": float(b), "overlap": float(c)} for a, b, c in means]
+    means = [_known_mean(np.array(found).reshape(-1, 4)) for found in figures]
+    return [dict(zip(("ncc", "mi", "overlap", "common"), mean, strict=True)) for mean in means]
+
+
+def _known_mean(figures: np.ndarray) -> list[float]:
+    """Mean of each column ``(N, K)`` over its known values; NaN where there is none."""
+    columns = [column[~np.isnan(column)] for column in figures.T]
+    return [float(column.mean()) if len(column) else float("nan") for column in columns]
 
 
 def flags(row: dict[str, float], spacing: np.ndarray, floor: float = LOWEST_NCC) -> list[str]:
@@ -81,7 +104,10 @@ def flags(row: dict[str, float], spacing: np.ndarray, floor: float = LOWEST_NCC)
         spacing: native voxel size in mm.
         floor: lowest correlation with the subject's other visits that counts as aligned.
     """
-    found = misaligned(row, floor)
+    found = misaligned(row, floor) + list(filter(None, [too_small(row["foreground_ml"])]))
+    judged = row["common_ml"] >= SMALLEST and row["ncc_after"] >= floor  # a failed registration says nothing of persons
+    if judged and -LOWEST_SAME_PERSON < row["same_person"] < LOWEST_SAME_PERSON:
+        found.append(other_person(row["same_person"], "the other visits"))
     if row["coverage"] < LOWEST_COVERAGE:
         found.append(f"field of view holds {row['coverage']:.0%} of the head")
     if row["rotation_deg"] > LARGEST_ROTATION:
@@ -94,15 +120,48 @@ def flags(row: dict[str, float], spacing: np.ndarray, floor: float = LOWEST_NCC)
 def misaligned(row: dict[str, float], floor: float = LOWEST_NCC) -> list[str]:
     """Of the :func:`flags`, those that put the correspondence of a visit with the others in doubt."""
     found = []
-    lost = np.isnan(row["ncc_after"]) and not np.isnan(row["disagreement_mm"])
-    if row["ncc_after"] < floor or lost:
-        found.append(f"correlates by {row['ncc_after']:.2f} with the other visits: not aligned, or another contrast")
+    paired = not np.isnan(row["disagreement_mm"])
+    few = row["common_ml"] < SMALLEST
+    lost = row["ncc_after"] < floor or (paired and np.isnan(row["ncc_after"]))
+    if few:
+        found.append(
+            f"foreground shares {row['common_ml']:.1f} ml with the other visits: too few voxels to judge the alignment"
+        )
+    elif lost:
+        found.append(
+            f"correlates by {row['ncc_after']:.2f} with the other visits: not aligned, another contrast or another "
+            f"person"
+        )
     if row["overlap"] < LOWEST_OVERLAP:
         found.append(f"foregrounds overlap by {row['overlap']:.2f} only")
     if row["disagreement_mm"] > LARGEST_DISAGREEMENT:
         found.append(f"both directions of registration disagree by {row['disagreement_mm']:.1f} mm")
     if row["closure_mm"] > LARGEST_CLOSURE:
         found.append(f"registrations of three visits disagree by {row['closure_mm']:.1f} mm")
-    if row["mirror_gain"] > 0 and not (row["ncc_after"] < floor or lost):  # a mirror helps any lost registration
-        found.append("left–right flipped against the other visits")
+    if not few and not lost and row["same_person"] <= -LOWEST_SAME_PERSON:
+        found.append(other_person(row["same_person"], "the other visits"))
     return found
+
+
+def other_person(figure: float, others: str) -> str:
+    """What a figure of :func:`lssl.prepare.people.same_person` says against a visit, in words; empty if nothing.
+
+    Args:
+        figure: the visit's; NaN where it could not be judged.
+        others: what it was compared with.
+    """
+    if figure <= -LOWEST_SAME_PERSON:
+        return f"left–right flipped against {others}"
+    if figure < LOWEST_SAME_PERSON:
+        return (
+            f"perhaps another person than {others}, or noise: fits their mirror image about as well "
+            f"(same_person {figure:.2f}, below {LOWEST_SAME_PERSON:g})"
+        )
+    return ""
+
+
+def too_small(ml: float) -> str:
+    """What the size of a foreground says against a visit, in words; empty if nothing."""
+    if ml >= SMALLEST:
+        return ""
+    return f"foreground holds {ml:.1f} ml: a few bright voxels hide the head; repair the image or give a mask"

@@ -14,10 +14,11 @@ from typing import Literal
 import numpy as np
 import SimpleITK as sitk
 
+from lssl.data.nifti import without_hot_voxels
 from lssl.prepare.transforms import between, displacement, right_turn, right_turns
-from lssl.prepare.volumes import LPS, Volume, to_itk
+from lssl.prepare.volumes import LPS, Volume, to_itk, to_itk_map
 
-__all__ = ["Match", "mirror_gain", "register", "roughly"]
+__all__ = ["Match", "mirror_information", "register", "roughly"]
 
 COARSE, MIDDLE = 8.0, 4.0  # mm
 FINEST = 1.5  # mm: rigid maps of whole heads gain nothing from finer voxels
@@ -27,6 +28,7 @@ STARTS = 3  # how many of the best starts are followed
 TURNED = 2  # and how many turns by right angles
 TURNS = np.radians(20.0)  # rotations tried at the start, about each axis
 SAMPLES = 60_000  # foreground voxels that the metric looks at
+FEWEST = 1000  # places that tell one brain's folds from another's
 Kind = Literal["rigid", "affine"]
 
 
@@ -83,26 +85,38 @@ def register(first: Volume, second: Volume, kind: Kind = "rigid") -> Match:
     return Match(turn @ between(forward, backward), displacement(forward, np.linalg.inv(backward), points))
 
 
-def mirror_gain(first: Volume, second: Volume, matrix: np.ndarray) -> float:
-    """By how much the second image fits the first better when it is mirrored left to right.
+def mirror_information(first: Volume, second: Volume, matrix: np.ndarray) -> tuple[float, float]:
+    """Mutual information (nats) of the first image with the second one as it is, and with its mirror image.
 
-    Heads are nearly symmetric, so that a flipped image registers without complaint; but a brain's own folds tell. Both
-    are compared at 4 mm; the figure is the gain of mutual information, less 5 % of it, which noise may give.
+    Both are registered and compared at 4 mm, deep in the head: skulls of different persons are alike, folds are not.
+    Images that slid off each other share nothing. Both are NaN where voxels are too coarse or too few to tell.
 
     Args:
         first: an image.
-        second: another one of the same head.
+        second: another one.
         matrix: point of the first → point of the second, as found by :func:`register` or :func:`roughly`.
     """
     turn = right_turn(matrix)
     second, matrix = _turned(second, turn.T), turn.T @ matrix
     one, two = _level(first, MIDDLE), _level(second, MIDDLE)
+    inner = _within(first, one, MIDDLE if first.brain else DEPTH)
+    if inner.samples < FEWEST:
+        return float("nan"), float("nan")
     flip = np.diag([-1.0, 1.0, 1.0, 1.0])
     flip[0, 3] = 2 * second.centre()[0]
     turned = Volume(second.voxels, flip @ second.affine, second.foreground, second.brain)
-    straight = -_value(one, two, _refine(one, two, first.centre(), matrix, "rigid", MIDDLE))
-    other = _level(turned, MIDDLE)
-    return -_value(one, other, roughly(first, turned)) - 1.05 * straight
+    straight = _refine(one, two, first.centre(), matrix, "rigid", MIDDLE)
+    return _shared(inner, two, straight), _shared(inner, _level(turned, MIDDLE), roughly(first, turned))
+
+
+def _shared(fixed: _Level, moving: _Level, matrix: np.ndarray) -> float:
+    """Mutual information; none where less than half of the places fall into the other image.
+
+    Of few places it is overestimated, so that images of noise drift apart while it grows.
+    """
+    inside = sitk.Resample(moving.image * 0 + 1, fixed.image, to_itk_map(matrix), sitk.sitkNearestNeighbor, 0.0)
+    seen = float(sitk.GetArrayViewFromImage(inside)[sitk.GetArrayViewFromImage(fixed.mask) > 0].mean())
+    return -_value(fixed, moving, matrix) if seen >= 0.5 else 0.0
 
 
 def roughly(first: Volume, second: Volume) -> np.ndarray:
@@ -161,7 +175,7 @@ def _level(volume: Volume, size: float) -> _Level:
 
     Blocks of voxels are averaged: ITK's plain shrinking by an even factor displaces the image by half a voxel.
     """
-    image = to_itk(volume.voxels.astype(np.float32), volume.affine)
+    image = to_itk(without_hot_voxels(volume.voxels.astype(np.float32)), volume.affine)
     mask = to_itk(volume.foreground.astype(np.float32), volume.affine)
     factors = [
         min(max(1, round(size / spacing)), length)
@@ -184,11 +198,16 @@ def _deep(volume: Volume, level: _Level) -> _Level:
     """
     if volume.brain:
         return level
+    inner = _within(volume, level, DEPTH)
+    return inner if inner.samples * 8 > level.samples else level
+
+
+def _within(volume: Volume, level: _Level, depth: float) -> _Level:
+    """Looks only at what lies deeper than ``depth`` mm in the foreground."""
     head = sitk.Greater(sitk.BinShrink(to_itk(volume.foreground.astype(np.float32), volume.affine), level.factors), 0.5)
-    depth = sitk.SignedMaurerDistanceMap(head, insideIsPositive=True, squaredDistance=False, useImageSpacing=True)
-    mask = depth > DEPTH
-    samples = int(sitk.GetArrayViewFromImage(mask).sum())
-    return _Level(level.image, mask, samples, level.factors) if samples * 8 > level.samples else level
+    deep = sitk.SignedMaurerDistanceMap(head, insideIsPositive=True, squaredDistance=False, useImageSpacing=True)
+    mask = deep > depth
+    return _Level(level.image, mask, int(sitk.GetArrayViewFromImage(mask).sum()), level.factors)
 
 
 def _flat(image: sitk.Image, mask: sitk.Image) -> sitk.Image:

@@ -14,7 +14,8 @@ from lssl.data.duplicates import voxel_hash
 from lssl.data.nifti import automatic_foreground, read_image, scale
 from lssl.prepare.cohort import CohortSubject, Options
 from lssl.prepare.outputs import LOOK, judge, write_visit
-from lssl.prepare.register import Match, mirror_gain, register
+from lssl.prepare.people import by_visit, same_person
+from lssl.prepare.register import register
 from lssl.prepare.scans import read_scans
 from lssl.prepare.transforms import closure, half_way
 from lssl.prepare.volumes import FrameGrid, Volume, common_grid, resample, resample_mask, thick
@@ -23,7 +24,7 @@ from lssl.utils.memory import refuse_larger_than_memory
 
 __all__ = ["VERSION", "current", "prepare_subject", "record_path", "settings"]
 
-VERSION = 2  # raised when the same inputs and options would give other voxels
+VERSION = 3  # raised when the same inputs and options would give other voxels
 NEIGHBOURS = 3  # visits further apart in the list are not registered with each other directly
 
 
@@ -169,8 +170,8 @@ def _registration(scans: list[list[Volume]], options: Options) -> dict[str, Any]
     """All maps of a subject, as JSON.
 
     ``maps``: half-way frame → each visit; ``channels``: per visit, its first image → each of its images; ``template``:
-    template → half-way frame, if one was asked for. Then figures: ``disagreement``, ``closure`` and ``mirror`` by
-    visit.
+    template → half-way frame, if one was asked for. Then figures: ``disagreement``, ``closure`` and
+    ``same_person`` by visit.
     """
     firsts, number = [images[0] for images in scans], len(scans)
     kind: Any = options.transform
@@ -189,7 +190,9 @@ def _registration(scans: list[list[Volume]], options: Options) -> dict[str, Any]
         "template": None if template is None else template.tolist(),
         "disagreement": _worst(number, {pair: match.disagreement for pair, match in matches.items()}),
         "closure": closure(measured, firsts[0].points()),
-        "mirror": _mirrored(firsts, matches),
+        "same_person": by_visit(
+            number, {(i, j): same_person(firsts[i], firsts[j], match.matrix) for (i, j), match in matches.items()}
+        ),
     }
 
 
@@ -197,13 +200,6 @@ def _worst(number: int, figures: dict[tuple[int, int], float]) -> list[float]:
     """Mean figure of each visit's pairs; NaN for a single visit."""
     own = [[value for pair, value in figures.items() if visit in pair] for visit in range(number)]
     return [float(np.mean(values)) if values else float("nan") for values in own]
-
-
-def _mirrored(firsts: list[Volume], matches: dict[tuple[int, int], Match]) -> list[float]:
-    """Of each visit, by how much its mirror image fits every other one better; of two visits, both are suspected."""
-    gains = {(i, j): mirror_gain(firsts[i], firsts[j], match.matrix) for (i, j), match in matches.items()}
-    own = [[value for pair, value in gains.items() if visit in pair] for visit in range(len(firsts))]
-    return [min(values, default=float("nan")) for values in own]
 
 
 def _to_template(firsts: list[Volume], maps: list[np.ndarray], options: Options) -> np.ndarray | None:

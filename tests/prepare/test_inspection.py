@@ -85,6 +85,18 @@ def test_a_bids_folder_is_counted_and_doubted(bids, capsys, tmp_path):
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
 
+def test_two_persons_under_one_name_and_hot_voxels(tmp_path, capsys):
+    voxels = (8.0, 8.0, 8.0)
+    save(scan(None, voxels), image_path(tmp_path, "a", "M000"))
+    hot = scan(None, voxels, 2)
+    hot.voxels[10:12, 10:12, 10:12] = 30_000
+    save(hot, image_path(tmp_path, "a", "M006"))  # they do not hide the head
+    save(scan(rigid(5, 5), voxels, 1, subject=1), image_path(tmp_path, "a", "M012"))
+    found = {entry["visit"]: entry["reason"] for entry in told(capsys, str(tmp_path))["suspicious"]}
+    assert found["sub-a ses-M012"].startswith("perhaps another person than the visit before, or noise")
+    assert len(found) == 1
+
+
 def test_a_bids_folder_on_the_screen(bids, capsys):
     main(["inspect", str(bids), "--subjects", "0"])
     text = capsys.readouterr().out

@@ -247,21 +247,35 @@ def test_the_input_is_only_read(bids, tmp_path):
 
 
 def test_doubtful_visits_are_flagged_not_hidden(bids, tmp_path, capsys):
-    """Another head under the same name, and an image that was flipped."""
+    """Noise, a flipped image, another person and a few hot voxels under the names of four subjects."""
     other = scan(None, (8.0, 8.0, 8.0), subject=77)
     other.voxels = np.random.default_rng(0).permutation(other.voxels.ravel()).reshape(other.voxels.shape)
     save(other, image_path(bids, "a", "M012"))
-    flipped = scan(rigid(3, 5), (5.0, 5.0, 5.0), 9, subject=ord("b"))
+    flipped = scan(rigid(3, 5), (8.0, 8.0, 8.0), 9, subject=ord("b"))
     flipped.voxels = np.ascontiguousarray(flipped.voxels[::-1])
     save(flipped, image_path(bids, "b", "M024"))
-    save(scan(None, (5.0, 5.0, 5.0), 8, subject=ord("b")), image_path(bids, "b", "M000"))
+    save(scan(rigid(3, 5), (8.0, 8.0, 8.0), 9, subject=78), image_path(bids, "c", "M012"))
+    hot = scan(None, (8.0, 8.0, 8.0), subject=ord("d"))
+    save(hot, image_path(bids, "d", "M000"))
+    hot.voxels[10:12, 10:12, 10:12] = 30_000
+    save(hot, image_path(bids, "d", "M012"))
     assert prepare(bids, tmp_path / "out") == 0
     text = capsys.readouterr().out
+    print(text)
     assert "look at sub-a ses-M000: correlates by" in text
     assert re.search("look at sub-b ses-M024: .*left–right flipped against the other visits", text)
+    assert re.search("look at sub-c ses-M012: .*another person", text)
+    assert "look at sub-d" not in text
     assert "pictures/sub-a.png" in text
-    flags = pd.read_csv(tmp_path / "out/visits.csv").set_index("subject")["flags"]
-    assert "not aligned" in flags["sub-a"].iloc[0]
+    table = pd.read_csv(tmp_path / "out/visits.csv")
+    aligned = table.groupby("subject")["aligned"].any()
+    assert not aligned["sub-a"]
+    assert not aligned["sub-b"]
+    assert aligned["sub-d"]
+    assert "not aligned" in table["flags"][0]
+    people = pd.read_csv(tmp_path / "out/quality.csv").set_index("subject")["same_person"]
+    assert (people["sub-b"] <= -0.2).all()
+    assert (people["sub-c"].abs() < 0.2).all()
 
 
 def test_channels_masks_and_labels_follow_their_image(tmp_path):
