@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from lssl.benchmark.plan import Cell, Plan, read_plan
 from lssl.benchmark.run import BenchmarkOutcome, OnProgress, run_cells
 from lssl.utils.closing import say_next
 from lssl.utils.errors import InputError
+from lssl.utils.stop import Stopped
 
 __all__ = ["benchmark_command", "benchmark_parser"]
 
@@ -51,7 +51,7 @@ def benchmark_parser() -> argparse.ArgumentParser:
 
 
 def benchmark_command(args: list[str]) -> None:
-    """Runs ``lssl benchmark``; failed cells end it with status 1, an interruption with 130."""
+    """Runs ``lssl benchmark``; failed cells end it with status 1, a signal with its own."""
     from lssl.cli.compose import find_config
 
     chosen = benchmark_parser().parse_args(args)
@@ -149,22 +149,15 @@ def _say(outcome: BenchmarkOutcome) -> None:
 
 @contextlib.contextmanager
 def _interruptible(plan: Plan, fingerprints: dict[str, str]) -> Iterator[None]:
-    """On Ctrl-C and ``kill``, keeps the finished cells and reports them."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    """When a signal stops it, says how many cells are finished."""
     try:
         yield
-    except KeyboardInterrupt:
+    except Stopped:
         count = sum(read_done(cell, fingerprints[cell.name]) is not None for cell in plan.cells)
         print(
             f"Interrupted: {count} of {len(plan.cells)} cells are finished; the same command goes on.", file=sys.stderr
         )
-        raise SystemExit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        raise
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import sys
 from lssl.cli.help import COMMANDS, HELP, command_help
 from lssl.cli.versions import print_versions
 from lssl.utils.errors import InputError, input_error, nearest
+from lssl.utils.stop import StopSignals
 
 __all__ = ["main"]
 
@@ -35,10 +36,16 @@ GROUPS = ("strategies", "datamodules")
 def main(args: list[str] | None = None) -> None:
     """Runs one command; a user's mistake is shown as one sentence, with exit status 2.
 
+    A signal ends it with one sentence and the signal's status, unless the command takes the signal over.
+
     Args:
         args: as on the command line, without the program's name; ``None`` takes ``sys.argv``.
     """
-    args = sys.argv[1:] if args is None else list(args)
+    with StopSignals():
+        _run(sys.argv[1:] if args is None else list(args))
+
+
+def _run(args: list[str]) -> None:
     command = args[0] if args else "--help"
     try:
         if command in ("-h", "--help", "help"):

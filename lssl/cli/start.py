@@ -47,9 +47,9 @@ def train(command: str, args: Sequence[str]) -> Any:
 
 
 class _Chatter(logging.Filter):
-    """Drops advertisements and notes on absent hardware."""
+    """Drops advertisements, notes on absent hardware, and what lssl says itself."""
 
-    NOISE = ("💡", "TPU available", "HPU available", "`weights_only`", "IPU available")
+    NOISE = ("💡", "TPU available", "HPU available", "`weights_only`", "IPU available", "[rank: 0] Received SIG")
 
     def filter(self, record: logging.LogRecord) -> bool:
         """False for noise."""
@@ -57,8 +57,9 @@ class _Chatter(logging.Filter):
 
 
 def _hush() -> None:
-    connector = "lightning.pytorch.trainer.connectors.checkpoint_connector"
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", connector):
+    connectors = "lightning.pytorch.trainer.connectors."
+    others = [connectors + name for name in ("checkpoint_connector", "signal_connector")]
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", *others):
         logging.getLogger(name).addFilter(_Chatter())
     for message in (
         ".*does not have many workers.*",

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 
 from lssl.runs.outputs import read_cost
 from lssl.utils.errors import input_error
+from lssl.utils.stop import end_with_parent
 
 __all__ = ["Trial", "measure", "try_settings"]
 
@@ -56,6 +58,10 @@ def try_settings(args: Sequence[str], seconds: float, limit: float) -> Trial:
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         context.set_forkserver_preload(["lssl.cli.training"])
+        resource_tracker.ensure_running()  # it would unblock what is blocked here
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server imports, and would show where
+        forkserver.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with tempfile.TemporaryDirectory(prefix="lssl-tune-") as folder:
         process = context.Process(target=measure, args=(list(args), folder, seconds, True))
         process.start()
@@ -90,6 +96,7 @@ def measure(args: Sequence[str], folder: str, seconds: float, alone: bool = Fals
 
     if alone:
         os.setpgrp()
+        end_with_parent(os.getppid())  # the server that forked it, which ends with `lssl tune`
         log = os.open(Path(folder, LOG), os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1)
         os.dup2(log, 2)

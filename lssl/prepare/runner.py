@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -203,7 +204,7 @@ def _pool(
 ) -> Iterator[tuple[CohortSubject, str | None]]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     number = min(workers, max(1, len(subjects)))
-    with ProcessPoolExecutor(number, context, end_with_parent, (os.getpid(),)) as pool:
+    with ProcessPoolExecutor(number, context, _start_worker, (os.getpid(),)) as pool:
         queue = iter(subjects)
         running: dict[Future[str | None], CohortSubject] = {}
         try:
@@ -219,8 +220,19 @@ def _pool(
                 "A worker was killed, perhaps for want of memory; what is finished stays finished: run the same "
                 "command again with fewer --workers."
             ) from error
+        except BaseException:  # stopped: what is half done is done again
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(parent: int) -> None:
+    """It ends at once at a signal to all, of which its parent tells, and with its parent."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    end_with_parent(parent)
 
 
 def _progress(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -12,12 +13,21 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-__all__ = ["NoBatch", "StopSignals", "Stopped", "end_soon", "end_with_parent", "obey_signals"]
+__all__ = [
+    "NoBatch",
+    "StopSignals",
+    "Stopped",
+    "end_soon",
+    "end_with_parent",
+    "leave_signals_to_parent",
+    "obey_signals",
+]
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")  # of a scheduler, of Ctrl-C, of a scheduler before its time limit
 LOADER = os.path.join("torch", "utils", "data", "dataloader.py")
 LOOK, PATIENCE = 1.0, 20.0  # seconds after a signal until the wait for a batch ends, and until hanging workers do
 TWICE = 0.2  # seconds within which a second Ctrl-C is the same one, sent to the process and to its group
+AGAIN = 0.05  # seconds until a stop that Python has dropped is raised again
 
 
 class Stopped(SystemExit):
@@ -29,6 +39,7 @@ class Stopped(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+        self.number = number
 
 
 class NoBatch(RuntimeError):
@@ -38,7 +49,8 @@ class NoBatch(RuntimeError):
 class StopSignals:
     """Handles the signals that ask this process to stop.
 
-    While :attr:`wait` is false, the process stops at once. While it is true, the signal is noted in :attr:`number`, and
+    While :attr:`wait` is false, the process stops at once, with one sentence; a further signal does not disturb its
+    ending, but a second Ctrl-C cuts it short. While it is true, the signal is noted in :attr:`number`, and
     the owner stops when it has saved; a second Ctrl-C ends the process without saving. If the main thread waits for a
     batch of a DataLoader meanwhile, it gets :class:`NoBatch` after a second: a worker may hang on a dead disk. Forked
     workers ignore the signals: their parent ends them. As a context manager, it restores the earlier handlers.
@@ -50,7 +62,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.number: int | None = None
         self._wait = False
-        self._pid, self._last = os.getpid(), 0.0
+        self._pid, self._last, self._stopping = os.getpid(), 0.0, False
         self._earlier: dict[int, Any] = {}
 
     @property
@@ -69,13 +81,17 @@ class StopSignals:
         return {**self.__dict__, "_earlier": {}}
 
     def __enter__(self) -> StopSignals:
+        self._stopping = False
+        if sys.unraisablehook is _unraisable:
+            sys.unraisablehook = sys.__unraisablehook__
         self.listen()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.wait = False
         for number, handler in self._earlier.items():
-            signal.signal(number, handler)
+            if handler is not None:  # not one of Python's
+                signal.signal(number, handler)
         self._earlier = {}
 
     def listen(self, *others: int) -> None:
@@ -97,23 +113,29 @@ class StopSignals:
         if os.getpid() != self._pid:
             return
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        if not self.wait:
-            _say(f"stopped by {name}")
-            raise Stopped(number)
         now, before = time.monotonic(), self._last
         self._last = now
-        if self.number is None:
-            self.number = number
-            again = " again" if number == signal.SIGINT else ""
-            _say(f"{name}: the run is saved after this step, then stops; Ctrl-C{again} ends it at once")
-            if hasattr(signal, "SIGCHLD"):  # workers may have got the same signal; torch would raise on their end
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            if hasattr(signal, "setitimer"):
-                self._earlier.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._look))
-                signal.setitimer(signal.ITIMER_REAL, LOOK)
-        elif number == signal.SIGINT and now - before > TWICE:
-            _say("ended at once; the last save counts")
-            os._exit(128 + number)
+        if self._stopping or self.number is not None:
+            if number == signal.SIGINT and now - before > TWICE:
+                _say("ended at once; the last save counts" if self.wait else "ended at once")
+                os._exit(128 + number)
+            return
+        if hasattr(signal, "SIGCHLD"):  # workers may have got the same signal; torch would raise on their end
+            signal.signal(signal.SIGCHLD, _nothing)
+        if not self.wait:
+            _say(f"stopped by {name}")
+            if _imports(frame):  # libraries catch what is raised, and go on with half a module
+                os._exit(128 + number)
+            self._stopping = True
+            sys.unraisablehook = _unraisable  # of objects that were half made
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # Python's own would print a traceback
+            raise Stopped(number)
+        self.number = number
+        again = " again" if number == signal.SIGINT else ""
+        _say(f"{name}: the run is saved after this step, then stops; Ctrl-C{again} ends it at once")
+        if hasattr(signal, "setitimer"):
+            self._earlier.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._look))
+            signal.setitimer(signal.ITIMER_REAL, LOOK)
 
     def _look(self, number: int, frame: FrameType | None) -> None:
         if not self.wait or self.number is None or os.getpid() != self._pid:
@@ -129,6 +151,55 @@ def _waits_for_batch(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """To ignore a signal; SIG_DFL would make Python complain of one that is under way."""
+
+
+def _unraisable(found: Any) -> None:
+    """Keeps quiet about objects that a stop left half made; raises the stop again if Python has dropped it.
+
+    It drops, for one, what is raised within a callback after a fork.
+    """
+    stop = found.exc_value
+    if isinstance(stop, Stopped) and hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, lambda *_: _raise(Stopped(stop.number)))
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def leave_signals_to_parent(parent: int) -> None:
+    """Ignores signals in this worker that reach its whole group, as of a scheduler or Ctrl-C: the parent decides.
+
+    A SIGTERM of the parent's own ends the worker: so does torch at the end of a loader. Where the sender of a signal
+    is not known (macOS), only Ctrl-C is ignored.
+
+    Args:
+        parent: number of its process.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return
+    numbers = {getattr(signal, name) for name in (*NAMES, "SIGUSR2")}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def receive() -> None:
+        while True:
+            info = signal.sigwaitinfo(numbers)
+            if info.si_signo == signal.SIGTERM and info.si_pid == parent:
+                os._exit(0)
+
+    threading.Thread(target=receive, daemon=True).start()
 
 
 def obey_signals() -> None:

@@ -11,7 +11,7 @@ import torch.multiprocessing
 
 from lssl.utils.errors import InputError
 from lssl.utils.files import check_temporary
-from lssl.utils.stop import end_with_parent
+from lssl.utils.stop import end_with_parent, leave_signals_to_parent
 
 __all__ = ["check_workers", "start_worker"]
 
@@ -57,11 +57,13 @@ def check_workers(workers: int, batch_bytes: int) -> None:
 def start_worker(_: int) -> None:
     """Gives a worker one torch thread, as more would compete with the other workers; it ends with its parent.
 
-    Torch ends orphans, too, but only between two reads, and a read may hang.
+    Torch ends orphans, too, but only between two reads, and a read may hang. What a signal to both means, the parent
+    decides.
     """
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
+        leave_signals_to_parent(parent.pid)
         end_with_parent(parent.pid)
 
 

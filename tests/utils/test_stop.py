@@ -80,6 +80,57 @@ def test_a_worker_within_a_read_ends_with_a_killed_run(tmp_path):
         time.sleep(0.1)
 
 
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the sender of a signal is not known")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_the_group_is_the_parents(tmp_path, number):
+    """The parent here ignores it, and ends one worker later."""
+    ignored = f"import signal\nsignal.signal({int(number)}, signal.SIG_IGN)"
+    ends = "import signal\ninput()\nos.kill(int(input()), signal.SIGTERM)\ntime.sleep(60)"
+    script = tmp_path / "parent.py"
+    script.write_text(ignored + READER.replace("time.sleep(60)", ends))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, script], text=True, start_new_session=True, **pipes) as parent:
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        os.killpg(parent.pid, number)
+        time.sleep(1)
+        assert all(map(running, workers))
+        print("", workers[0], sep="\n", file=parent.stdin, flush=True)
+        end = time.monotonic() + 20
+        while running(workers[0]):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        assert running(workers[1])
+        parent.kill()
+
+
+DROPPED = """
+import os, signal, time
+from lssl.utils.stop import StopSignals
+
+os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGTERM))
+with StopSignals():
+    if os.fork():
+        time.sleep(20)
+"""
+
+
+def test_a_stop_that_python_drops_is_raised_again(tmp_path):
+    """What a callback after a fork raises is only printed."""
+    (tmp_path / "forks.py").write_text(DROPPED)
+    ended = subprocess.run([sys.executable, tmp_path / "forks.py"], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 143
+    assert ended.stderr.strip() == "lssl: stopped by SIGTERM."
+
+
+def test_a_stop_within_an_import_is_not_caught(tmp_path):
+    (tmp_path / "half.py").write_text("import os, signal\ntry:\n    signal.raise_signal(15)\nexcept: pass\n")
+    program = "from lssl.utils.stop import StopSignals\nwith StopSignals(): import half\nprint('on')"
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (143, "")
+    assert ended.stderr.strip() == "lssl: stopped by SIGTERM."
+
+
 def running(pid: int) -> bool:
     """A killed orphan may stay as a zombie where nobody collects it."""
     try:
