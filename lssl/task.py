@@ -18,10 +18,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lssl.data.description import CHECKPOINT_FORMAT, check_format, record
 from lssl.data.source import DataSource
+from lssl.data.whole_batches import place_of_batch
 from lssl.guards import EvaluationGuard, FiniteGuard, SkippedReads
 from lssl.networks.backbone import Backbone, TakesNetworks
 from lssl.resume import ExactResume
-from lssl.utils.distributed import every_rank
+from lssl.utils.distributed import every_rank, no_sync
 from lssl.utils.errors import InputError
 from lssl.utils.generator import StepGenerator
 from lssl.utils.schedules import WarmupCosine
@@ -175,8 +176,9 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         return data
 
     def seed(self, stage: str, *step: int) -> None:
-        """Seeds :attr:`generator` for one step of one stage on this rank, and for one batch of an accumulated step."""
-        key = [torch.initial_seed() % 2**63, self.global_rank, ("fit", "val", "test").index(stage), *step]
+        """Seeds :attr:`generator` for a step of a stage, or one batch of it: in evaluation, whichever rank has it."""
+        rank = self.global_rank if stage == "fit" else 0
+        key = [torch.initial_seed() % 2**63, rank, ("fit", "val", "test").index(stage), *step]
         state = np.random.SeedSequence(key).generate_state(2, np.uint32)
         self.generator.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
@@ -307,10 +309,14 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         return loss, terms
 
     def _evaluate(self, batch: Batch, batch_idx: int, stage: str) -> None:
-        self.seed(stage, batch_idx)
-        loss, terms = self._step(batch)
+        loaders = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
+        place, counts = place_of_batch(loaders, batch_idx, self.trainer.world_size, self.global_rank)
+        self.seed(stage, place)
+        with no_sync():  # the figures of a batch do not depend on other devices
+            loss, terms = self._step(batch)
         values = {f"{stage}/{name}": value for name, value in {"loss": loss, **terms, **self.logged}.items()}
-        self.log_dict(values, prog_bar=stage == "val", batch_size=_size(batch), sync_dist=True)
+        weight = _size(batch) * self.trainer.world_size * counts  # Lightning rounds the ranks' mean of weights down
+        self.log_dict(values, prog_bar=stage == "val", batch_size=weight, sync_dist=True)
 
     def _check_precision(self) -> None:
         """OneDNN's bfloat16 gradient of a 3D kernel reads uninitialised memory on CPU maps of 1 or 2 voxels a side.

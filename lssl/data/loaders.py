@@ -20,6 +20,8 @@ from lssl.data.pairs import name_bytes
 from lssl.data.read_errors import SkipList
 from lssl.data.spacing import BoxReader
 from lssl.data.targets import Target
+from lssl.data.whole_batches import WholeBatches
+from lssl.utils.distributed import rank, world_size
 from lssl.utils.errors import InputError
 
 __all__ = ["PairLoaders"]
@@ -140,7 +142,10 @@ class PairLoaders(L.LightningDataModule):
     def _fixed(self, pairs: np.ndarray) -> DataLoader | list[DataLoader]:
         if not len(pairs):
             return []
-        return pair_loader(self._dataset(pairs, self.source_size), self.batch_size, self.num_workers)
+        dataset = self._dataset(pairs, self.source_size)
+        share = WholeBatches(dataset, self.batch_size, world_size(), rank()) if world_size() > 1 else None
+        options = {} if share is None else {"sampler": share}
+        return pair_loader(dataset, self.batch_size, self.num_workers, **options)
 
     def _dataset(
         self, pairs: np.ndarray, size: tuple[int, int, int] | None, visible: np.ndarray | None = None
