@@ -72,7 +72,7 @@ class MatchedViews:
     DRAWS = 8  # points drawn per try; those on the foreground are used
 
     def __init__(self, views: ViewSampler, matching: Matching | None = None) -> None:
-        if views.geometry == "shared":
+        if views.geometry != "independent":
             raise InputError("views: every view is cut at its own match, so geometry must be independent.")
         matching = matching or Matching()
         self.views, self.matcher = views, matching.matcher or FrameMatcher()

@@ -132,6 +132,7 @@ class PairDataModule(PairLoaders):
         self.targets: dict[str, Target] = {}
         self.supervised = self.unlabelled_pairs = self.predicting = False
         self.predict_pairs: np.ndarray | None = None
+        self.previous: np.ndarray | None = None
         self.label_names: dict[int, str] = {}
         self.voxels_per_step: np.ndarray | None = None  # of the working spacing, once a task has set it
         self.table: pd.DataFrame = pd.DataFrame()
@@ -278,8 +279,12 @@ class PairDataModule(PairLoaders):
         return samples
 
     def labelled_rows(self, split: str) -> np.ndarray:
-        """Rows of the table whose labels may be seen: in training, those that ``few_shot`` chooses."""
-        rows = np.flatnonzero((self.table["split"] == split).to_numpy() & self.has_label())
+        """Rows of the table whose labels may be seen: in training, those that ``few_shot`` chooses.
+
+        If labels are used with previous visits, rows without one are left out.
+        """
+        usable = (self.table["split"] == split).to_numpy() & self.has_label()
+        rows = np.flatnonzero(usable if self.previous is None else usable & (self.previous >= 0))
         return choose_labelled(rows, self._subject, self.few_shot) if split == "train" else rows
 
     def check_crop(self, size: Sequence[int]) -> None:

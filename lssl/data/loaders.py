@@ -16,7 +16,8 @@ from lssl.data.balance import balanced_weights
 from lssl.data.batch import Visit
 from lssl.data.few_shot import FewShot, repeated
 from lssl.data.loading import PairDataset, PairSampler, continue_training, pair_loader, reading_rate, same_length
-from lssl.data.pairs import name_bytes
+from lssl.data.pairs import count, name_bytes
+from lssl.data.previous import previous_visits
 from lssl.data.read_errors import SkipList
 from lssl.data.spacing import BoxReader
 from lssl.data.targets import Target
@@ -42,7 +43,9 @@ class PairLoaders(L.LightningDataModule):
     transform: Callable[[Visit], Visit] | None
     voxels_per_step: np.ndarray | None
     supervised: bool
+    previous: np.ndarray | None
     unlabelled_pairs: bool
+    predicting: bool
     table: pd.DataFrame
     summary: str
     targets: dict[str, Target]
@@ -62,14 +65,33 @@ class PairLoaders(L.LightningDataModule):
     def labelled_rows(self, split: str) -> np.ndarray:
         """Rows of the table whose labels may be seen."""
 
-    def use_labels(self, unlabelled_pairs: bool) -> None:
+    @abstractmethod
+    def has_label(self) -> np.ndarray:
+        """``(visits,)`` bool."""
+
+    def use_labels(self, unlabelled_pairs: bool, previous: bool = False) -> None:
         """Switches the loaders to training on labels.
 
         Training then gives a dict of batches: ``labelled`` visits, each as a same-visit pair, and optionally
         ``unlabelled`` pairs of all training subjects, with their labels hidden. Validation takes each labelled whole
         visit once; test takes every whole visit once.
+
+        Args:
+            unlabelled_pairs: whether training gives them.
+            previous: pairs every visit with its previous one instead, see :func:`.previous.previous_visits`. Visits
+                without one are left out, also in prediction; test takes labelled visits alone.
         """
         self.supervised, self.unlabelled_pairs = True, unlabelled_pairs
+        self.previous = previous_visits(self.table, self._subject) if previous else None
+        if self.previous is not None:
+            rows = np.arange(len(self.table)) if self.predicting else np.flatnonzero(self.has_label())
+            if lost := int((self.previous[rows] < 0).sum()):
+                kind = "visit" if self.predicting else "labelled visit"
+                rank_zero_info(f"{count(lost, kind)} left out, without an earlier visit of known order.")
+
+    def _as_pairs(self, rows: np.ndarray) -> np.ndarray:
+        """``(pairs, 2)``: each visit twice, or with its previous one."""
+        return np.stack([rows if self.previous is None else self.previous[rows], rows], 1).astype(np.int32)
 
     def train_dataloader(self) -> DataLoader | dict[str, DataLoader]:
         """Pairs with random boxes, in the order of :class:`PairSampler`; see :meth:`use_labels` for the dict.
@@ -84,7 +106,7 @@ class PairLoaders(L.LightningDataModule):
                 rank_zero_info(rate)
             return pairs
         rows = repeated(self.labelled_rows("train"), self.few_shot, self.trainer)
-        dataset = self._dataset(np.stack([rows, rows], 1), self.source_size)
+        dataset = self._dataset(self._as_pairs(rows), self.source_size)
         sampler = PairSampler(dataset, True, self.seed)
         loaders = {"labelled": pair_loader(dataset, self.few_shot.batch_size, self.num_workers, sampler=sampler)}
         if self.unlabelled_pairs:
@@ -113,6 +135,8 @@ class PairLoaders(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every test pair with its centred box, in fixed order."""
+        if self.supervised and self.previous is not None:
+            return self._whole(self.labelled_rows("test"))
         if self.supervised:
             return self._whole(np.flatnonzero(self.table["split"] == "test"))
         if not len(self.test_pairs):
@@ -120,12 +144,16 @@ class PairLoaders(L.LightningDataModule):
         return self._fixed(self.test_pairs)
 
     def predict_dataloader(self) -> DataLoader:
-        """Every whole visit once, as a same-visit pair; one per batch, so that none is padded.
+        """Every whole visit once, as a same-visit pair or after its previous one; one per batch, so none is padded.
 
         After :meth:`PairDataModule.use_targets`, every sample with its centred box.
         """
         if self.predict_pairs is None:
-            return self._whole(np.arange(len(self.table)))
+            rows = np.arange(len(self.table))
+            rows = rows if self.previous is None else rows[self.previous >= 0]
+            if not len(rows):
+                raise InputError(f"No visit has an earlier one of known order, because of this: {self.summary}")
+            return self._whole(rows)
         if not len(self.predict_pairs):
             raise InputError(f"There is nothing to predict from, because of this: {self.summary}")
         return pair_loader(self._dataset(self.predict_pairs, self.source_size), self.batch_size, self.num_workers)
@@ -137,7 +165,7 @@ class PairLoaders(L.LightningDataModule):
         return pair_loader(dataset, self.batch_size, 0)
 
     def _whole(self, rows: np.ndarray) -> DataLoader:
-        return pair_loader(self._dataset(np.stack([rows, rows], 1).astype(np.int32), None), 1, self.num_workers)
+        return pair_loader(self._dataset(self._as_pairs(rows), None), 1, self.num_workers)
 
     def _fixed(self, pairs: np.ndarray) -> DataLoader | list[DataLoader]:
         if not len(pairs):
@@ -151,7 +179,8 @@ class PairLoaders(L.LightningDataModule):
         self, pairs: np.ndarray, size: tuple[int, int, int] | None, visible: np.ndarray | None = None
     ) -> PairDataset:
         folder = self.trainer.default_root_dir if self.trainer else None
-        skips = SkipList(folder, self.single_visits == "same") if self.on_error == "skip" else None
+        same_visit = self.single_visits == "same" and self.previous is None
+        skips = SkipList(folder, same_visit) if self.on_error == "skip" else None
         rest = (self._subject, self._age, self._time, size, self.transform, visible, name_bytes(self.table), skips)
         columns = [target.values for target in self.targets.values()]
         targets = np.stack(columns, 1) if columns else None

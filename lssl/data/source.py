@@ -55,8 +55,8 @@ class DataSource(Protocol):
             ``(N, 3)`` mm in the recorded frame of the second visit; NaN where nothing is known.
         """
 
-    def use_labels(self, unlabelled_pairs: bool) -> None:
-        """Switches the loaders to labelled visits and, optionally, unlabelled pairs."""
+    def use_labels(self, unlabelled_pairs: bool, previous: bool = False) -> None:
+        """Switches the loaders to labelled visits, each with its previous one if asked, and to unlabelled pairs."""
 
     def use_targets(self, name: str, kind: SampleKind) -> Samples:
         """Switches the loaders to samples whose target is known; prediction takes all."""

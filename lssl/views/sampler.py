@@ -61,7 +61,8 @@ class ViewSampler:
     for all visits; within 1 % of it, and without one, ``w = s``.
 
     ``geometry = "shared"`` uses one index map for both visits, as published; if their voxel sizes differ, one box in
-    mm. ``"independent"`` draws a second one whose centre is shifted, so that a voxel's place in the crop says nothing
+    mm. ``"aligned"`` shows the same place of the frame at every voxel of both views, whatever grids the visits have.
+    ``"independent"`` draws a second one whose centre is shifted, so that a voxel's place in the crop says nothing
     about its match: networks otherwise read their position off the padding and learn nothing.
 
     Args:
@@ -69,7 +70,7 @@ class ViewSampler:
         spacing: working spacing of all visits in mm, along one axis each or the same along all. ``None``: the median
             voxel size of the training visits, which the task sets; a checkpoint keeps it.
         same_visit: probability that both views of a pair show one visit, either of the two, instead of one each.
-        geometry: ``independent`` (recommended) or ``shared`` (as in Ren et al., 2022).
+        geometry: ``independent`` (recommended), ``shared`` (as in Ren et al., 2022) or ``aligned``.
         intensity: ``independent`` (recommended) or ``shared`` (as in Ren et al., 2022), down to the noise.
         overlap: smallest shared volume, as a part of the smaller view's. If a few tries find no such pair, the second
             view takes the first one's box.
@@ -90,7 +91,7 @@ class ViewSampler:
         size: int | tuple[int, int, int] = 96,
         spacing: float | tuple[float, float, float] | None = None,
         same_visit: float = 0.0,
-        geometry: Literal["independent", "shared"] = "independent",
+        geometry: Literal["independent", "shared", "aligned"] = "independent",
         intensity: Literal["independent", "shared"] = "independent",
         overlap: float = 0.5,
         zoom: tuple[float, float] = (0.8, 1.2),
@@ -127,8 +128,8 @@ class ViewSampler:
         pairs = batch.host
         linear = self.in_voxels(self.draw_linear(len(pairs), draws), pairs.affines[:, 0])
         first = self._anywhere(pairs, 0, linear, draws)
-        shared = self.geometry == "shared"
-        second = self._same_map(pairs, first) if shared else self._place_second(pairs, first, draws)
+        same = {"shared": self._same_map, "aligned": self._same_box}.get(self.geometry)
+        second = self._place_second(pairs, first, draws) if same is None else same(pairs, first)
         return self.resample_views(batch, np.stack([first, second], 1), draws)
 
     def _choose_visits(self, batch: PairBatch, generator: torch.Generator) -> PairBatch:

@@ -221,6 +221,7 @@ def test_settings_that_cannot_be_are_refused():
         ({"accept": 1.5}, "min_score"),
         ({"other_subject": 1.5}, "probability"),
         ({"geometry": "shared"}, "independent"),
+        ({"geometry": "aligned"}, "independent"),
     ):
         with pytest.raises(InputError, match=message):
             matched(**options)

@@ -52,7 +52,7 @@ def shared_part(first: View, second: View) -> torch.Tensor:
 # --- image and matrix agree -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("geometry", ["independent", "shared"])
+@pytest.mark.parametrize("geometry", ["independent", "shared", "aligned"])
 @pytest.mark.parametrize("visits", ["same", "oblique"])
 def test_every_voxel_shows_the_place_its_matrix_says(make_batch, geometry: str, visits: str):
     batch = make_batch(4, BIG, image="frame", affine=visits)
@@ -65,7 +65,7 @@ def test_every_voxel_shows_the_place_its_matrix_says(make_batch, geometry: str, 
         assert (shown - places)[inner].abs().max() < 1e-3  # mm, though a place is up to 50 mm in float32
 
 
-@pytest.mark.parametrize("geometry", ["independent", "shared"])
+@pytest.mark.parametrize("geometry", ["independent", "shared", "aligned"])
 def test_centred_views_show_one_box_of_the_frame_though_the_visits_moved(make_batch, geometry: str):
     batch = make_batch(3, BIG, image="frame", affine="oblique")
     sampler, _ = views(geometry=geometry)
@@ -159,6 +159,22 @@ def test_shared_geometry_is_one_index_map(make_batch):
     torch.testing.assert_close(index_map(first), index_map(second), rtol=0, atol=1e-12)
 
 
+def test_aligned_geometry_shows_one_place_at_every_voxel_though_the_grids_differ(make_batch):
+    """Shared geometry does not: there, the same index of grids that lie apart is another place."""
+    batch = make_batch(4, BIG, image="frame", affine="oblique")
+    options = {"flip": (0.5, 0.5, 0.5), "rotation": 25.0, "zoom": (0.7, 1.3), "foreground": False}
+    for geometry, same in (("aligned", True), ("shared", False)):
+        first, second = draw(batch, geometry=geometry, **options)
+        inner = torch.ones(4, *SIZE, dtype=torch.bool)
+        for view in (first, second):  # zeros mix in beyond
+            seen = geo.contains(geo.transform(index_map(view), geo.lattice(SIZE)), BIG)
+            inner &= seen.unflatten(1, SIZE)
+        assert inner.double().mean() > 0.6
+        apart = (first.image - second.image).movedim(1, -1)[inner].abs().max()
+        assert (apart < 1e-3) == same
+        assert (apart > 1.0) != same
+
+
 def test_shared_geometry_of_two_visits_is_that_of_each(make_batch):
     """Two visits sampled as channels of one grid give what each gives alone."""
     batch = make_batch(3, BIG)
@@ -201,7 +217,7 @@ class Record(IntensityTransform):
         return images
 
 
-@pytest.mark.parametrize("geometry", ["independent", "shared"])
+@pytest.mark.parametrize("geometry", ["independent", "shared", "aligned"])
 @pytest.mark.parametrize("intensity", ["independent", "shared"])
 def test_intensity_transforms_are_told_the_voxel_size_of_the_view(make_batch, geometry: str, intensity: str):
     record = Record()
@@ -335,7 +351,7 @@ def test_centred_views_are_plain_slices(make_batch, extent: tuple[int, int, int]
 # --- randomness and refusals ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("geometry", ["independent", "shared"])
+@pytest.mark.parametrize("geometry", ["independent", "shared", "aligned"])
 def test_one_seed_gives_one_pair_of_views_to_the_bit(make_batch, geometry: str):
     batch = make_batch(3, BIG)
     once, again, other = (draw(batch, seed, geometry=geometry, transforms=None) for seed in (7, 7, 8))
