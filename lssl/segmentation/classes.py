@@ -155,21 +155,22 @@ class Classes:
         """``(K,)`` int64 label value that each class is written as (its first); processes cannot exchange int16."""
         return torch.tensor([0, *(group[0] for group in self.values)])
 
-    def mirrored_class(self, counts: LabelCounts, flips: bool) -> Tensor:
+    def mirrored_class(self, counts: LabelCounts | None, flips: bool) -> Tensor:
         """``(K,)`` mirrored class of each class: *left* and *right* of its name are swapped.
 
         Args:
-            counts: voxels per side, to find one-sided classes whose names do not show it.
+            counts: voxels per side, to find one-sided classes whose names do not show it; ``None``: names decide.
             flips: whether views are mirrored; if so, a one-sided class needs a partner.
         """
         swapped, alone = list(range(self.number)), []
+        side = [counts.side(values) if counts else 0 for values in self.values]
         for number, name in enumerate(self.names, 1):
             other = _mirrored(name)
             if other != name and other in self.names:
                 swapped[number] = self.names.index(other) + 1
-            elif other != name or counts.side(self.values[number - 1]):
+            elif other != name or side[number - 1]:
                 alone.append(number)
-        sides = {counts.side(self.values[number - 1]) for number in alone}
+        sides = {side[number - 1] for number in alone}
         named = [
             self.names[number - 1] for number in alone if _mirrored(self.names[number - 1]) != self.names[number - 1]
         ]

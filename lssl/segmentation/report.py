@@ -79,8 +79,8 @@ class SegmentationReport(ResultFolder):
                 age=float(batch.ages[0, 0]),
                 time=float(batch.times[0, 0]),
                 ordered=bool(visit["ordered_by"]),
-                affine=batch.affines[0, 0].cpu(),
-                image=batch.images[0, 0, 0].float().cpu(),
+                affine=batch.affines[0, 1].cpu(),
+                image=batch.images[0, 1, 0].float().cpu(),
                 predicted=outputs["predicted"].cpu(),
                 truth=None if truth is None or bool((truth < 0).all()) else truth.cpu(),
             )

@@ -16,7 +16,7 @@ from lssl.utils.errors import InputError
 from lssl.utils.memory import refuse_larger_than_memory
 from lssl.views import geometry as geo
 
-__all__ = ["check_memory", "check_visits", "only_label", "resampled", "segment", "working_grid"]
+__all__ = ["check_memory", "check_visits", "later_label", "resampled", "segment", "segment_grid", "working_grid"]
 
 CHUNK = 8  # classes resampled at a time, to limit memory
 
@@ -103,20 +103,40 @@ def segment(
     Returns:
         ``(D, H, W)`` int64.
     """
+    size, matrix = working_grid(image.shape[1:], own.double().cpu(), wanted.double().cpu())
+    return segment_grid(resampled(image, size, matrix), matrix, image.shape[1:], predict, window, window_overlap)
+
+
+def segment_grid(
+    image: Tensor,
+    matrix: Tensor,
+    shape: Sequence[int],
+    predict: Callable[[Tensor], Tensor],
+    window: Sequence[int],
+    window_overlap: float = 0.5,
+) -> Tensor:
+    """:func:`segment` of an image that is on the network's grid already.
+
+    Args:
+        image: ``(C, *size)``, on the grid of :func:`working_grid`.
+        matrix: ``(4, 4)`` its index → index of the visit.
+        shape: ``(D, H, W)`` of the visit.
+        predict: see :func:`segment`.
+        window: sides of a window.
+        window_overlap: see :func:`segment`.
+    """
     from monai.inferers import sliding_window_inference
 
-    own, wanted = own.double().cpu(), wanted.double().cpu()
-    size, matrix = working_grid(image.shape[1:], own, wanted)
     probability: Any = sliding_window_inference(
-        resampled(image, size, matrix)[None], list(window), 4, predict, overlap=window_overlap, mode="gaussian"
+        image[None], list(window), 4, predict, overlap=window_overlap, mode="gaussian"
     )
-    if size == list(image.shape[1:]) and torch.equal(matrix, torch.eye(4, dtype=matrix.dtype)):
+    if list(image.shape[1:]) == list(shape) and torch.equal(matrix, torch.eye(4, dtype=matrix.dtype)):
         return probability[0].argmax(0)
     back = geo.inverse(matrix)[None].to(image.device)
-    best = torch.full(image.shape[1:], -1.0, device=image.device)
-    label = torch.zeros(image.shape[1:], dtype=torch.long, device=image.device)
+    best = torch.full(tuple(shape), -1.0, device=image.device)
+    label = torch.zeros(tuple(shape), dtype=torch.long, device=image.device)
     for first in range(0, probability.shape[1], CHUNK):
-        part = geo.resample(probability[:, first : first + CHUNK], back, image.shape[1:], padding="border")[0]
+        part = geo.resample(probability[:, first : first + CHUNK], back, shape, padding="border")[0]
         value, index = part.max(0)
         label = torch.where(value > best, index + first, label)
         best = torch.maximum(value, best)
@@ -135,8 +155,8 @@ def _samples(matrix: Tensor) -> list[int]:
     return [max(1, math.ceil(float(factor) - 1e-6)) for factor in matrix.diagonal()[:3]]
 
 
-def only_label(batch: PairBatch) -> Tensor:
-    """``(D, H, W)`` label map of the only visit of a batch."""
+def later_label(batch: PairBatch) -> Tensor:
+    """``(D, H, W)`` label map of the later visit of a batch of one pair, or of its only visit."""
     if batch.labels is None:
         raise InputError("The visit has no label map.")
-    return batch.labels[0, 0]
+    return batch.labels[0, 1]

@@ -90,8 +90,8 @@ class SegmentationWriter(ResultFolder):
         visit = trainer.datamodule.table.iloc[int(batch.session[0, 0])]  # type: ignore[attr-defined]
         label = outputs.pop("label").cpu().numpy()
         self._visits.add(batch)
-        affine = batch.affines[0, 0].cpu().numpy()
-        self._keep_slice(visit, batch.images[0, 0, 0].float().cpu().numpy(), label, affine)
+        affine = batch.affines[0, 1].cpu().numpy()
+        self._keep_slice(visit, batch.images[0, 1, 0].float().cpu().numpy(), label, affine)
         folders = [self.subjects[visit["subject"]]] + [self.sessions[visit["session"]]] * bool(visit["session"])
         name = "_".join([*folders, "desc-lssl_dseg.nii.gz"])
         path = self.folder.joinpath(*folders, "anat", name)

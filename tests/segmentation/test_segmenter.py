@@ -74,7 +74,7 @@ def test_mirrored_views_turned_and_zoomed_too(make_batch, generator, monkeypatch
     logits = torch.randn(8, 3, 16, 16, 16)
     mirrored = []
     for view in made.views(batch, generator):
-        swapped = made._unmirrored(logits, view)
+        swapped = made.unmirrored(logits, view)
         seen = (swapped[:, 1] == logits[:, 2]).flatten(1).all(1)
         mirrored += seen.tolist()
         determinant = torch.linalg.det((torch.linalg.inv(view.source_affine) @ view.affine)[:, :3, :3])
