@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from lssl.synthetic.base import SyntheticDataModule, share_of_subjects, spread_e
 from lssl.synthetic.phantom_ageing import LONGEST, LONGEST_FAST, canonical, locate, structure_rates, volumes
 from lssl.synthetic.phantom_anatomy import STRUCTURES
 from lssl.synthetic.phantom_image import Scan, residual, scan, subject
+from lssl.synthetic.phantom_lesions import CHANGES, Lesion, draw_lesions
 from lssl.synthetic.phantom_subject import PhantomSubject, check_rates
 from lssl.utils.errors import InputError
 
@@ -41,6 +43,10 @@ class PhantomDataModule(SyntheticDataModule):
             volume), instead of ``fast``. Subjects are dealt to the groups in turn, and differ in nothing else: at the
             first visit, a group cannot be seen. The table of visits names it in the column ``group``. A course lasts
             6 years at most.
+        lesions: white-matter lesions of each subject, see :mod:`lssl.synthetic.phantom_lesions`. Between visits they
+            appear, grow, vanish or stay; those of every fourth subject stay.
+        labels: ``anatomy``, or ``change``: what has happened to lesions since the previous visit: 1 new, 2 grown (what
+            was added), 3 vanished, 4 stable. First visits then have no label.
         cache: keeps visits in memory once they are made, about 2 MB each at 64³.
         seed: of the population, the split, the order and the boxes.
         **options: see :class:`.base.PairDataModule`.
@@ -60,6 +66,8 @@ class PhantomDataModule(SyntheticDataModule):
         single_visit_fraction: float = 0.0,
         fast: float = 0.0,
         rate_groups: dict[str, dict[str, float]] | None = None,
+        lesions: int = 0,
+        labels: Literal["anatomy", "change"] = "anatomy",
         cache: bool = True,
         seed: int = 0,
         **options: Any,
@@ -74,7 +82,10 @@ class PhantomDataModule(SyntheticDataModule):
             raise InputError(f"There are {subjects} phantom subjects with {visits} visits; give at least one of each.")
         self.count = subjects
         self.single_visit_fraction = share_of_subjects(single_visit_fraction=single_visit_fraction)
-        self.label_names = STRUCTURES
+        if lesions < 0 or (labels == "change" and not lesions):
+            raise InputError(f"There are {lesions} lesions, so there is no change; give at least one.")
+        self.lesions, self.label_kind = lesions, labels
+        self.label_names = STRUCTURES if labels == "anatomy" else CHANGES
 
     def visit_table(self) -> pd.DataFrame:
         """One row per visit; ``index`` and ``visit`` are the numbers that :meth:`scan` takes."""
@@ -95,12 +106,25 @@ class PhantomDataModule(SyntheticDataModule):
     def make(self, index: int, visit: int, age: float) -> Visit:
         """The visit as it goes into a batch."""
         made = self.scan(index, visit)
-        return Visit(made.image[None], made.affine, made.head, age=age, label=made.label)
+        change = made.change if visit else None
+        label = made.label if self.label_kind == "anatomy" else change
+        return Visit(made.image[None], made.affine, made.head, age=age, label=label)
+
+    def has_label(self) -> np.ndarray:
+        """``(visits,)`` bool: first visits have no change."""
+        return (self.table["visit"] > 0).to_numpy() | (self.label_kind == "anatomy")
 
     def scan(self, index: int, visit: int) -> Scan:
         """Image, labels, head mask, affine and true misregistration of a visit."""
         fast, rates = spread_evenly(self.fast, index), self.rate_groups.get(self.group(index), ())
-        return scan(self.seed, index, visit, self.time(index, visit), self.size, self.spacing, fast, rates)
+        lesions = self.lesions_of(index)
+        return scan(self.seed, index, visit, self.time(index, visit), self.size, self.spacing, fast, rates, lesions)
+
+    def lesions_of(self, index: int) -> tuple[Lesion, ...]:
+        """The lesions of a subject."""
+        if not self.lesions:
+            return ()
+        return draw_lesions(self.subject(index), self.seed, index, self.lesions, self.visits)
 
     def subject(self, index: int) -> PhantomSubject:
         """Shape, tissue and rates of a subject."""

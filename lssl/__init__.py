@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lssl.data.batch import PairBatch, Visit
     from lssl.data.datamodule import PairDataModule
     from lssl.features import load_backbone
+    from lssl.lesions.change_segmenter import ChangeSegmenter
     from lssl.networks.backbone import Backbone
     from lssl.networks.heads import Projector
     from lssl.prediction.classifier import Classifier
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "ChangeSegmenter",
     "Classifier",
     "InputError",
     "IntensityTransform",
@@ -49,6 +51,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "lssl.networks.backbone",
+    "ChangeSegmenter": "lssl.lesions.change_segmenter",
     "Classifier": "lssl.prediction.classifier",
     "InputError": "lssl.utils.errors",
     "IntensityTransform": "lssl.views.intensity",

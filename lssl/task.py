@@ -67,6 +67,8 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
     PRETRAINS: ClassVar[bool] = False
     #: Whether ``lssl test`` prints a table of the task's own.
     OWN_TABLE: ClassVar[bool] = False
+    #: Whether its network answers for one image alone, so that ``lssl export`` can pass it on.
+    EXPORTS: ClassVar[bool] = True
 
     def __init__(
         self,

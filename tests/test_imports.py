@@ -18,6 +18,7 @@ FLOORS = (
     ("trajectories",),
     ("benchmark",),
     ("cli", "features"),
+    ("lesions",),
     ("prediction",),
     ("callbacks", "datamodules", "export", "segmentation", "strategies"),
     ("correspondence", "evaluation"),

@@ -155,7 +155,15 @@ def place(tmp_path_factory) -> Path:
     run = place / "runs/demo"
     options = ["--trainer.default_root_dir", str(run), "--trainer.callbacks", "null", "--monitor.every", "0"]
     main(["fit", "--config", "demo", *tiny(place), *options, "--trainer.max_steps", "1"])
-    for name in ("demo-2", "longitudinal_infonce", "anatomical_embedding", "finetune", "tissue", "classifier"):
+    for name in (
+        "demo-2",
+        "longitudinal_infonce",
+        "anatomical_embedding",
+        "finetune",
+        "tissue",
+        "classifier",
+        "change_segmenter",
+    ):
         shutil.copytree(run, run.with_name(name))
     return place
 

@@ -8,7 +8,7 @@ __all__ = ["COMMANDS", "HELP", "OPTIONS", "command_help"]
 
 #: Commands that go to LightningCLI, and what each does.
 COMMANDS = {
-    "fit": "Pretrains with a strategy, or fine-tunes a Segmenter, a Classifier or a Regressor.",
+    "fit": "Pretrains with a strategy, or fine-tunes a Segmenter, ChangeSegmenter, Classifier or Regressor.",
     "validate": "Computes terms on held-out pairs, or a Segmenter's Dice.",
     "test": "Computes terms on test pairs, or a Segmenter's scores, with a picture per subject.",
     "predict": "Writes embeddings of every visit, or a Segmenter's label maps, volumes and their yearly change.",
@@ -48,8 +48,8 @@ OPTIONS = {
     "config": "a YAML file, or a shipped recipe by its name; several merge in their order",
     "data": "a prepared or BIDS folder, a table of visits, one NIfTI file, or a class",
     "ckpt_path": "checkpoint to resume from or to evaluate: a file, best or last",
-    "model": "a strategy, lssl.Segmenter, Classifier, Regressor; option: --model.init_args.NAME",
-    "model.init_args.pretrained": "checkpoint that a Segmenter, Classifier or Regressor starts from",
+    "model": "a strategy, lssl.Segmenter, ChangeSegmenter, Classifier, Regressor; option: --model.init_args.NAME",
+    "model.init_args.pretrained": "checkpoint that a Segmenter, ChangeSegmenter, Classifier or Regressor starts from",
     "model.init_args.loss_weights": "weight of each term: {reconstruction: 0} switches one off",
     "data.init_args.batch_size": "pairs per step and device",
     "data.init_args.num_workers": "processes that read visits",

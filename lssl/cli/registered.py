@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 __all__ = ["TASKS", "load_class", "registered", "registered_points", "task_class"]
 
 #: Tasks that start from a pretrained network; ``lssl.NAME`` is their class path.
-TASKS = ("Classifier", "Regressor", "Segmenter")
+TASKS = ("ChangeSegmenter", "Classifier", "Regressor", "Segmenter")
 
 
 def registered_points(group: str) -> list[EntryPoint]:

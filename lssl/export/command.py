@@ -101,6 +101,11 @@ def export_network(
     if "structure" in stored["lssl"]:
         raise InputError(f"{checkpoint} comes from a Trainer in Python, without a config; export runs of lssl fit.")
     task: Any = load_task(checkpoint)
+    if not task.EXPORTS:
+        raise InputError(
+            f"{checkpoint} is of a {type(task).__name__}, whose answer needs two visits; export writes networks of one "
+            f"image."
+        )
     backbone = task.backbone
     meta = described(task, stored, spacing, license)
     backbone.network.to(memory_format=torch.contiguous_format)

@@ -205,7 +205,7 @@ class SegmentationTask(FineTuned[PairBatch | Mapping[str, PairBatch]]):
         if "spacing" in checkpoint["state_dict"]:  # of checkpoints that were written before the run kept it
             checkpoint.setdefault("spacing", checkpoint["state_dict"]["spacing"].tolist())
         super().on_load_checkpoint(checkpoint)
-        if "classes" not in checkpoint:
+        if "classes" not in checkpoint or ("combine" in checkpoint) != self.WITH_PREVIOUS:
             raise InputError(
                 f"ckpt_path: not a checkpoint of a {type(self).__name__}; give it as model.init_args.pretrained in fit."
             )

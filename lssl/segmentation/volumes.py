@@ -159,4 +159,5 @@ def later_label(batch: PairBatch) -> Tensor:
     """``(D, H, W)`` label map of the later visit of a batch of one pair, or of its only visit."""
     if batch.labels is None:
         raise InputError("The visit has no label map.")
-    return batch.labels[0, 1]
+    d, h, w = batch.extent[0, 1].tolist()  # an earlier visit may be larger
+    return batch.labels[0, 1, :d, :h, :w]

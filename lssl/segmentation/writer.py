@@ -24,11 +24,12 @@ from lssl.runs.predictions import prediction_folder
 from lssl.runs.result_folder import ResultFolder
 from lssl.runs.visit_log import VisitLog
 from lssl.segmentation.change import yearly_change
+from lssl.segmentation.classes import Classes
 from lssl.segmentation.native import to_native
 from lssl.utils.distributed import every_rank
 from lssl.utils.files import atomic_write, digest
 
-__all__ = ["SegmentationWriter", "entities", "write_label"]
+__all__ = ["SegmentationWriter", "entities", "write_label", "write_names", "write_visit"]
 
 HASHED = re.compile("x[0-9a-f]{8}$")
 STORED = ".b2nd"  # files of a prepared folder
@@ -74,8 +75,7 @@ class SegmentationWriter(ResultFolder):
             return
         if changed := [f"{name!r} → {label}" for name, label in self.subjects.items() if HASHED.search(label)]:
             rank_zero_warn(f"Names that would be one in BIDS get a hash in their files: {', '.join(changed[:5])}.")
-        lines = [f"{values[0]}\t{name}" for name, values in zip(classes.names, classes.values, strict=True)]
-        _write_text(self.folder / "desc-lssl_dseg.tsv", "\n".join(["index\tname", *lines]) + "\n")
+        write_names(self.folder / "desc-lssl_dseg.tsv", classes)
 
     def on_predict_batch_end(
         self,
@@ -95,10 +95,7 @@ class SegmentationWriter(ResultFolder):
         folders = [self.subjects[visit["subject"]]] + [self.sessions[visit["session"]]] * bool(visit["session"])
         name = "_".join([*folders, "desc-lssl_dseg.nii.gz"])
         path = self.folder.joinpath(*folders, "anat", name)
-        source = str(visit["image"]) if "image" in visit else ""
-        if source.endswith(STORED) and (native := read_stored(source).native):
-            label, affine, source = to_native(label, affine, native), native.affine, native.file
-        write_label(path, label, affine, source)
+        label, affine = write_visit(path, label, affine, visit)
         classes = pl_module.classes
         size = abs(np.linalg.det(affine[:3, :3]))
         of = {"subject": visit["subject"], "session": visit["session"], "age": visit["age"], "years": visit["time"]}
@@ -163,6 +160,31 @@ def _said(volumes: pd.DataFrame, change: pd.DataFrame) -> str:
         some = ", ".join(without[:3]) + (", …" if len(without) > 3 else "")
         parts.append(f"{count(len(without), 'visit')} without a time left out ({some})")
     return "; ".join(parts) + "."
+
+
+def write_names(path: Path, classes: Classes) -> None:
+    """Writes the table that names the values of label maps."""
+    lines = [f"{values[0]}\t{name}" for name, values in zip(classes.names, classes.values, strict=True)]
+    _write_text(path, "\n".join(["index\tname", *lines]) + "\n")
+
+
+def write_visit(path: Path, label: np.ndarray, affine: np.ndarray, visit: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the label map of a visit on the grid of its own file, of a prepared visit on that of the original scan.
+
+    Args:
+        path: ``….nii.gz``.
+        label: ``(D, H, W)`` label values on the grid that was read.
+        affine: ``(4, 4)`` of it.
+        visit: its row of the table.
+
+    Returns:
+        The label map and its affine as they were written, in canonical axes.
+    """
+    source = str(visit["image"]) if "image" in visit else ""
+    if source.endswith(STORED) and (native := read_stored(source).native):
+        label, affine, source = to_native(label, affine, native), native.affine, native.file
+    write_label(path, label, affine, source)
+    return label, affine
 
 
 def write_label(path: Path, label: np.ndarray, affine: np.ndarray, source: str = "") -> None:

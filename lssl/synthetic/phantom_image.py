@@ -21,6 +21,7 @@ from torch import Tensor
 from lssl.synthetic.draws import misregistration, uniform
 from lssl.synthetic.phantom_ageing import canonical
 from lssl.synthetic.phantom_anatomy import paint
+from lssl.synthetic.phantom_lesions import Lesion, change_labels, paint_lesions
 from lssl.synthetic.phantom_subject import PhantomSubject, Rates, draw_subject, generator
 
 __all__ = ["Scan", "acquire", "normalise", "residual", "scan", "subject", "visit_time"]
@@ -38,6 +39,7 @@ class Scan:
         head: ``(D, H, W)`` bool.
         affine: ``(4, 4)`` float64, index → frame in mm, as a header would record it.
         residual: ``(4, 4)`` float64, recorded frame → true frame in mm, the misregistration.
+        change: ``(D, H, W)`` int16, see `phantom_lesions.CHANGES`; ``None`` without lesions.
     """
 
     image: Tensor
@@ -45,6 +47,7 @@ class Scan:
     head: Tensor
     affine: Tensor
     residual: Tensor
+    change: Tensor | None = None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -74,6 +77,7 @@ def scan(
     spacing: float,
     fast: bool = False,
     rates: Rates = (),
+    lesions: tuple[Lesion, ...] = (),
 ) -> Scan:
     """The visit ``visit`` of subject ``index``, ``time`` years after its first, on a grid around the head.
 
@@ -86,6 +90,7 @@ def scan(
         spacing: mm between voxels.
         fast: whether the subject ages as in Alzheimer's disease.
         rates: declared ones, see `draw_subject`.
+        lesions: of the subject, see `phantom_lesions.draw_lesions`.
     """
     someone, stream = subject(seed, index, fast, rates), generator("scan", seed, index, visit)
     affine = torch.eye(4, dtype=torch.float64) * spacing
@@ -96,12 +101,15 @@ def scan(
     index_points = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
     matrix = (rigid @ affine).float()
     points = canonical(someone, matrix[:3, :3] @ index_points + matrix[:3, 3:], time)
-    value, label, head = paint(someone, points, spacing, _brightness(someone, stream))
+    tissue, shape, change = _brightness(someone, stream), torch.Size(size), None
+    value, label, head = paint(someone, points, spacing, tissue)
+    if lesions:
+        value = paint_lesions(value, label, points, spacing, lesions, visit, tissue["lesion"])
+        change = change_labels(label, points, lesions, visit).view(shape)
     value = value * (1 + torch.where(label > 0, 0.025, 0.08) * _texture(someone, points))
-    shape = torch.Size(size)
     inside = head.view(shape)
     image = acquire(value.view(shape), index_points.view(3, *shape), spacing, stream) * inside
-    return Scan(normalise(image, inside), label.view(shape), inside, affine, rigid)
+    return Scan(normalise(image, inside), label.view(shape), inside, affine, rigid, change)
 
 
 # T1-weighted brightness, and which of the subject's own factors scales it.
@@ -111,6 +119,7 @@ TISSUE: dict[str, tuple[float, str]] = {
     "csf": (0.17, "csf"),
     "marrow": (0.38, "fat"),
     "muscle": (0.44, "muscle"),
+    "lesion": (0.46, "white"),
     "cortex": (0.52, "cortex"),
     "deep": (0.57, "deep"),
     "thalamus": (0.65, "deep"),

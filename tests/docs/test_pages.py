@@ -164,6 +164,8 @@ def place(tmp_path_factory) -> Path:
         wanted += ["--model.init_args.visits", "pair", "--data.init_args.split", "[0.8,0.0,0.2]"]
         main(["fit", "--config", "classifier", "--data", "my_bids", *wanted, "--config", "small.yaml"])
         shutil.copy("runs/classifier/checkpoints/last.ckpt", "runs/classifier/checkpoints/best.ckpt")
+        main(["fit", "--config", "change_segmenter", "--data", "prepared", "--config", "small.yaml"])
+        shutil.copy("runs/change_segmenter/checkpoints/last.ckpt", "runs/change_segmenter/checkpoints/best.ckpt")
     return place
 
 

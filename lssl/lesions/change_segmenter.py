@@ -1,0 +1,175 @@
+"""ChangeSegmenter: what has changed since the previous visit, such as new lesions, from both visits.
+
+=========== ===================================================================================================== ======
+term        formula                                                                                               weight
+=========== ===================================================================================================== ======
+supervised  batch Dice without background + cross-entropy weighted by class (:class:`lssl.losses.DiceCE`), on the 1
+            grid of the later visit
+=========== ===================================================================================================== ======
+
+Two baselines of longitudinal segmentation, as LongiSeg (Rokuss et al., 2024, arXiv:2409.13416) names them: both visits
+as channels, and a difference of features. Its third one, difference weighting, changes the features of every skip
+connection; taps of any network cannot do that, as what follows in the encoder would change, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from lssl.data.batch import PairBatch
+from lssl.data.spacing import TOLERANCE
+from lssl.losses import deep_supervision
+from lssl.networks.backbone import Backbone
+from lssl.segmentation.segmentation_task import SegmentationTask
+from lssl.segmentation.volumes import check_memory, resampled, segment_grid, working_grid
+from lssl.utils.errors import InputError
+from lssl.views import geometry as geo
+from lssl.views.sampler import View, ViewSampler
+
+__all__ = ["ChangeSegmenter"]
+
+
+class ChangeSegmenter(SegmentationTask):
+    """Segmentation of change: the label map of a visit tells what has changed since the visit before it.
+
+    A sample is a labelled visit with its previous one; visits without an earlier visit of known order are left out.
+    Predictions are on the grid of the later visit.
+
+    Args:
+        backbone: network; see ``combine`` for its input channels.
+        combine: ``subtract``: the network sees each visit alone, and the head the later one's output and what was
+            added since the earlier one's. ``concatenate``: the network sees both as channels, those of the earlier
+            visit first, so its ``in_channels`` are twice the images'; pretrained weights need
+            ``input_channels: adapt``.
+        min_lesion: mm³; smaller components are no lesions in scores and tables.
+        min_overlap: share of a lesion's voxels for it to be found, or confirmed; see
+            :func:`lssl.metrics.lesions.lesion_scores`.
+        views: their geometry must be ``aligned``, which is the default here.
+        **common: see :class:`lssl.segmentation.segmentation_task.SegmentationTask`.
+    """
+
+    LOSS_WEIGHTS: ClassVar = {"supervised": 1.0}
+    WITH_PREVIOUS: ClassVar[bool] = True
+    EXPORTS: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        combine: Literal["subtract", "concatenate"] = "subtract",
+        min_lesion: float = 3.0,
+        min_overlap: float = 0.1,
+        views: ViewSampler | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(backbone, views=views or ViewSampler(geometry="aligned"), **common)
+        if self.views.geometry != "aligned" or self.views.same_visit:
+            raise InputError(
+                "views: a change is seen where both views show two visits at one place; set views.geometry to aligned "
+                "and views.same_visit to 0."
+            )
+        if combine not in ("subtract", "concatenate"):
+            raise InputError(f"combine is {combine!r}; choose subtract or concatenate.")
+        if min_lesion < 0 or not 0 < min_overlap <= 1:
+            raise InputError(
+                f"min_lesion is a volume in mm³ and min_overlap a share above 0, "
+                f"not {min_lesion:g} and {min_overlap:g}."
+            )
+        self.combine, self.min_lesion, self.min_overlap = combine, min_lesion, min_overlap
+
+    @property
+    def head_channels(self) -> int:
+        """Those of the network's output; of both visits if they are subtracted."""
+        return self.backbone.out_channels * (2 if self.combine == "subtract" else 1)
+
+    def check_channels(self) -> None:
+        """Refuses a network that does not take the channels of one visit, or of both if they are concatenated."""
+        if self.combine == "subtract":
+            super().check_channels()
+            return
+        names, taken = self.data_source.channels(), self.backbone.in_channels
+        if 2 * len(names) != taken:
+            raise InputError(
+                f"combine: concatenate shows the network both visits as channels, two times {len(names)} "
+                f"({', '.join(names)}), and it takes {taken}: set backbone.in_channels (and the network's own option, "
+                f"if it is given by class_path) to {2 * len(names)}, or combine to subtract."
+            )
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: PairBatch | Mapping[str, PairBatch]) -> dict[str, Tensor]:
+        """The term of labelled visits, each after its previous one."""
+        pairs = batch if isinstance(batch, PairBatch) else batch["labelled"]
+        with self.phase("views"):
+            first, second = self.views(pairs, self.generator)
+        return self.terms(first, second)
+
+    def terms(self, first: View, second: View) -> dict[str, Tensor]:
+        """The term of an earlier and a later view."""
+        if second.label is None:
+            raise InputError("The later visits of a batch have no label map, from which change could be learned.")
+        maps = [self.unmirrored(logits, second) for logits in self.logits(first.image, second.image)]
+        target = self.to_class_index(second.label[:, 0])
+        return {"supervised": deep_supervision(self.supervised, maps, target)}
+
+    def logits(self, earlier: Tensor, later: Tensor) -> list[Tensor]:
+        """``(B, K, ...)`` of images ``(B, C, ...)``, from each output of the network, the finest first."""
+        if self.combine == "concatenate":
+            return [self.head(each) for each in self.backbone.outputs(torch.cat([earlier, later], 1))]
+        both = [each.chunk(2) for each in self.backbone.outputs(torch.cat([earlier, later]))]
+        return [self.head(torch.cat([new, new - old], 1)) for old, new in both]
+
+    # --- whole visits -------------------------------------------------------------------------------------------------
+
+    def segmented(self, batch: PairBatch) -> Tensor:
+        """Change of the later visit, on its own grid; the earlier one is brought onto it through the frame."""
+        earlier, later = (
+            image[:, :d, :h, :w] for image, (d, h, w) in zip(batch.images[0], batch.extent[0].tolist(), strict=True)
+        )
+        before, after = batch.affines[0].cpu()
+        own, shape, wanted = geo.spacing(after), later.shape[1:], self.spacing.double().cpu()
+        channels = 2 * len(later)
+        check_memory([channels, *shape], own.tolist(), wanted.tolist(), self.known_classes().number, later.device)
+        size, matrix = working_grid(shape, own, wanted)
+        seen = torch.cat(
+            [_brought(earlier, geo.inverse(before) @ after @ matrix, size), resampled(later, size, matrix)]
+        )
+        return segment_grid(seen, matrix, shape, self._probabilities, self.views.size, self.window_overlap)
+
+    def _probabilities(self, both: Tensor) -> Tensor:
+        earlier, later = both.chunk(2, 1)
+        return self.logits(earlier, later)[0].float().softmax(1)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Also scores in ``test``, files in ``predict``."""
+        from lssl.lesions.report import ChangeReport
+        from lssl.lesions.writer import ChangeWriter
+
+        return [*super().configure_callbacks(), ChangeReport(), ChangeWriter()]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also how visits are combined."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["combine"] = self.combine
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint whose visits are combined otherwise."""
+        if (theirs := checkpoint.get("combine", self.combine)) != self.combine:
+            raise InputError(f"ckpt_path: it was trained with combine: {theirs}, and combine is {self.combine} here.")
+        super().on_load_checkpoint(checkpoint)
+
+
+def _brought(image: Tensor, matrix: Tensor, size: list[int]) -> Tensor:
+    """An image ``(C, ...)`` on another grid, by ``matrix`` from its index, in one resampling; 0 beyond the image.
+
+    As in views, and in the other visit: where the grid is coarser, a voxel is the mean of samples within it.
+    """
+    if size == list(image.shape[1:]) and torch.allclose(matrix, torch.eye(4, dtype=matrix.dtype), atol=1e-6):
+        return image
+    samples = [max(1, math.ceil(step - TOLERANCE)) for step in geo.spacing(matrix).tolist()]
+    return geo.resample_mean(image[None], matrix[None].to(image.device), size, samples)[0]

@@ -1,0 +1,258 @@
+"""ChangeSegmenter: both visits show one place, what the head sees, whole visits, refusals, and runs from end to end."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import ROOT, TINY_NET, fit, sentence, tiny
+from monai.networks.nets import BasicUNet
+
+import lssl
+from lssl import Backbone, ChangeSegmenter, InputError, ViewSampler
+from lssl.cli.main import main
+from lssl.lesions.report import summarise_lesions
+from lssl.segmentation.classes import Classes
+from lssl.views import geometry as geo
+
+CHANGE = Classes(("change",), ((1,),), True)
+
+
+def network(channels=1, out=4):
+    made = BasicUNet(3, channels, out, (4, 4, 4, 4, 4, 4), norm=("batch", {}))
+    return Backbone(made, {"decoder.0": "upcat_1.convs.conv_1"}, in_channels=channels)
+
+
+def task(channels=1, combine="subtract", size=16, **options):
+    views = ViewSampler(size, geometry="aligned", transforms=[], **options)
+    made = ChangeSegmenter(network(channels), combine=combine, views=views)
+    made.build(CHANGE, torch.ones(3), torch.tensor([0, 1]), torch.ones(2))
+    return made.eval()
+
+
+def answer(made, monkeypatch, function):
+    """Lets a function of both images stand for network and head."""
+    monkeypatch.setattr(made, "logits", lambda earlier, later: [function(earlier, later)])
+
+
+def places_and_ones(batch):
+    """A fourth channel that is 1 throughout: less than that, zeros from beyond a visit have mixed in."""
+    batch.images = torch.cat([batch.images, torch.ones_like(batch.images[:, :, :1])], 2)
+    return batch
+
+
+def apart(earlier, later):
+    """mm between the places of voxels that both images show whole."""
+    whole = (torch.minimum(earlier, later)[:, 3] - 1).abs() < 1e-5
+    return (earlier - later).abs().amax(1)[whole]
+
+
+# --- one place --------------------------------------------------------------------------------------------------------
+
+
+def test_a_voxel_of_both_images_shows_one_place_of_the_frame(make_batch, generator, monkeypatch):
+    """The images are their own coordinates, on oblique grids that lie apart; the task sees no difference."""
+    made = task(4, rotation=15.0, flip=(0.5, 0.0, 0.0))
+    batch = places_and_ones(make_batch(4, (28, 26, 24), "frame", labels=True))
+    seen = []
+
+    def watch(earlier, later):
+        seen.append(apart(earlier, later))
+        return torch.zeros(len(earlier), 2, *earlier.shape[2:])
+
+    answer(made, monkeypatch, watch)
+    made.generator = generator
+    assert made.losses({"labelled": batch})["supervised"].isfinite()
+    assert len(seen[0]) > 4 * 16**3 / 2
+    assert seen[0].max() < 1e-3
+
+
+@pytest.mark.parametrize("spacing", [None, 1.6])
+def test_whole_visits_too_in_one_resampling_on_the_grid_of_the_later(make_batch, monkeypatch, spacing):
+    """The earlier visit has another grid, and more voxels; the working spacing is another one again."""
+    made, batch = task(4), places_and_ones(make_batch(1, (28, 26, 24), "frame"))
+    made.spacing = geo.spacing(batch.affines[0, 1]) if spacing is None else torch.full((3,), spacing).double()
+    batch.extent[0, 1] = torch.tensor([24, 25, 20])
+    seen = []
+
+    def watch(earlier, later):
+        seen.append(apart(earlier, later))
+        return torch.stack([later[:, 0] * 0, later[:, 0] + 27], 1)  # change where x > -27 mm
+
+    answer(made, monkeypatch, watch)
+    label = made.segmented(batch)
+    assert label.shape == (24, 25, 20)
+    assert sum(map(len, seen)) > 2000
+    assert torch.cat(seen).max() < 1e-3
+    places = geo.transform(batch.affines[0, 1], geo.lattice((24, 25, 20)))[:, 0].unflatten(0, (24, 25, 20))
+    inner = (slice(2, -2),) * 3
+    clear = ((places + 27).abs() > 1.0)[inner]
+    assert 0.2 < label.double().mean() < 0.8
+    assert torch.equal(label[inner][clear], (places > -27)[inner][clear].long())
+
+
+def test_labels_come_with_the_later_visit(make_batch, generator, monkeypatch):
+    """The earlier visit has a label map of its own, which is none of this pair's business."""
+    made, batch = task(rotation=0.0, flip=(0.0, 0.0, 0.0)), make_batch(2, (16, 16, 16), affine="unit", labels=True)
+    batch.labels[:, 0], batch.labels[:, 1] = 1, 0
+    batch.labels[:, 1, :8] = 1
+    batch.images[:, 1, 0] = batch.labels[:, 1]
+    answer(made, monkeypatch, lambda earlier, later: torch.cat([0.5 - later, later - 0.5], 1) * 100)
+    made.generator = generator
+    made.views.overlap, made.views.affine_probability = 1.0, 0.0
+    assert made.losses(batch)["supervised"].item() < 1e-3
+    batch.labels[:, 1] = 1 - batch.labels[:, 1]
+    assert made.losses(batch)["supervised"].item() > 1
+    batch.labels = None
+    with pytest.raises(InputError, match="no label map"):
+        made.losses(batch)
+
+
+# --- both visits ------------------------------------------------------------------------------------------------------
+
+
+def test_the_head_sees_the_later_output_and_what_was_added():
+    made = task()
+    earlier, later = torch.rand(2, 2, 1, 16, 16, 16)
+    assert made.head.in_channels == 8
+    one, other = made.backbone.outputs(earlier)[0], made.backbone.outputs(later)[0]
+    torch.testing.assert_close(made.logits(earlier, later)[0], made.head(torch.cat([other, other - one], 1)))
+    with torch.no_grad():
+        made.head.weight[:, :4], made.head.bias[:] = 0, 0
+    assert not made.logits(later, later)[0].any()
+
+
+def test_concatenation_tells_which_visit_is_which():
+    made = task(2, "concatenate")
+    earlier, later = torch.rand(2, 2, 1, 16, 16, 16)
+    assert made.head.in_channels == 4
+    found = made.logits(earlier, later)[0]
+    torch.testing.assert_close(found, made.head(made.backbone.outputs(torch.cat([earlier, later], 1))[0]))
+    assert not torch.equal(found, made.logits(later, earlier)[0])
+
+
+# --- the summary ------------------------------------------------------------------------------------------------------
+
+
+def test_the_summary_counts_subjects_and_keeps_pairs_without_change_apart():
+    rows = [
+        ("a", 2, 0.5, 1.0, 2 / 3, 0.4, 0, 0.0),
+        ("a", 1, 1.0, np.nan, 0.0, 0.2, 1, 9.0),
+        ("b", 4, 0.25, 0.5, 1 / 3, 0.1, 2, 30.0),
+        ("b", 0, np.nan, 0.0, np.nan, np.nan, 3, 12.0),
+        ("c", 0, np.nan, np.nan, np.nan, np.nan, 0, 0.0),
+    ]
+    names = ["subject", "true_lesions", "sensitivity", "precision", "f1", "dice", "false_lesions", "false_volume"]
+    found = summarise_lesions(pd.DataFrame(rows, columns=names).assign(**{"class": "new"}), {}).set_index("metric")
+    assert found.loc["sensitivity", "value"] == pytest.approx((0.75 + 0.25) / 2)
+    assert found.loc["precision", "value"] == pytest.approx((1.0 + 0.5) / 2)  # that of b's pair without change is not
+    assert found.loc["f1", "value"] == pytest.approx((1 / 3 + 1 / 3) / 2)
+    assert np.isnan(found.loc["f1", "low"])  # both subjects are equal, which says nothing about others
+    assert found.loc["false_lesions", "value"] == 1.5  # of b's and c's pairs without change alone
+    assert found.loc["false_volume", "value"] == 6.0
+    assert found["subjects"].tolist() == [2] * 6
+    assert found.loc["sensitivity", "high"] == 1.0  # not above
+    assert found.loc["false_volume", "high"] > 12
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+PHANTOM = {
+    "subjects": 8,
+    "visits": 3,
+    "size": 32,
+    "spacing": 6.0,
+    "num_workers": 0,
+    "single_visit_fraction": 0.125,
+    "split": [0.5, 0.25, 0.25],
+    "lesions": 6,
+    "labels": "change",
+}
+DATA = {"class_path": "PhantomDataModule", "init_args": PHANTOM}
+SMALL = ["--data.init_args.source_size=null", "--data.init_args.few_shot.steps=2", "--model.init_args.window_overlap=0"]
+
+
+def test_from_fit_to_predict(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    classes = "--model.init_args.classes={new: [1], grown: [2]}"
+    run = fit(tmp_path, "change_segmenter.yaml", options=[*SMALL, classes], data=DATA, backbone=TINY_NET)
+    assert "lssl test --config" in capsys.readouterr().out
+    assert "8 labelled visits left out" not in caplog.text  # first visits have no label
+    assert "val/dice" in (run / "metrics.csv").read_text()
+    later = ["--config", str(run / "config.yaml"), "--ckpt_path", "last"]
+    main(["test", *later])
+    out = capsys.readouterr().out
+    assert "false lesions (pairs without change)" in out
+    pairs = pd.read_csv(run / "test/phantom/lesions.tsv", sep="\t")
+    assert set(pairs["class"]) == {"new", "grown"}
+    assert set(pairs["session"]) == {"visit-00/visit-01", "visit-01/visit-02"}
+    assert (pairs["confirmed"] <= pairs["lesions"]).all()
+    scores = pd.read_csv(run / "test/phantom/scores.tsv", sep="\t")
+    assert len(scores) == 12
+    pictures = {path.stem for path in (run / "test/phantom/pictures").iterdir()}
+    assert pictures == {f"{subject}_visit-0{visit}" for subject in pairs["subject"].unique() for visit in (1, 2)}
+    caplog.clear()
+    main(["predict", *later])
+    assert "8 visits left out, without an earlier visit of known order" in caplog.text
+    everyone = pd.read_csv(run / "predict/phantom/lesions.tsv", sep="\t")
+    assert len(everyone) == 2 * 7 * 2  # seven subjects of three visits, two classes
+    files = sorted((run / "predict/phantom").glob("sub-*/ses-*/anat/*_desc-lsslchange_dseg.nii.gz"))
+    assert len(files) == 14
+    assert not [path for path in files if "visit00" in path.name]
+    written = np.concatenate([np.unique(np.asanyarray(nib.load(path).dataobj)) for path in files])
+    assert set(written) <= {0, 1, 2}
+    table = (run / "predict/phantom/desc-lsslchange_dseg.tsv").read_text().split("\n")
+    assert table[:3] == ["index\tname", "1\tnew", "2\tgrown"]
+    loaded = lssl.load(run)
+    assert (loaded.combine, loaded.classes.names) == ("subtract", ("new", "grown"))
+    assert "whose answer needs two visits" in sentence(capsys, "export", str(run), str(tmp_path / "out"))
+
+
+def test_pretrained_weights_of_one_visit_see_both_as_channels(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "before").mkdir()
+    plain = {"class_path": "PhantomDataModule", "init_args": {**PHANTOM, "labels": "anatomy"}}
+    off = "--trainer.callbacks=null"
+    before = fit(tmp_path / "before", "masked_autoencoder.yaml", options=[SMALL[0], off], data=plain, backbone=TINY_NET)
+    start = [f"--model.init_args.pretrained={before / 'checkpoints/last.ckpt'}", "--trainer.max_steps=1"]
+    args = ["fit", "--config", str(ROOT / "configs/change_segmenter.yaml"), *tiny(tmp_path, data=DATA)]
+    args.append("--model.init_args.combine=concatenate")
+    said = sentence(capsys, *args, *SMALL, *start)
+    assert "concatenate shows the network both visits as channels, two times 1" in said
+    wide = {"network": {**TINY_NET["network"], "init_args": {**TINY_NET["network"]["init_args"], "in_channels": 2}}}
+    both = [f"--backbone={json.dumps({**wide, 'in_channels': 2})}"]
+    assert "input_channels to adapt" in sentence(capsys, *args, *SMALL, *start, *both)
+    main([*args, *SMALL, *start, *both, "--model.init_args.input_channels=adapt"])
+    assert "The first convolution was averaged over channels and repeated" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--views.geometry=shared"], "set views.geometry to aligned"),
+        (["--views.same_visit=0.5"], "views.same_visit to 0"),
+        (["--model.init_args.combine=add"], "subtract"),
+        (["--model.init_args.min_overlap=0"], "min_overlap a share above 0"),
+        (["--model.init_args.loss_weights={consistency: 1}"], "has no term 'consistency'"),
+        (["--model.init_args.targets=soft"], "ChangeSegmenter has no option 'targets'"),
+        (["--data.init_args.visits=1"], "no labelled visit to train on"),
+        (["--data.init_args.lesions=0"], "no change"),
+    ],
+)
+def test_mistakes_are_one_sentence(options, says, tmp_path, capsys):
+    args = ["--config", str(ROOT / "configs/change_segmenter.yaml"), *tiny(tmp_path, data=DATA, backbone=TINY_NET)]
+    assert re.search(says, sentence(capsys, "fit", *args, *SMALL, *options))
+
+
+def test_checkpoints_of_other_tasks_are_refused():
+    made = task()
+    checkpoint = {"state_dict": {}, "classes": {}, "combine": "concatenate"}
+    with pytest.raises(InputError, match="trained with combine: concatenate, and combine is subtract here"):
+        made.on_load_checkpoint(checkpoint)
+    with pytest.raises(InputError, match="not a checkpoint of a ChangeSegmenter"):
+        made.on_load_checkpoint({"state_dict": {}, "classes": {}})
