@@ -89,6 +89,7 @@ class LabelMapDataModule(SyntheticDataModule):
         self.count = len(self.maps) if subjects is None else subjects
         if self.count < 1 or visits < 1:
             raise InputError(f"There are {subjects} subjects with {visits} visits; give at least one of each.")
+        self.refuse_many(self.count)
         self.maps, self.lateral, self.classes = self.maps[: self.count], lateral, class_names(lateral)
         self.label_names = dict(enumerate(self.classes))
         wanted = [name for name, share in zip(SPLITS, self.split, strict=True) if share > 0]

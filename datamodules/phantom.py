@@ -80,6 +80,7 @@ class PhantomDataModule(SyntheticDataModule):
         super().__init__(visits, size, spacing, interval, cache, seed, **options)
         if subjects < 1 or visits < 1:
             raise InputError(f"There are {subjects} phantom subjects with {visits} visits; give at least one of each.")
+        self.refuse_many(subjects)
         self.count = subjects
         self.single_visit_fraction = share_of_subjects(single_visit_fraction=single_visit_fraction)
         if lesions < 0 or (labels == "change" and not lesions):

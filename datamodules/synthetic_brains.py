@@ -15,7 +15,7 @@ from lssl.data.batch import Visit
 from lssl.data.boxes import crop, source_box
 from lssl.data.datamodule import PairDataModule
 from lssl.data.pairs import SPLITS, count, split_subjects
-from lssl.synthetic.base import share_of_subjects
+from lssl.synthetic.base import refuse_large_visits, refuse_long_table, share_of_subjects
 from lssl.synthetic.label_map_anatomy import class_names, find_maps
 from lssl.synthetic.stream import Stream
 from lssl.synthetic.stream_anatomy import Anatomy, map_anatomy, phantom_anatomy, shapes_anatomy
@@ -94,6 +94,8 @@ class SyntheticBrainsDataModule(PairDataModule):
         self.size: tuple[int, int, int] = (size, size, size) if isinstance(size, int) else (size[0], size[1], size[2])
         if min(self.size) < 8:
             raise InputError(f"size is {list(self.size)}; give at least 8 voxels along each axis.")
+        refuse_large_visits(self.size)
+        refuse_long_table(2 * (pairs_per_epoch + 2 * held_out), "pairs_per_epoch or held_out")
         self.maps = [] if root is None else find_maps(root)
         self.pairs_per_epoch, self.held_out, self.spacing, self.lateral = pairs_per_epoch, held_out, spacing, lateral
         self.label_names = dict(enumerate(class_names(lateral)))

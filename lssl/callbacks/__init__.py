@@ -1,4 +1,4 @@
-"""Callbacks: account, trace, monitor, pictures, reports and written embeddings of a run."""
+"""Callbacks: account, summary, trace, monitor, pictures, reports and written embeddings of a run."""
 
 from lssl.callbacks.account import Account
 from lssl.callbacks.autosave import AutoSave
@@ -9,7 +9,9 @@ from lssl.callbacks.pace import Pace
 from lssl.callbacks.pictures import Pictures
 from lssl.callbacks.progress import Progress
 from lssl.callbacks.report import Report
+from lssl.callbacks.summary import Summary
 from lssl.callbacks.trace import Trace
+from lssl.callbacks.within_memory import WithinMemory
 from lssl.resume import ExactResume
 
 __all__ = [
@@ -23,5 +25,7 @@ __all__ = [
     "Progress",
     "Report",
     "RepresentationMonitor",
+    "Summary",
     "Trace",
+    "WithinMemory",
 ]

@@ -23,6 +23,7 @@ from lssl.cli.messages import explain
 from lssl.cli.settings import of_a_library, other_weights, trainer_refusal
 from lssl.utils.errors import InputError, input_error
 from lssl.utils.files import check_temporary, writing_failed
+from lssl.utils.memory import out_of_memory
 from lssl.utils.stop import NoBatch, Stopped, end_soon, obey_signals
 
 __all__ = ["explained", "stop_launched"]
@@ -58,8 +59,8 @@ def explained(classes: Sequence[type]) -> Iterator[None]:
         if mistake := input_error(error) or other_weights(error) or of_a_library(error):
             raise mistake from (None if mistake is error else error)
         raise
-    except RuntimeError as error:
-        if mistake := other_weights(error):
+    except (MemoryError, RuntimeError) as error:
+        if mistake := out_of_memory(error) or other_weights(error):
             raise mistake from error
         if isinstance(error, distributed.DistError) or "gloo" in str(error):
             raise InputError(GONE) from error

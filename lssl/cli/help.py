@@ -9,18 +9,18 @@ __all__ = ["COMMANDS", "HELP", "OPTIONS", "command_help"]
 #: Commands that go to LightningCLI, and what each does.
 COMMANDS = {
     "fit": "Pretrains with a strategy, or fine-tunes a Segmenter, ChangeSegmenter, Classifier or Regressor.",
-    "validate": "Computes terms on held-out pairs, or a Segmenter's Dice.",
-    "test": "Computes terms on test pairs, or a Segmenter's scores, with a picture per subject.",
-    "predict": "Writes embeddings of every visit, or a Segmenter's label maps, volumes and their yearly change.",
+    "validate": "Computes a strategy's terms, or the scores of what was fine-tuned, on held-out subjects.",
+    "test": "Computes a strategy's terms, or the scores of what was fine-tuned, on test subjects.",
+    "predict": "Writes a strategy's embeddings, a segmenter's label maps, or a Classifier's or Regressor's answers.",
 }
 
 HELP = f"""\
 lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
 
   lssl fit      --config NAME --data PATH [--key value …]          pretrain, or train a Segmenter, Classifier, Regressor
-  lssl validate --config NAME --ckpt_path FILE|best|last           terms on held-out pairs; a Segmenter's Dice
-  lssl test     --config NAME --ckpt_path FILE|best|last           terms on test pairs; a Segmenter's scores
-  lssl predict  --config NAME --ckpt_path FILE|best|last           embeddings of every visit; a Segmenter's label maps
+  lssl validate --config NAME --ckpt_path FILE|best|last           a strategy's terms or a task's scores, held out
+  lssl test     --config NAME --ckpt_path FILE|best|last           the same of test subjects: tables and pictures
+  lssl predict  --config NAME --ckpt_path FILE|best|last           embeddings; or label maps, classes, numbers
   lssl show     RUN [RUN …]                                        what runs logged: tables, curves, side by side
   lssl prepare  BIDS_DIR OUT_DIR [--suffix T1w …] [--workers N]    registered, cached visits from a BIDS folder
   lssl inspect  DIR [--json] [--sheet FILE.png]                    what a BIDS or prepared folder holds

@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
+from lssl.cli.registered import TASKS
 from lssl.utils.errors import InputError, nearest
 
 __all__ = ["explain", "refuse_unknown"]
@@ -63,10 +64,13 @@ def explain(error: ArgumentError, classes: Iterable[type]) -> InputError:
     if found := NO_OPTION[0].search(text) or NO_OPTION[1].search(text):
         name, option = found["path"].rpartition(".")[2], found["option"]
         cls = next((cls for cls in classes if cls.__name__ == name), None)
-        if _pretrains(cls) and option in _options(next((cls for cls in classes if cls.__name__ == "Segmenter"), None)):
+        by_name = {one.__name__: one for one in classes}
+        owner = next((task for task in TASKS if option in _options(by_name.get(task))), "")
+        if _pretrains(cls) and owner:
             return InputError(
-                f"{name} pretrains and has no option '{option}', which the Segmenter has; to fine-tune, give --config "
-                f"finetune instead of this recipe or run, and --model.init_args.pretrained RUN/checkpoints/last.ckpt."
+                f"{name} pretrains and has no option '{option}', which the {owner} has; to fine-tune, give --config "
+                f"{TASKS[owner]} instead of this recipe or run, and --model.init_args.pretrained "
+                f"RUN/checkpoints/last.ckpt."
             )
         return InputError(f"{name} has no option '{option}'{nearest(option, _options(cls))}")
     if found := NO_CLASS.search(text):

@@ -7,8 +7,13 @@ from importlib.metadata import EntryPoint, entry_points
 
 __all__ = ["TASKS", "load_class", "registered", "registered_points", "task_class"]
 
-#: Tasks that start from a pretrained network; ``lssl.NAME`` is their class path.
-TASKS = ("ChangeSegmenter", "Classifier", "Regressor", "Segmenter")
+#: Tasks that start from a pretrained network, and the recipe of each; ``lssl.NAME`` is their class path.
+TASKS = {
+    "Segmenter": "finetune",
+    "ChangeSegmenter": "change_segmenter",
+    "Classifier": "classifier",
+    "Regressor": "regressor",
+}
 
 
 def registered_points(group: str) -> list[EntryPoint]:

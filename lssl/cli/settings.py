@@ -6,11 +6,14 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from lssl.cli.registered import TASKS
 from lssl.utils.errors import InputError
+from lssl.utils.memory import refuse_larger_than_memory
 
 __all__ = ["check_settings", "of_a_library", "other_weights", "refuse_another_model", "trainer_refusal"]
 
 COUNTS = ("log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes", "devices")
+EACH_PROCESS = 200 * 10**6  # bytes of a process that has imported torch, at least
 TRAINED = ("max_steps", "max_epochs", "limit_train_batches")
 
 
@@ -26,6 +29,10 @@ def check_settings(command: str, trainer: Any, max_lost: float | None = None) ->
         value = trainer.get(name)
         if value in (0, "0"):
             raise InputError(f"trainer.{name}: give a number above 0, not {value}.")
+    devices = trainer.get("devices")
+    if str(devices).isdigit():
+        needed = EACH_PROCESS * int(devices)
+        refuse_larger_than_memory(needed, f"trainer.devices: starting {devices} processes", "choose fewer")
     if command != "fit":
         return
     for name in TRAINED:
@@ -95,11 +102,12 @@ def refuse_another_model(before: Mapping[str, Any], after: Mapping[str, Any], na
     old, new = (str(model["class_path"]).rpartition(".")[2] for model in (before, after))
     if lost := list(before.get("init_args") or {}):
         listed = f"{', '.join(lost[:4])}{', …' if len(lost) > 4 else ''}"
+        recipe = next((TASKS[name] for name in (new, old) if name in TASKS), "")
         tuning = (
-            "; to fine-tune a run's network, give --config finetune and --model.init_args.pretrained "
-            "RUN/checkpoints/last.ckpt, which brings it"
+            f"; to fine-tune a run's network, give --config {recipe} and --model.init_args.pretrained "
+            f"RUN/checkpoints/last.ckpt, which brings it"
         )
         raise InputError(
             f"{name} replaces the model {old} of an earlier --config by {new}, and options ({listed}) would be lost: "
-            f"give one of the two{tuning if 'Segmenter' in (old, new) else ''}."
+            f"give one of the two{tuning if recipe else ''}."
         )

@@ -49,7 +49,15 @@ def train(command: str, args: Sequence[str]) -> Any:
 class _Chatter(logging.Filter):
     """Drops advertisements, notes on absent hardware, and what lssl says itself."""
 
-    NOISE = ("💡", "TPU available", "HPU available", "`weights_only`", "IPU available", "[rank: 0] Received SIG")
+    NOISE = (
+        "💡",
+        "TPU available",
+        "HPU available",
+        "`weights_only`",
+        "IPU available",
+        "[rank: 0] Received SIG",
+        "Trainer already configured",
+    )
 
     def filter(self, record: logging.LogRecord) -> bool:
         """False for noise."""

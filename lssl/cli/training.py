@@ -15,7 +15,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lssl.callbacks import Account, AutoSave, EmbeddingWriter, Progress, RepresentationMonitor, Trace
+from lssl.callbacks import (
+    Account,
+    AutoSave,
+    EmbeddingWriter,
+    Progress,
+    RepresentationMonitor,
+    Summary,
+    Trace,
+    WithinMemory,
+)
 from lssl.checkpoint import read_checkpoint
 from lssl.cli.arguments import asks_for_help, read_arguments
 from lssl.cli.complete import at, complete, refuse_missing_weights
@@ -85,7 +94,7 @@ class TrainingCLI(LightningCLI):
     ) -> None:
         self.command, self.composed, self.show = command, config or Config(), show
         self.runs, self.ending = ending is not None or config is None, ending or ExitStack()
-        self.signals = StopSignals()
+        self.signals, self.memory = StopSignals(), WithinMemory()
         if ending is not None:
             ending.enter_context(self.signals)
         values = resolved(self.composed.values)
@@ -191,6 +200,7 @@ class TrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Resolves the run folder and the initial checkpoint, before anything is built."""
+        self.ending.enter_context(self.memory)
         config = self.config[self.subcommand]
         refuse_sharding(config.trainer.strategy)
         check_settings(str(self.subcommand), config.trainer, config.get("max_lost"))
@@ -245,15 +255,19 @@ class TrainingCLI(LightningCLI):
         """Adds the progress bar and the checkpoints of the run folder to the configured callbacks."""
         config = self.config[self.subcommand].trainer
         folder = Path(config.default_root_dir)
-        callbacks: list[Callback] = [EmbeddingWriter(), Account()]
+        callbacks: list[Callback] = [EmbeddingWriter(), Account(), self.memory]
         if config.enable_checkpointing is not False:
             callbacks += run_checkpoints(folder)
             if self.subcommand == "fit":
                 callbacks.append(AutoSave(folder, self.config.fit.max_lost, self.signals, self.claim.lock))
-        if config.enable_progress_bar is not False:
-            given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
-            own = [str(getattr(one, "class_path", "")) for one in given]
-            callbacks += [] if any(name.endswith("ProgressBar") for name in own) else [Progress()]
+        given = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
+        own = [str(getattr(one, "class_path", "")) for one in given]
+        for cls, kind, wanted in (
+            (Progress, "ProgressBar", config.enable_progress_bar),
+            (Summary, "ModelSummary", config.enable_model_summary),
+        ):
+            if wanted is not False and not any(name.endswith(kind) for name in own):
+                callbacks.append(cls())
         self.trainer_defaults["callbacks"] = callbacks
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]

@@ -35,8 +35,11 @@ from lssl.data.spacing import median_spacing, refuse_large_views, voxels_per_ste
 from lssl.data.targets import Target, read_targets
 from lssl.data.transform import visit_transform
 from lssl.utils.errors import InputError
+from lssl.utils.memory import refuse_larger_than_memory
 
 __all__ = ["PairDataModule", "PairDataset", "PairSampler"]
+
+EACH_WORKER = 20 * 10**6  # bytes that a worker has of its own at least
 
 
 class PairDataModule(PairLoaders):
@@ -118,6 +121,11 @@ class PairDataModule(PairLoaders):
             raise InputError(f"max_interval ({max_interval:g}) is below min_interval ({min_interval:g}); no pair fits.")
         if batch_size < 1 or num_workers < 0:
             raise InputError(f"batch_size is {batch_size} and num_workers {num_workers}; give 1 and 0, or more.")
+        refuse_larger_than_memory(
+            EACH_WORKER * num_workers,
+            f"num_workers: starting {num_workers:,} processes",
+            "as many as processors are enough",
+        )
         if on_error not in ("stop", "skip"):
             raise InputError(f"on_error is {on_error!r}; choose stop or skip.")
         self.batch_size, self.num_workers, self.transform = batch_size, num_workers, visit_transform(transform)

@@ -102,7 +102,10 @@ class PairLoaders(L.LightningDataModule):
             pairs = self._train_pairs()
             continue_training([pairs], self.trainer)
             dataset: Any = pairs.dataset
-            if rate := reading_rate(dataset, self.batch_size, self.num_workers):
+            most = len(pairs.sampler)  # type: ignore[arg-type]
+            if self.batch_size > most:
+                rank_zero_info(f"batch_size is {self.batch_size:,}, and an epoch has {most}: each step takes all.")
+            if rate := reading_rate(dataset, min(self.batch_size, most), self.num_workers):
                 rank_zero_info(rate)
             return pairs
         rows = repeated(self.labelled_rows("train"), self.few_shot, self.trainer)

@@ -15,6 +15,7 @@ from lssl.utils.errors import InputError, nearest
 __all__ = ["Parser", "inspect_command", "inspect_parser", "prepare_command", "prepare_parser"]
 
 RECIPE = "longitudinal_infonce"  # what we recommend for pretraining
+VIEWS = (16, 96)  # voxels: the largest stride of its network, and its views; two strides is the smallest that it takes
 
 
 class Parser(argparse.ArgumentParser):
@@ -146,15 +147,29 @@ def prepare_command(args: list[str]) -> None:
         picture = chosen.out / "pictures" / f"{visit.split()[0]}.png"
         print(f"look at {visit}: {'; '.join(reasons)} ({picture})")
     _print_fates(outcome, chosen.out / TABLE)
-    say_next(chosen.out, *([_fit(chosen.out, len(chosen.suffix))] if outcome.done or outcome.kept else []))
+    say_next(
+        chosen.out,
+        *([_fit(chosen.out, len(chosen.suffix), chosen.out / TABLE)] if outcome.done or outcome.kept else []),
+    )
     if outcome.failed or outcome.left:
         raise SystemExit(1)
 
 
-def _fit(data: Path, channels: int) -> list[str]:
-    """The command that trains on prepared visits."""
+def _fit(data: Path, channels: int, table: Path) -> list[str]:
+    """The command that trains on prepared visits, with smaller views where those of the recipe do not fit.
+
+    Args:
+        data: the prepared folder.
+        channels: of each visit.
+        table: its visits.
+    """
+    import pandas as pd
+
     several = ["--backbone.in_channels", str(channels)] if channels > 1 else []
-    return ["fit", "--config", RECIPE, "--data", str(data), *several]
+    sides = pd.read_csv(table)[["size_d", "size_h", "size_w"]].to_numpy()
+    fits = int(sides.min()) // VIEWS[0] * VIEWS[0] if len(sides) else VIEWS[1]
+    smaller = ["--views.size", str(fits)] if 2 * VIEWS[0] <= fits < VIEWS[1] else []
+    return ["fit", "--config", RECIPE, "--data", str(data), *several, *smaller]
 
 
 def _print_fates(outcome: Any, table: Path) -> None:
@@ -190,7 +205,12 @@ def inspect_parser() -> Parser:
         action="store_true",
         help="read every voxel, mask and label map once; what is found is kept, and lssl fit leaves bad visits out",
     )
-    add("--spacing", type=_positive, default=1.0, metavar="MM", help="for which the cache is estimated (1.0)")
+    add(
+        "--spacing",
+        type=_positive,
+        metavar="MM",
+        help="of the voxels for which the cache is estimated (1, or the finest side of coarser images)",
+    )
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--sheet", type=Path, metavar="FILE.png", help="write a picture of it, too")
     return parser
@@ -230,9 +250,10 @@ def inspect_command(args: list[str]) -> None:
 def _after_inspection(report: Any, chosen: argparse.Namespace) -> list[str]:
     """Training on what is prepared; preparing what is not."""
     if report.kind == "prepared":
-        return _fit(chosen.folder, len(report.channels))
+        return _fit(chosen.folder, len(report.channels), chosen.folder / "visits.csv")
     given = [] if chosen.suffix == "T1w" else ["--suffix", chosen.suffix]
     given += ["--select", *chosen.select] if chosen.select else []
+    given += ["--spacing", f"{report.spacing:g}"] if report.spacing != 1 else []
     place, number = chosen.folder.resolve(), 1
     while (out := Path(f"{place.stem}-prepared{'' if number == 1 else f'-{number}'}")).exists():
         number += 1

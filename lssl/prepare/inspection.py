@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ from lssl.prepare.quality import THICKEST, other_person, too_small
 from lssl.utils.errors import InputError
 from lssl.utils.files import read_json
 
-__all__ = ["Inspection", "inspect_folder"]
+__all__ = ["Inspection", "inspect_folder", "proposed_spacing"]
 
 EDGES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)  # years; the last class is open
 APART = 3.0  # mm between visits on one grid that should be aligned
@@ -35,7 +36,10 @@ STORED = 0.56  # of two bytes a voxel
 
 @dataclass
 class Inspection:
-    """Everything that is known of a folder, as plain values (see :meth:`as_json`)."""
+    """Everything that is known of a folder, as plain values (see :meth:`as_json`).
+
+    ``spacing`` is what its preparation would bring it to, in mm; ``None`` for a prepared folder.
+    """
 
     folder: str
     kind: str
@@ -48,6 +52,7 @@ class Inspection:
     brightest: list[float] = field(default_factory=list)
     looked_at: int = 0
     suspicious: list[tuple[str, str]] = field(default_factory=list)
+    spacing: float | None = None
     gigabytes: float = 0.0
     hours: float | None = None
     overlays: dict[str, str] = field(default_factory=dict)
@@ -86,6 +91,7 @@ class Inspection:
             "suspicious": [{"visit": visit, "reason": reason} for visit, reason in self.suspicious],
             "masks": self.overlays.get("mask", ""),
             "labels": self.overlays.get("label", ""),
+            "prepared_spacing_mm": self.spacing,
             "gigabytes": round(self.gigabytes, 3),
             "hours_with_one_worker": self.hours,
         }
@@ -106,7 +112,7 @@ def inspect_folder(
     folder: Path,
     suffix: str = "T1w",
     subjects: int = 10,
-    spacing: float = 1.0,
+    spacing: float | None = None,
     select: str = "",
     everything: bool = False,
 ) -> Inspection:
@@ -116,7 +122,8 @@ def inspect_folder(
         folder: a BIDS folder, a table of visits, or a folder that ``lssl prepare`` wrote.
         suffix: of the images in a BIDS folder.
         subjects: of how many subjects of a BIDS folder the voxels are read.
-        spacing: mm of the voxels for which size and time of a cache are estimated.
+        spacing: mm of the voxels for which size and time of a cache are estimated; ``None`` proposes one, see
+            :func:`proposed_spacing`.
         select: which image of a visit is taken, see :func:`lssl.data.selection.choose`.
         everything: reads every file once, see :mod:`lssl.data.usable`.
     """
@@ -185,7 +192,19 @@ def _repeated(table: pd.DataFrame) -> list[tuple[str, str]]:
 # --- BIDS -------------------------------------------------------------------------------------------------------------
 
 
-def _raw(folder: Path, suffix: str, subjects: int, spacing: float, select: str, everything: bool) -> Inspection:
+def proposed_spacing(grids: Sequence[Any]) -> float:
+    """Side in mm of the isotropic voxels that suit images: 1, or the median of their finest sides, if that is more.
+
+    Smaller voxels than were measured cost memory and show nothing more. Finer images are usually brought to 1 mm.
+
+    Args:
+        grids: of the images; ``None`` where one cannot be read.
+    """
+    finest = [np.linalg.norm(grid.affine[:3, :3], axis=0).min() for grid in grids if grid is not None]
+    return max(1.0, round(float(np.median(finest)), 1)) if finest else 1.0
+
+
+def _raw(folder: Path, suffix: str, subjects: int, spacing: float | None, select: str, everything: bool) -> Inspection:
     """Of a BIDS folder, or of a table of visits."""
     given, folder = folder, folder.absolute()  # what is kept of a file is kept under its absolute path
     listed = folder.suffix in (".csv", ".tsv") and not folder.is_dir()
@@ -195,6 +214,7 @@ def _raw(folder: Path, suffix: str, subjects: int, spacing: float, select: str, 
     report = Inspection(str(given), "table" if listed else "BIDS", table, [suffix], left_out)
     names, images = _names(table), table["image"].tolist()
     grids = _headers(report, names, images)
+    report.spacing = spacing = spacing or proposed_spacing(grids)
     _refuse_moved(report, table, grids)
     report.suspicious += _repeated(table)
     chosen = _evenly(list(dict.fromkeys(table["subject"])), subjects)

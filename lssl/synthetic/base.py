@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,13 @@ from lssl.data.batch import Visit
 from lssl.data.datamodule import PairDataModule
 from lssl.synthetic.phantom_image import visit_time
 from lssl.utils.errors import InputError
+from lssl.utils.memory import refuse_larger_than_memory
 
-__all__ = ["SyntheticDataModule", "share_of_subjects", "spread_evenly"]
+__all__ = ["SyntheticDataModule", "refuse_large_visits", "refuse_long_table", "share_of_subjects", "spread_evenly"]
+
+MADE = 24  # bytes of each voxel while a visit is made: its index and its place, three float32 each
+KEPT = 7  # and of a visit that is kept: image (float32), label (int16) and foreground
+ROW = 200  # bytes of a visit in the table; pandas measures 166 and more
 
 
 def share_of_subjects(**options: float) -> float:
@@ -27,6 +33,19 @@ def share_of_subjects(**options: float) -> float:
 def spread_evenly(share: float, index: int) -> bool:
     """Whether the subject ``index`` is one of a share that is spread evenly: more subjects do not change the first."""
     return math.floor((index + 1) * share + 1e-9) > math.floor(index * share + 1e-9)
+
+
+def refuse_large_visits(size: Sequence[int]) -> None:
+    """Refuses visits of so many voxels along ``(D, H, W)`` that one cannot be made in the free memory."""
+    sides = "×".join(map(str, size))
+    refuse_larger_than_memory(
+        MADE * math.prod(size), f"data.init_args.size: making a visit of {sides} voxels", "choose a smaller size"
+    )
+
+
+def refuse_long_table(visits: int, options: str) -> None:
+    """Refuses more visits than a table can hold; ``options`` are those to lower."""
+    refuse_larger_than_memory(ROW * visits, f"A table of {visits:,} visits", f"choose smaller data.init_args.{options}")
 
 
 class SyntheticDataModule(PairDataModule):
@@ -71,7 +90,20 @@ class SyntheticDataModule(PairDataModule):
         self.size: tuple[int, int, int] = (size, size, size) if isinstance(size, int) else (size[0], size[1], size[2])
         if min(self.size) < 8:
             raise InputError(f"size is {list(self.size)}; a {self.KIND} needs at least 8 voxels along each axis.")
+        refuse_large_visits(self.size)
         self.cache: dict[int, Visit] | None = {} if cache else None
+
+    def refuse_many(self, subjects: int) -> None:
+        """Refuses more subjects than memory holds, in the table or in the cache."""
+        visits = subjects * self.visits
+        refuse_long_table(visits, "subjects or visits")
+        if self.cache is not None:
+            sides = "×".join(map(str, self.size))
+            refuse_larger_than_memory(
+                KEPT * math.prod(self.size) * visits,
+                f"Keeping {visits:,} visits of {sides} voxels",
+                "set data.init_args.cache to false, which makes them anew in every epoch, or choose fewer subjects",
+            )
 
     def make(self, index: int, visit: int, age: float) -> Visit:
         """Makes the visit ``visit`` of subject ``index``."""

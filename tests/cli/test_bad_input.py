@@ -102,6 +102,32 @@ def test_unknown_command_and_config(capsys):
     assert "no config configs/dem.yaml; did you mean 'demo'?" in sentence(capsys, "fit", "--config", "configs/dem.yaml")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--config=longitudinal_infonce", "--model.init_args.samples=1000000000"],
+        [
+            "--config=global_contrastive",
+            "--model.init_args.objective=MoCo",
+            "--model.init_args.objective.queue=100000000",
+        ],
+    ],
+)
+def test_more_than_memory_holds(options, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("lssl.callbacks.within_memory.available_memory", lambda: 10**9)
+    text = sentence(capsys, "fit", *options[:1], *tiny(tmp_path, backbone=TINY_NET), *options[1:], "--monitor.every=0")
+    assert "The run is out of memory: it asked for " in text
+    assert "and 1 GB in all were free" in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["--data.init_args.subjects=1000000000", "--trainer.devices=1000000"])
+def test_more_than_any_memory_holds(option, capsys, tmp_path):
+    text = sentence(capsys, "fit", *DEMO, f"--trainer.default_root_dir={tmp_path / 'run'}", option)
+    assert "GB of memory, of which" in text
+    assert not (tmp_path / "run").exists()
+
+
 def test_batch_too_small_for_the_heads(capsys, tmp_path):
     options = [
         "--data.init_args.batch_size=1",

@@ -405,6 +405,12 @@ def test_a_network_comes_with_its_checkpoint(tmp_path, capsys):
     assert "give one of the two; to fine-tune a run's network, give --config finetune" in words
     words = sentence(capsys, "fit", "--config", str(run / "config.yaml"), "--model.init_args.pretrained", path)
     assert "LongitudinalLocal pretrains and has no option 'pretrained', which the Segmenter has" in words
+    words = sentence(capsys, "fit", "--config", str(run / "config.yaml"), "--model.init_args.target=diagnosis")
+    assert "which the Classifier has; to fine-tune, give --config classifier instead" in words
+    words = sentence(
+        capsys, "fit", "--config", str(run / "config.yaml"), "--config=regressor", "--data.init_args.targets={a: b}"
+    )
+    assert "give one of the two; to fine-tune a run's network, give --config regressor" in words
     start[3] = str(run)
     assert f"there is no checkpoint {run}; give {run / 'checkpoints' / 'best.ckpt'}" in sentence(capsys, "fit", *start)
 

@@ -16,6 +16,7 @@ from scans import REAL, image_path, rigid, save, scan
 from lssl.cli.main import main
 from lssl.data import usable
 from lssl.datamodules.nifti import NiftiDataModule
+from lssl.prepare.inspection import proposed_spacing
 
 
 def told(capsys, *args: str) -> dict:
@@ -103,6 +104,42 @@ def test_a_bids_folder_on_the_screen(bids, capsys):
     assert "5 (2 seen 1×, 3 seen 2×)" in text
     assert "0.5–1: 1, 1–1.5: 1, 3–5: 1" in text
     assert "sub-a ses-M006: the same scan as sub-a ses-M000" in text
+
+
+@pytest.mark.parametrize(
+    ("sides", "proposed"),
+    [
+        ((4.0, 4.0, 4.0), 4.0),
+        ((2.04, 5.0, 3.0), 2.0),
+        ((1.0, 1.2, 1.2), 1.0),
+        ((0.7, 0.7, 0.7), 1.0),
+        ((0.9, 5, 6), 1.0),
+    ],
+)
+def test_the_proposal_has_voxels_as_large_as_those_of_the_data(sides, proposed):
+    class Grid:
+        affine = np.diag([*sides, 1.0])
+
+    assert proposed_spacing([Grid, Grid, None]) == proposed
+    assert proposed_spacing([None]) == 1
+
+
+def test_what_is_proposed_can_be_typed_as_it_is(tmp_path, capsys, monkeypatch):
+    """Coarse images are not blown up to 1 mm, and the views of the training that follows fit into them."""
+    monkeypatch.chdir(tmp_path)
+    for session in ("M000", "M012"):
+        save(scan(None, (4.0, 4.0, 4.0), session == "M012"), image_path(Path("bids"), "a", session))
+    main(["inspect", "bids"])
+    text = capsys.readouterr().out
+    assert "GB of 4 mm voxels" in text
+    following = text.strip().splitlines()[-1].removeprefix("Next: lssl ")
+    assert following == "prepare bids bids-prepared --spacing 4"
+    main(following.split())
+    assert capsys.readouterr().out.strip().endswith("--data bids-prepared --views.size 32")
+    main(["inspect", "bids-prepared"])
+    assert capsys.readouterr().out.strip().endswith("--data bids-prepared --views.size 32")
+    assert told(capsys, "bids")["prepared_spacing_mm"] == 4
+    assert told(capsys, "bids", "--spacing", "2")["prepared_spacing_mm"] == 2
 
 
 def test_a_prepared_folder(tmp_path, capsys):
