@@ -78,8 +78,8 @@ def least_squares(rows):
 def test_six_commands_from_scans_to_volumes_and_a_second_cohort(type_in, tmp_path, caplog):
     caplog.set_level("INFO")
     _, (prepare,) = type_in("inspect", "cohort")
-    assert prepare[:3] == ["prepare", "cohort", "cohort-prepared"]
-    out, (fit,) = type_in(*prepare, "--spacing", "4.5")
+    assert prepare == ["prepare", "cohort", "cohort-prepared", "--spacing", "4.5"]
+    out, (fit,) = type_in(*prepare)
     assert "7 label maps found for 7 visits: taken for 7" in out
     _, (show, finetune) = type_in(*fit, "--config", "small.yaml")
     assert show == ["show", "runs/longitudinal_infonce"]
