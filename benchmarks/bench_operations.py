@@ -21,11 +21,15 @@ from lssl.networks.backbone import unet
 from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
 from lssl.strategies.anatomical_invariance import AnatomicalInvariance
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
+from lssl.strategies.latent_direction import LatentDirection
 from lssl.strategies.longitudinal_local import InfoNCE, LongitudinalLocal
 from lssl.strategies.masked_autoencoder import MaskedAutoencoder
+from lssl.strategies.neighbourhood_embedding import NeighbourhoodEmbedding
 from lssl.strategies.prior_guided_local import InfoNCE as LocalInfoNCE
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 from lssl.strategies.prior_guided_local import VICReg as LocalVICReg
+from lssl.strategies.temporal_order import TemporalOrder
+from lssl.strategies.trajectory_prediction import TrajectoryPrediction
 from lssl.utils.operations import CountOperations
 from lssl.views import alignment
 from lssl.views.intensity import IntensityTransform, default_transforms
@@ -39,7 +43,15 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "LongitudinalLocal, published": partial(LongitudinalLocal, **SMALL),
     "LongitudinalLocal, info_nce": partial(LongitudinalLocal, objective=InfoNCE, **SMALL),
     "LongitudinalLocal, recommended": partial(
-        LongitudinalLocal, objective=InfoNCE, foreground=True, loss_weights=ONLY_SIMILARITY, **SMALL
+        LongitudinalLocal,
+        objective=InfoNCE,
+        foreground=True,
+        encoder_taps=(),
+        decoder_taps=("decoder.2", "decoder.1", "decoder.0"),
+        samples=256,
+        projector_layers=2,
+        loss_weights=ONLY_SIMILARITY,
+        **SMALL,
     ),
     "PriorGuidedLocal, cosine": partial(PriorGuidedLocal, **SMALL),
     "PriorGuidedLocal, info_nce": partial(PriorGuidedLocal, objective=LocalInfoNCE, **SMALL),
@@ -52,6 +64,10 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "AnatomicalInvariance": partial(AnatomicalInvariance, **SMALL),
     "AnatomicalEmbedding": partial(AnatomicalEmbedding, hidden=16, embedding=8),
     "MaskedAutoencoder": MaskedAutoencoder,
+    "TemporalOrder": TemporalOrder,
+    "LatentDirection": LatentDirection,
+    "NeighbourhoodEmbedding": NeighbourhoodEmbedding,
+    "TrajectoryPrediction": partial(TrajectoryPrediction, norm="layer"),
 }
 
 
@@ -66,7 +82,7 @@ def batch(pairs: int, size: int) -> PairBatch:
         extent=torch.tensor(shape).repeat(pairs, 2, 1),
         foreground=foreground,
         ages=torch.full((pairs, 2), 40.0),
-        times=torch.zeros(pairs, 2),
+        times=torch.tensor([[0.0, 2.0]]).repeat(pairs, 1),
         labels=None,
         subject=torch.arange(pairs),
         session=torch.arange(2 * pairs).view(pairs, 2),
@@ -105,8 +121,8 @@ def planning(strategy: Strategy, pairs: PairBatch, rounds: int = 5) -> float:
     """Milliseconds of a step in which the host plans: views up to their copy to the device, and points."""
     watches = [Stopwatch(ViewSampler, "_make")]
     module = sys.modules[type(strategy).__module__]
-    names = [name for name in ("plan_points", "sampling_grids") if hasattr(module, name)]
-    watches += [Stopwatch(module, name) for name in names]
+    names = ("plan_points", "sampling_grids", "draw_distinct", "lattice_parts")
+    watches += [Stopwatch(module, name) for name in names if hasattr(module, name)]
     watches.append(Stopwatch(alignment, "plan_alignment"))
     spent = []
     for number in range(rounds):

@@ -32,6 +32,8 @@ Differences from the published code:
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -175,17 +177,21 @@ class AnatomicalEmbedding(Strategy):
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """See the module's table."""
         maps = self.anatomical_maps(torch.cat([first.image, second.image]))
+        seed, plans = self._plan(first, second, batch.host.subject)
+        sent = send([array for plan in plans for array in plan], first.image.device)
+        keys, width = torch.Generator(first.image.device).manual_seed(seed), len(plans[0])
         terms, stds = {}, []
-        for number, (name, (values, tap)) in enumerate(zip(self.levels, maps, strict=True)):
+        for number, (name, (values, _)) in enumerate(zip(self.levels, maps, strict=True)):
             with torch.no_grad():
                 rank = descriptors(maps[number:])  # both maps rank the fine one; the coarse one ranks itself
-            terms[name] = self._term(name, values, rank, tap, first, second, batch)
+            plan = sent[number * width : (number + 1) * width]
+            terms[name] = self._term(name, values, rank, plan, batch.subject, keys)
             stds.append(feature_std(to_rows(values).flatten(0, 1)))
         self.log_metric("feature_std", torch.stack(stds).amin())  # the smaller one of the two maps
         return terms
 
     def _term(
-        self, name: str, maps: Tensor, rank: Tensor, tap: Tap, first: View, second: View, batch: PairBatch
+        self, name: str, maps: Tensor, rank: Tensor, plan: Sequence[Tensor], subject: Tensor, keys: torch.Generator
     ) -> Tensor:
         """Mean loss of the anchors of both views: those of view 1 find themselves in view 2, then the other way round.
 
@@ -195,64 +201,63 @@ class AnatomicalEmbedding(Strategy):
             name: of the level.
             maps: ``(2 B, D, ...)`` embedding of both views.
             rank: ``(2 B, E, ...)`` features on the same lattice that rank candidates, without gradient.
-            tap: tap of the maps.
-            first: B views.
-            second: B views.
-            batch: their subjects.
+            plan: what :meth:`_plan` gave for the level, on the device.
+            subject: ``(B,)`` ids.
+            keys: draws among the hardest candidates, on the device.
         """
-        level = self.levels[name]
-        plan = self._plan(level, first, second, tap, batch.host.subject)
-        grid, index, points_mm, weight, *position, drawn, own, seed = plan
-        sent = send([grid, index, points_mm, weight, *position, drawn, own], maps.device)
-        grid_, index_, points_, weight_, *position_, drawn_, own_ = sent
-        keys = torch.Generator(maps.device).manual_seed(int(seed))
-        d, h, w = position_
+        grid, index, points_mm, weight, *position, drawn, own = plan
+        d, h, w = position
         places = (d[:, :, None, None] + h[:, None, :, None] + w[:, None, None]).flatten(1, 3)
         swapped = torch.cat(maps.chunk(2)[::-1])
         rows = torch.cat([to_rows(maps), to_rows(swapped)], 1)  # (2 B, 2 N, D)
         with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
             candidates = torch.cat([places, torch.cat(places.chunk(2)[::-1])], 1)
-            apart = torch.cdist(points_, candidates, compute_mode="donot_use_mm_for_euclid_dist")
+            apart = torch.cdist(points_mm, candidates, compute_mode="donot_use_mm_for_euclid_dist")
             others = to_rows(rank)
-            ranking = pick(others, index_) @ torch.cat([others, torch.cat(others.chunk(2)[::-1])], 1).mT
+            ranking = pick(others, index) @ torch.cat([others, torch.cat(others.chunk(2)[::-1])], 1).mT
         return self.mined[name](
-            pick(to_rows(maps), index_),
-            at_grid(swapped, grid_),
+            pick(to_rows(maps), index),
+            at_grid(swapped, grid),
             rows,
-            apart > level.exclusion,
+            apart > self.levels[name].exclusion,
             keys,
             ranking,
-            self._other_subjects(rows, batch.subject, drawn_, own_),
-            weight_,
+            self._other_subjects(rows, subject, drawn, own),
+            weight,
         ).mean()
 
-    def _plan(self, level: FineMap, first: View, second: View, tap: Tap, subject: np.ndarray) -> list[np.ndarray]:
-        """What :meth:`_term` needs of the host, in its order; both directions draw alike, so the views may be swapped.
+    def _plan(self, first: View, second: View, subject: np.ndarray) -> tuple[int, list[list[np.ndarray]]]:
+        """A seed for the device, and for each level what :meth:`_term` needs of the host, in its order.
 
         These are, for anchors of view 1 and then of view 2: where the other map is sampled, indices in the own map,
-        positions in mm and weights; the lattices' positions in parts; rows of other subjects and whose they are; and a
-        seed for the device.
+        positions in mm and weights; the lattices' positions in parts; rows of other subjects and whose they are. Both
+        directions draw alike, so the views may be swapped.
         """
-        draws = host_generator(self.generator)
-        seed, (one, two) = int(draws.integers(2**62)), (first.host, second.host)
-        sides = [
-            plan_points(*pair, [tap], level.anchors, seeded(seed), self.foreground) for pair in ((one, two), (two, one))
-        ]
-        pairs = zip((two, one), sides, strict=True)
-        grid = np.concatenate([sampling_grids([view], [tap], side.mm)[0, 0] for view, side in pairs])
-        index, mm = (np.concatenate([getattr(side, part)[0] for side in sides]) for part in ("index", "mm"))
-        weight = np.concatenate([side.weight for side in sides])
-        lattices = np.concatenate([feature_affines(view.affine, [tap])[0] for view in (one, two)])
-        size = [n // s for n, s in zip(first.size, tap.stride, strict=True)]
-        position = [part.astype(np.float32) for part in lattice_parts(lattices[:, :3], size)]
+        draws, views = host_generator(self.generator), (first.host, second.host)
+        seed, taps = int(draws.integers(2**62)), [self.backbone.taps[tap] for tap in self.taps]
+        most = max(level.anchors for level in self.levels.values())
+        points = plan_points(*views, taps, most, seeded(seed), self.foreground, both_ways=True)
+        grids = sampling_grids(views, taps * 2, points.mm)  # (2 T, 2, B, K, 3): of both views' anchors, in both views
+        mm, affines = points.mm.astype(np.float32), np.concatenate([view.affine for view in views])
+        plans, count = [], len(taps)
+        for n, (level, lattices) in enumerate(zip(self.levels.values(), feature_affines(affines, taps), strict=True)):
+            size = [side // s for side, s in zip(first.size, taps[n].stride, strict=True)]
+            features = math.prod(size)
+            anchors = min(level.anchors, features)
+            grid = np.concatenate([grids[n, 1], grids[n + count, 0]])[:, :anchors]
+            index, place = (part[n::count].reshape(-1, *part.shape[2:])[:, :anchors] for part in (points.index, mm))
+            position = [part.astype(np.float32) for part in lattice_parts(lattices[:, :3], size)]
+            drawn = self._strangers(level, len(subject) * 2 * features, draws)
+            weight = points.weight[n::count].reshape(-1)
+            plans.append([grid, index, place, weight, *position, drawn, subject[drawn // (2 * features)]])
+        return seed, plans
+
+    @staticmethod
+    def _strangers(level: FineMap, rows: int, draws: np.random.Generator) -> np.ndarray:
+        """A rank's share of the rows of all views that are negatives for other subjects."""
         wanted = level.cross_subject_negatives if isinstance(level, CoarseMap) else 0
-        each = 2 * int(np.prod(size))
-        # Every rank draws its share
-        count = min(-(-wanted // world_size()), len(subject) * each)
-        drawn = np.zeros(0, np.int64)
-        if count:
-            drawn = draw_distinct(np.array([len(subject) * each]), 1, count, draws)[0, 0]
-        return [grid, index, mm.astype(np.float32), weight, *position, drawn, subject[drawn // each], np.array(seed)]
+        count = min(-(-wanted // world_size()), rows)
+        return draw_distinct(np.array([rows]), 1, count, draws)[0, 0] if count else np.zeros(0, np.int64)
 
     @staticmethod
     def _other_subjects(rows: Tensor, subject: Tensor, drawn: Tensor, own: Tensor) -> tuple[Tensor, Tensor] | None:

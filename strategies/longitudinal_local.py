@@ -247,12 +247,12 @@ class LongitudinalLocal(Strategy):
             skip, decoder = self.orthogonal_taps
             drawn = [decoder if tap == skip else tap for tap in drawn]
         kinds = list(dict.fromkeys(drawn))
-        draws = host_generator(self.generator)
+        draws, views = host_generator(self.generator), (first.host, second.host)
         lattices = [self.backbone.taps[tap] for tap in kinds]
-        points = plan_points(first.host, second.host, lattices, self.samples, draws, self.foreground)
+        points = plan_points(*views, lattices, self.samples, draws, self.foreground)
         place = [kinds.index(tap) for tap in drawn]
         mm, weight = points.mm[place], points.weight[place]
-        grids = sampling_grids([first.host, second.host], taps, mm)
+        grids = sampling_grids(views, taps, mm)
         points_mm, weights, grid = send([mm, weight, grids], first.image.device)
         return points_mm, weights, [at_grid(features[tap], grid[n].flatten(0, 1)) for n, tap in enumerate(self.taps)]
 

@@ -85,7 +85,7 @@ class MatchedViews:
         views.check(batch)
         visit, rows, crossed = self._partners(batch.host, draws)
         pairs = batch.host.visits(visit, rows)
-        turn = views.draw_linear(n, draws)
+        turn = views.draw_linear((n,), draws)
         second_turn = self._second_turn(turn, draws)
         centres = self._centres(pairs, views.in_voxels(turn, pairs.affines[:, 0]), draws)
         shift = views.draw_shift((n,), draws)
@@ -99,8 +99,9 @@ class MatchedViews:
         shown = np.where(same[:, None], 0, [0, 1])  # which of query and key each view shows
         visit, rows = (np.take_along_axis(values, shown, 1) for values in (visit, rows))
         batch = batch.visits(torch.from_numpy(visit), torch.from_numpy(rows))
-        first = views.view_to_source(views.in_voxels(turn, batch.host.affines[:, 0]), centres[chosen])
-        second, _ = self._key(batch.host, second_turn, match[:, None], shift)
+        pairs = batch.host
+        first = views.view_to_source(views.in_voxels(turn, pairs.affines[:, 0]), centres[chosen])
+        second, _ = self._key(pairs, second_turn, match[:, None], shift)
         shares["other_subject"] = (crossed & ~same).mean(dtype=np.float32)
         (sent,) = send([np.array(list(shares.values()))], batch.images.device)
         return *views.resample_views(batch, np.stack([first, second[:, 0]], 1), draws), dict(
@@ -137,7 +138,7 @@ class MatchedViews:
         return np.stack([visit, other], 1), np.stack([own, partner], 1), crossed
 
     def _second_turn(self, turn: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        second = self.views.draw_linear(len(turn), draws)
+        second = self.views.draw_linear((len(turn),), draws)
         return self.views.same_mirror(second, turn) if self.views.flip_together else second
 
     def _centres(self, pairs: HostPairs, linear: np.ndarray, draws: np.random.Generator) -> np.ndarray:

@@ -29,11 +29,13 @@ __all__ = [
     "spacing",
     "transform",
     "translation",
+    "turn",
     "volume",
 ]
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 """A tensor, or an array on the host."""
+_NEXT, _AFTER = np.array([1, 2, 0]), np.array([2, 0, 1])
 
 
 def _like(values: Any, like: Any) -> Any:
@@ -51,13 +53,14 @@ def cross(a: Any, b: Any) -> Any:
     """Cross product along the last axis."""
     if isinstance(a, Tensor):
         return torch.linalg.cross(a, b)
-    return a[..., [1, 2, 0]] * b[..., [2, 0, 1]] - a[..., [2, 0, 1]] * b[..., [1, 2, 0]]
+    return a.take(_NEXT, -1) * b.take(_AFTER, -1) - a.take(_AFTER, -1) * b.take(_NEXT, -1)
 
 
 def homogeneous(linear: Array, offset: Array) -> Array:
     """``[linear | offset]`` as ``(..., 4, 4)`` from ``(..., 3, 3)`` and ``(..., 3)``."""
     shapes: Any = linear.shape[:-2], offset.shape[:-1]
-    matrix: Any = _zeros(linear, (*np.broadcast_shapes(*shapes), 4, 4))
+    ahead: Any = shapes[0] if shapes[0] == shapes[1] else np.broadcast_shapes(*shapes)  # which is slow
+    matrix: Any = _zeros(linear, (*ahead, 4, 4))
     matrix[..., :3, :3] = linear
     matrix[..., :3, 3] = offset
     matrix[..., 3, 3] = 1
@@ -76,17 +79,21 @@ def scaling(factors: Array) -> Array:
 
 def rotation(angles: Array) -> Array:
     """Rotation by ``(..., 3)`` radians about the first, then the second, then the third axis."""
+    return homogeneous(turn(angles), _zeros(angles, (3,)))
+
+
+def turn(angles: Array) -> Array:
+    """The linear part ``(..., 3, 3)`` of :func:`rotation`."""
     functions: Any = np if isinstance(angles, np.ndarray) else torch
-    cos, sin = functions.cos(angles), functions.sin(angles)
-    total = _like(np.eye(3), angles)
-    for axis in range(3):
-        b, c = (axis + 1) % 3, (axis + 2) % 3
-        turn = _zeros(angles, (*angles.shape, 3))
-        turn[..., axis, axis] = 1
-        turn[..., b, b] = turn[..., c, c] = cos[..., axis]
-        turn[..., b, c], turn[..., c, b] = -sin[..., axis], sin[..., axis]
-        total = turn @ total
-    return homogeneous(total, _zeros(angles, (3,)))
+    (a, b, c), (sin_a, sin_b, sin_c) = (
+        (values[..., 0], values[..., 1], values[..., 2]) for values in (functions.cos(angles), functions.sin(angles))
+    )
+    across, along = sin_b * sin_a, sin_b * a
+    total: Any = _zeros(angles, (*angles.shape, 3))
+    total[..., 0, 0], total[..., 0, 1], total[..., 0, 2] = c * b, c * across - sin_c * a, c * along + sin_c * sin_a
+    total[..., 1, 0], total[..., 1, 1], total[..., 1, 2] = sin_c * b, sin_c * across + c * a, sin_c * along - c * sin_a
+    total[..., 2, 0], total[..., 2, 1], total[..., 2, 2] = -sin_b, b * sin_a, b * a
+    return total
 
 
 def flip(flags: Array, size: Sequence[int]) -> Array:

@@ -76,9 +76,9 @@ def lattice(size: Sequence[int], device: torch.device | str = "cpu", dtype: torc
 
 def normalise(size: Sequence[int]) -> np.ndarray:
     """Index → torch's normalised coordinate ``u = (2 i + 1) / n - 1``, still in array order; ``(4, 4)``."""
-    sides = np.asarray(size, dtype=np.float64)
-    matrix = np.diag(np.append(2 / sides, 1.0))
-    matrix[:3, 3] = 1 / sides - 1
+    matrix = np.eye(4)
+    for axis, n in enumerate(size):
+        matrix[axis, axis], matrix[axis, 3] = 2 / n, 1 / n - 1
     return matrix
 
 

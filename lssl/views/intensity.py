@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -107,8 +108,9 @@ class Changes:
         self.seed = int(draws.integers(2**62))
         self._steps: list[tuple[IntensityTransform, bool, int]] = []  # whether it changes all, number of its arrays
         depth, height, width = size
-        for transform in transforms:
-            chosen = np.flatnonzero(draws.random(len(spacing)) < transform.p)
+        gates = draws.random((len(spacing), len(transforms))) < [transform.p for transform in transforms]
+        for transform, gate in zip(transforms, gates.T, strict=True):
+            chosen = np.flatnonzero(gate)
             if len(chosen):
                 parameters = transform.draw(spacing[chosen], (depth, height, width), draws)
                 self.arrays += [chosen, *parameters]
@@ -230,12 +232,11 @@ class BiasField(IntensityTransform):
 
     def draw(self, spacing: np.ndarray, size: Size, draws: np.random.Generator) -> Sequence[np.ndarray]:
         """The polynomial at each plane of the first axis, ``(n, D, b, c)``, and the powers of the other axes."""
-        powers = np.arange(self.order + 1)
-        d, h, w = (np.linspace(-1, 1, n, dtype=np.float32)[:, None] ** powers.astype(np.float32) for n in size)
-        degree = powers[:, None, None] + powers[:, None] + powers
-        drawn = self.uniform(draws, len(spacing), -self.coefficient, self.coefficient, degree.size)
-        coefficients = drawn.reshape(-1, *degree.shape) * (degree <= self.order).astype(np.float32)
-        return np.einsum("da,nabc->ndbc", d, coefficients), h, w.T
+        (d, h, w), within = _polynomial(self.order, size)
+        drawn = self.uniform(draws, len(spacing), -self.coefficient, self.coefficient, within.size)
+        coefficients = drawn.reshape(-1, *within.shape) * within
+        planes = d @ coefficients.reshape(len(drawn), len(within), -1)
+        return planes.reshape(len(drawn), len(d), *within.shape[1:]), h, w.T
 
     def apply(self, images: Tensor, generator: torch.Generator, *parameters: Tensor) -> Tensor:
         """See the class."""
@@ -302,6 +303,15 @@ class LowResolution(IntensityTransform):
         return _separable(images, weights @ average)
 
 
+@lru_cache(maxsize=8)
+def _polynomial(order: int, size: Size) -> tuple[list[np.ndarray], np.ndarray]:
+    """Powers ``(n, order + 1)`` of the positions along each axis, and 1 for terms up to the order, else 0."""
+    powers = np.arange(order + 1)
+    axes = [np.linspace(-1, 1, n, dtype=np.float32)[:, None] ** powers.astype(np.float32) for n in size]
+    return axes, (powers[:, None, None] + powers[:, None] + powers <= order).astype(np.float32)
+
+
+@lru_cache(maxsize=8)
 def _axes(size: Size) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the longest axis as float32, and bool ``(3, 1, longest)``, true within each axis."""
     index = np.arange(max(size), dtype=np.float32)

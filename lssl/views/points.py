@@ -2,12 +2,16 @@
 
 Points are chosen on the host, by index, for all taps at once (:func:`plan_points`); the device only interpolates
 features at them (:func:`at_grid`).
+
+Every array of random numbers has the pair as its first axis: a pair's points are its own, and they are the same whether
+one process plans the batch or several share it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -18,7 +22,7 @@ from lssl.utils.random import host_generator
 from lssl.utils.transfer import send
 from lssl.views import affines as algebra
 from lssl.views import geometry as geo
-from lssl.views.view import Placement, View, nearest
+from lssl.views.view import Placement, View
 
 __all__ = [
     "Points",
@@ -44,6 +48,8 @@ class Points:
         mm: ``(T, B, K, 3)`` positions in the frame.
         weight: ``(T, B)`` float32: 1, or 0 for a sample without such points (its points are then arbitrary).
         index: ``(T, B, K)`` of the features in view 1's lattices, last axis fastest.
+
+    Planned both ways, T is the number of taps twice: those of view 1's lattices, then those of view 2's.
     """
 
     mm: np.ndarray
@@ -58,6 +64,7 @@ def plan_points(
     count: int,
     draws: np.random.Generator,
     foreground: bool = False,
+    both_ways: bool = False,
 ) -> Points:
     """Draws features of view 1's lattices that view 2 shows too, uniformly and without replacement.
 
@@ -66,95 +73,185 @@ def plan_points(
 
     Args:
         first: B views, whose lattices the points lie on.
-        second: B views whose features are interpolated there.
+        second: B views, as large, whose features are interpolated there.
         taps: where the features lie.
         count: points per sample and tap; at most as many as the largest lattice has. A sample with fewer repeats them.
         draws: source of random numbers.
         foreground: only points on the foreground of both views, if there are any.
+        both_ways: also points of view 2's lattices that view 1 shows, from the same candidates.
     """
-    size = np.array([[n // s for n, s in zip(first.size, tap.stride, strict=True)] for tap in taps])  # (T, 3)
-    number = size.prod(1)
+    look = _Look(first, second, taps, foreground, both_ways)
+    number = look.size.prod(-1)
     count = min(count, int(number.max()))
-    index = draw_distinct(number, len(first.affine), MOST * count, draws)  # (T, B, N), -1 for none
-    lattices = [feature_affines(view.affine, taps) for view in (first, second)]
-    look = _Look((first, second), taps, size, *lattices)
-    some = index[..., : FIRST * count]
-    seen = look.seen(some, slice(None), foreground)
-    lacking = (seen.sum(-1) < count).any(1) & (number > FIRST * count)
-    chosen = np.take_along_axis(some, first_true(seen, count), -1)
-    weight = seen.max(-1).astype(np.float32)
+    candidates = _Candidates(number[: len(taps)], len(first.affine), MOST * count, draws)
+    ways = 1 + both_ways
+    chosen, weight, enough = look.choose(np.tile(candidates.index(FIRST * count), (ways, 1, 1)), count)
+    lacking = ~enough & (number > FIRST * count)[:, None]
     if lacking.any():
-        seen = look.seen(index[lacking], lacking, foreground)
-        chosen[lacking] = np.take_along_axis(index[lacking], first_true(seen, count), -1)
-        weight[lacking] = seen.max(-1)
-    chosen = chosen.clip(0)
-    return Points(algebra.transform(lattices[0], look.unravel(chosen, slice(None))), weight, chosen)
+        more = np.tile(candidates.index(MOST * count), (ways, 1, 1))[lacking]
+        chosen[lacking], weight[lacking], _ = look.choose(more, count, lacking)
+    return Points(look.points_mm(chosen), weight.astype(np.float32), chosen.astype(np.int64))
 
 
 def draw_distinct(number: np.ndarray, samples: int, most: int, draws: np.random.Generator) -> np.ndarray:
     """Distinct indices ``(T, samples, N)`` of lattices of ``number (T,)`` features, in random order; -1 for none."""
-    index = np.full((len(number), samples, min(most, int(number.max()))), -1)
-    for row, n in zip(index, number.tolist(), strict=True):
-        strata = min(most, n)
-        stratum = draws.permutation(strata)
-        start = stratum * n // strata
-        width = (stratum + 1) * n // strata - start
-        within = (draws.random((samples, strata)) * width).astype(np.int64)
-        row[:, :strata] = (start + within + draws.integers(n, size=(samples, 1))) % n
-    return index
+    return _Candidates(number, samples, most, draws).index(most).astype(np.int64)
+
+
+class _Candidates:
+    """Distinct indices of lattices in random order, one from each of at most ``most`` strata; see :func:`plan_points`.
+
+    A sample has an order of its strata and a place within each, for all lattices, and a shift around each lattice.
+    Indices are float64, in which divisions of such numbers are fast, and exact once rounded down.
+    """
+
+    def __init__(self, number: np.ndarray, samples: int, most: int, draws: np.random.Generator) -> None:
+        most = min(most, int(number.max()))
+        self.strata = np.minimum(number, most)
+        self.order = draws.random((samples, most)).argsort(-1)
+        self.within = draws.random((samples, most))
+        self.number = number[:, None, None].astype(np.float64)
+        self.shift = np.floor(draws.random((samples, len(number))).T[..., None] * self.number)
+
+    def index(self, columns: int) -> np.ndarray:
+        """The first of them, ``(T, samples, columns)`` or fewer; -1 for none."""
+        samples, most = self.order.shape
+        columns = min(columns, most)
+        stratum = np.empty((len(self.strata), samples, columns))
+        stratum[:] = self.order[:, :columns]
+        small = self.strata < most
+        for many in set(self.strata[small].tolist()):
+            alike = self.strata == many
+            stratum[alike, :, :many] = self.order[self.order < many].reshape(samples, many)[:, :columns]
+        strata = self.strata[:, None, None]
+        ratio = self.number / strata
+        stratum *= ratio  # where strata end, if rounded down: at a whole number, or at least 1 / strata away from any
+        stratum += 0.5 / strata
+        start = np.floor(stratum)
+        stratum += ratio
+        found = np.floor(stratum, out=stratum)
+        found -= start
+        found *= self.within[:, :columns]
+        np.floor(found, out=found)
+        found += start
+        found += self.shift
+        np.subtract(found, self.number, out=found, where=found >= self.number)
+        for tap in np.flatnonzero(small):
+            found[tap, :, self.strata[tap] :] = -1
+        return found
 
 
 class _Look:
-    """Which features of view 1's lattices both views show."""
+    """Which features of a view's lattices both views show, ways and taps along the first axis.
+
+    Of a feature, nine numbers tell: its voxel in the other view and its voxels in both sources, an affine map of its
+    index. They are scaled so that what is shown lies within [-1, 1].
+    """
 
     def __init__(
-        self,
-        views: tuple[Placement, Placement],
-        taps: Sequence[Tap],
-        size: np.ndarray,
-        own: np.ndarray,
-        other: np.ndarray,
+        self, first: Placement, second: Placement, taps: Sequence[Tap], foreground: bool, both_ways: bool
     ) -> None:
-        first, second = views
-        self.size, self.views = size, views
-        stride, offset = (np.array([getattr(tap, name) for tap in taps], float) for name in ("stride", "offset"))
-        # Feature index of view 1 → of view 2, and → indices of both sources: nine rows
-        sources = [algebra.inverse(view.source_affine) @ own for view in (first, second)]
-        self.rows = np.concatenate([part[..., :3, :] for part in (algebra.inverse(other) @ own, *sources)], -2)
-        # A feature that lies within its lattice, and its centre within the view
-        low = np.maximum(0, (-0.5 - offset) / stride)
-        high = np.minimum(size - 1, (np.asarray(first.size) - 0.5 - offset) / stride)
-        self.own = low, high
-        samples = len(first.affine)
-        zero, last = np.zeros((len(size), samples, 3)), [view.source_extent - 1.0 for view in (first, second)]
-        self.low = np.concatenate([zero + low[:, None], zero, zero], -1) - 1e-9
-        self.high = np.concatenate([zero + high[:, None], *(zero + value for value in last)], -1) + 1e-9
+        ways, (stride, offset) = 1 + both_ways, _strides(taps)
+        self.views, self.foreground = (first, second), foreground
+        sides = np.asarray(first.size)
+        size = sides // stride
+        # Feature centres must lie within the view, too; in its voxels
+        whole = offset + stride * (size - 1)
+        low, high = np.maximum(offset, -0.5), np.minimum(whole, sides - 0.5)
+        self.limited = bool((low > offset).any() or (high < whole).any())
+        own = np.array([first.affine, second.affine])
+        back = algebra.inverse(np.array([second.affine, first.affine, first.source_affine, second.source_affine]))
+        own, there = own[:ways], (back[:ways], back[2], back[3])
+        rows = np.concatenate([(matrix @ own)[..., :3, :] for matrix in there], -2)[:, None]  # (ways, 1, B, 9, 4)
+        rows = self._of_features(rows, stride, offset)  # (ways, T, B, 9, 4)
+        bounds = np.zeros((2, *rows.shape[:-1]))
+        bounds[0, ..., :3], bounds[1, ..., :3] = low[:, None], high[:, None]
+        bounds[1, ..., 3:6], bounds[1, ..., 6:] = first.source_extent - 1.0, second.source_extent - 1.0
+        self.voxels = _flat(rows[..., 3:, :])
+        self.scaled = _flat(rows.copy())
+        middle = _flat(bounds[0] + bounds[1]) / 2
+        self.scaled[..., 3] -= middle
+        self.scaled /= np.maximum(_flat(bounds[1]) - middle, 0)[..., None] + 1e-9
+        self.size = np.concatenate([size] * ways)
+        self.bounds = [np.concatenate([(edge - offset) / stride] * ways) for edge in (low - 1e-9, high + 1e-9)]
+        self.lattices = _flat(self._of_features(own[:, None], stride, offset))
 
-    def unravel(self, index: np.ndarray, taps: slice | np.ndarray) -> np.ndarray:
-        """Flat indices ``(T, B, N)`` of lattices as ``(T, B, N, 3)`` float64."""
-        _, height, width = self.size[taps].T[:, :, None, None]
-        rest, k = np.divmod(index, width)
-        i, j = np.divmod(rest, height)
-        return np.stack([i, j, k], -1).astype(np.float64)
+    @staticmethod
+    def _of_features(rows: np.ndarray, stride: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        """Maps ``(..., 1, B, R, 4)`` of voxels of a view as maps ``(..., T, B, R, 4)`` of features of T taps."""
+        found = rows * np.concatenate([stride, np.ones((len(stride), 1))], 1)[:, None, None]
+        found[..., 3] += (rows[..., :3] * offset[:, None, None]).sum(-1)
+        return found
 
-    def seen(self, index: np.ndarray, taps: slice | np.ndarray, foreground: bool) -> np.ndarray:
-        """Bool ``(T, B, N)``; with ``foreground``, those on it, for samples that have any."""
-        own, rows = self.unravel(index, taps), self.rows[taps]
-        places = rows[..., :3] @ own.swapaxes(-1, -2) + rows[..., 3:]  # (T, B, 9, N)
-        seen = ((places >= self.low[taps][..., None]) & (places <= self.high[taps][..., None])).all(-2)
-        seen &= index >= 0
-        low, high = (bound[taps][:, None, None] for bound in self.own)
-        if (low > 0).any() or (high < self.size[taps][:, None, None] - 1).any():
-            seen &= ((own >= low - 1e-9) & (own <= high + 1e-9)).all(-1)
-        if foreground:
-            inside = seen.copy()
-            for view, start in zip(self.views, (3, 6), strict=True):
-                voxels = places[..., start : start + 3, :].swapaxes(-1, -2)  # (T, B, N, 3)
-                flat = voxels.swapaxes(0, 1).reshape(voxels.shape[1], -1, 3)
-                hit = nearest(view.source_foreground, flat).reshape(len(flat), len(voxels), -1)
-                inside &= hit.swapaxes(0, 1)
-            seen = np.where(inside.any(-1, keepdims=True), inside, seen)
-        return seen
+    def choose(
+        self, index: np.ndarray, count: int, rows: np.ndarray | EllipsisType = ...
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The first ``count`` of candidates that are seen, whether there are any, and whether there are enough.
+
+        Args:
+            index: ``(..., N)`` of features, float64.
+            count: K.
+            rows: which ways, taps and samples they are of, if not of all: ``(ways T, B)`` bool.
+
+        Returns:
+            ``(..., K)``, and bool ``(...)`` twice.
+        """
+        own = self._unravel(index, rows)
+        places = self.scaled[rows] @ own  # (..., 9, N)
+        seen = (np.abs(places, out=places) <= 1).all(-2) & (index >= 0)
+        if self.limited:
+            low, high = (self._of(bound, rows)[..., None] for bound in self.bounds)
+            seen &= ((own[..., :3, :] >= low) & (own[..., :3, :] <= high)).all(-2)
+        wanted = self._on_foreground(own, seen, rows) if self.foreground else seen
+        place, found = _first_true(wanted, count)
+        enough = found >= count
+        if self.foreground and not found.all():
+            place, found = _first_true(np.where(found[..., None] > 0, wanted, seen), count)
+        return index.reshape(-1)[place].clip(0), found > 0, enough
+
+    def points_mm(self, index: np.ndarray) -> np.ndarray:
+        """Positions ``(ways T, B, K, 3)`` of features ``(ways T, B, K)``."""
+        return (self.lattices[..., :3, :] @ self._unravel(index, ...)).swapaxes(-1, -2)
+
+    def _of(self, values: np.ndarray, rows: np.ndarray | EllipsisType) -> np.ndarray:
+        """Values ``(ways T, 3)`` of taps, for rows of ways, taps and samples."""
+        return np.broadcast_to(values[:, None], (len(values), self.scaled.shape[1], 3))[rows]
+
+    def _unravel(self, index: np.ndarray, rows: np.ndarray | EllipsisType) -> np.ndarray:
+        """Flat indices ``(..., N)`` of lattices as ``(..., 4, N)``, the last being 1."""
+        height, width = np.moveaxis(self._of(self.size, rows), -1, 0)[1:, ..., None].astype(np.float64)
+        found = np.empty((4, *index.shape))
+        rest = np.floor(index / width)
+        np.subtract(index, rest * width, out=found[2])
+        np.floor(rest / height, out=found[0])
+        np.subtract(rest, found[0] * height, out=found[1])
+        found[3] = 1
+        return np.moveaxis(found, 0, -2)
+
+    def _on_foreground(self, own: np.ndarray, seen: np.ndarray, rows: np.ndarray | EllipsisType) -> np.ndarray:
+        """Which of the seen features ``(..., 4, N)`` are foreground of both sources."""
+        voxels = np.rint(self.voxels[rows] @ own)  # (..., 6, N)
+        left = np.flatnonzero(seen)
+        pairs = np.broadcast_to(np.arange(self.scaled.shape[1]), self.scaled.shape[:2])[rows].reshape(-1)
+        for view, at in zip(self.views, (0, 3), strict=True):
+            samples, _, height, width = view.source_foreground.shape
+            i, j, k = voxels[..., at, :], voxels[..., at + 1, :], voxels[..., at + 2, :]
+            masks = view.source_foreground.reshape(samples, -1)  # no copy, though samples are apart in memory
+            flat = ((i * height + j) * width + k).reshape(-1)[left].astype(np.int64)
+            left = left[masks[pairs[left // seen.shape[-1]], flat]]
+        found = np.zeros(seen.size, dtype=bool)
+        found[left] = True
+        return found.reshape(seen.shape)
+
+
+def _strides(taps: Sequence[Tap]) -> tuple[np.ndarray, np.ndarray]:
+    """Strides, int64, and centre offsets, float64, of taps, ``(T, 3)``."""
+    return np.array([tap.stride for tap in taps]), np.array([tap.offset for tap in taps], dtype=np.float64)
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """Ways and taps as one axis."""
+    return values.reshape(-1, *values.shape[2:])
 
 
 def corresponding_points(
@@ -171,8 +268,13 @@ def corresponding_points(
 
 
 def feature_affines(affine: np.ndarray, taps: Sequence[Tap]) -> np.ndarray:
-    """``G (T, B, 4, 4)``: feature index → frame, of B views ``(B, 4, 4)`` at T taps."""
-    return np.stack([algebra.feature_affine(affine, tap.stride, tap.offset) for tap in taps])
+    """``G (T, ..., 4, 4)``: feature index → frame, of views ``(..., 4, 4)`` at T taps.
+
+    See :func:`lssl.views.affines.feature_affine`.
+    """
+    stride, offset = (values.reshape(-1, *(1,) * (affine.ndim - 1), 3) for values in _strides(taps))
+    linear = affine[..., :3, :3]
+    return algebra.homogeneous(linear * stride, (linear * offset).sum(-1) + affine[..., :3, 3])
 
 
 def draw(valid: Tensor, count: int) -> Tensor:
@@ -187,9 +289,23 @@ def draw(valid: Tensor, count: int) -> Tensor:
 
 def first_true(valid: np.ndarray, count: int) -> np.ndarray:
     """:func:`draw` of arrays ``(..., N)``; always ``count`` indices, repeated if there are fewer columns."""
-    order = (~valid).argsort(-1, kind="stable")
-    found = valid.sum(-1, keepdims=True).clip(1)
-    return np.take_along_axis(order, np.arange(count) % found, -1)
+    return _first_true(valid, count)[0] % valid.shape[-1]
+
+
+def _first_true(valid: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`first_true` as indices ``(..., count)`` of all of ``valid``, and how many of each row are true."""
+    rows = valid.reshape(-1, valid.shape[-1])
+    place = np.flatnonzero(rows)
+    start = np.searchsorted(place, np.arange(len(rows) + 1) * rows.shape[1])
+    found = start[1:] - start[:-1]
+    order = np.arange(count)
+    if (found >= count).all():
+        picked = place[start[:-1, None] + order]
+    else:
+        picked = np.append(place, 0).take(start[:-1, None] + order % found.clip(1)[:, None], mode="clip")
+        empty = np.flatnonzero(found == 0)
+        picked[empty] = empty[:, None] * rows.shape[1]
+    return picked.reshape(*valid.shape[:-1], count), found.reshape(valid.shape[:-1])
 
 
 def sampling_grids(views: Sequence[Placement], taps: Sequence[Tap], points_mm: np.ndarray) -> np.ndarray:
@@ -198,13 +314,14 @@ def sampling_grids(views: Sequence[Placement], taps: Sequence[Tap], points_mm: n
     Returns:
         ``(T, V, B, K, 3)`` float32, torch's normalised coordinates.
     """
-    grids = []
-    for view in views:
-        sides = [[n // s for n, s in zip(view.size, tap.stride, strict=True)] for tap in taps]
-        normalise = np.stack([geo.normalise(side) for side in sides])[:, None]
-        matrix = normalise @ algebra.inverse(feature_affines(view.affine, taps))
-        grids.append(algebra.transform(matrix, points_mm)[..., ::-1])
-    return np.stack(grids, 1).astype(np.float32)
+    stride, offset = (values[:, None, None] for values in _strides(taps))
+    sides = np.array([view.size for view in views])[:, None] // stride  # (T, V, 1, 3), the features along each axis
+    rows = algebra.inverse(np.array([view.affine for view in views]))[..., :3, :]  # the voxel v of a point
+    # The feature (v - δ) / s, and geometry.normalise of it
+    scale, shift = 2 / (stride * sides), (1 - 2 * offset / stride) / sides - 1
+    linear = (rows[..., :3] * scale[..., None])[..., [2, 1, 0], :]  # torch wants (x, y, z) = (W, H, D)
+    place = (rows[..., 3] * scale + shift)[..., None, [2, 1, 0]]
+    return (points_mm[:, None] @ linear.swapaxes(-1, -2) + place).astype(np.float32)
 
 
 def at_grid(features: Tensor, grid: Tensor) -> Tensor:

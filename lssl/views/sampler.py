@@ -126,10 +126,11 @@ class ViewSampler:
         draws = host_generator(generator)
         batch = self._choose_visits(batch, generator)
         pairs = batch.host
-        linear = self.in_voxels(self.draw_linear(len(pairs), draws), pairs.affines[:, 0])
-        first = self._anywhere(pairs, 0, linear, draws)
         same = {"shared": self._same_map, "aligned": self._same_box}.get(self.geometry)
-        second = self._place_second(pairs, first, draws) if same is None else same(pairs, first)
+        tries = self.OVERLAP_TRIES[0] if same is None else 0
+        turns = self.draw_linear((len(pairs), 1 + tries), draws)
+        first = self._anywhere(pairs, 0, self.in_voxels(turns[:, 0], pairs.affines[:, 0]), draws)
+        second = self._place_second(pairs, first, turns[:, 1:], draws) if same is None else same(pairs, first)
         return self.resample_views(batch, np.stack([first, second], 1), draws)
 
     def _choose_visits(self, batch: PairBatch, generator: torch.Generator) -> PairBatch:
@@ -143,7 +144,7 @@ class ViewSampler:
         """Unaugmented views of one box, at the centre of the first visit's foreground, for evaluation."""
         self.check(batch)
         pairs = batch.host
-        plain = algebra.scaling(self.steps(pairs.affines[:, 0]))
+        plain = self.steps(pairs.affines[:, 0])[:, None] * np.eye(3)
         low, high = self.centre_bounds(plain, pairs.extent[:, 0])
         mass = geo.centre_of_mass(torch.from_numpy(pairs.foreground[:, 0])).numpy()
         centre = np.round(mass - self._middle) + self._middle
@@ -160,14 +161,13 @@ class ViewSampler:
                 f"views: a crop of {self.size} voxels does not fit into sources of {have}; use a smaller crop."
             )
 
-    def draw_linear(self, count: int, draws: np.random.Generator) -> np.ndarray:
-        """``R diag(z) F`` in mm as ``(count, 4, 4)`` linear maps."""
-        zoom = draws.uniform(*self.zoom, (count, 3))
-        angles = draws.uniform(-self.rotation, self.rotation, (count, 3))
-        still = draws.random((count, 1)) >= self.affine_probability
-        mirror = draws.random((count, 3)) < self.flip
-        scale = np.where(still, 1.0, zoom) * (1 - 2 * mirror)
-        return algebra.rotation(np.where(still, 0.0, angles)) @ algebra.scaling(scale)
+    def draw_linear(self, shape: tuple[int, ...], draws: np.random.Generator) -> np.ndarray:
+        """``R diag(z) F`` in mm as ``(*shape, 3, 3)`` linear maps."""
+        drawn, (low, high) = draws.random((*shape, 10)), self.zoom
+        moved = drawn[..., :1] < self.affine_probability
+        zoom = np.where(moved, low + (high - low) * drawn[..., 1:4], 1.0)
+        angles = np.where(moved, self.rotation * (2 * drawn[..., 4:7] - 1), 0.0)
+        return algebra.turn(angles) * np.where(drawn[..., 7:] < self.flip, -zoom, zoom)[..., None, :]
 
     def resample_to(self, spacing: Sequence[float], steps: np.ndarray) -> None:
         """Sets the working spacing.
@@ -187,20 +187,23 @@ class ViewSampler:
 
     def steps(self, affine: np.ndarray) -> np.ndarray:
         """Voxels of the source in a view voxel, ``(..., 3)``; exactly 1 within 1 % of the working spacing."""
-        own = algebra.spacing(affine)
+        return self._steps(algebra.spacing(affine))
+
+    def _steps(self, own: np.ndarray) -> np.ndarray:
+        """:meth:`steps` of voxel sizes ``(..., 3)`` in mm."""
         if self.spacing is None:
             return np.ones_like(own)
         steps = np.asarray(self.spacing) / own
         return np.where(abs(steps - 1) < TOLERANCE, 1.0, steps)
 
     def in_voxels(self, linear: np.ndarray, affine: np.ndarray) -> np.ndarray:
-        """``L``: a map of view indices from a linear map in mm along the source's axes."""
+        """``L (..., 3, 3)``: a map of view indices from a linear map in mm along the source's axes."""
         own = algebra.spacing(affine)
-        return algebra.scaling(1 / own) @ linear @ algebra.scaling(own * self.steps(affine))
+        return linear * (own * self._steps(own))[..., None, :] / own[..., None]
 
     def view_to_source(self, linear: np.ndarray, centre: np.ndarray) -> np.ndarray:
-        """View index → source index: ``c + L (v - (n - 1)/2)``."""
-        return algebra.translation(centre) @ linear @ algebra.translation(-self._middle)
+        """View index → source index: ``c + L (v - (n - 1)/2)``, ``(..., 4, 4)``."""
+        return algebra.homogeneous(linear, centre - linear @ self._middle)
 
     @property
     def _middle(self) -> np.ndarray:
@@ -221,7 +224,7 @@ class ViewSampler:
 
     def centre_bounds(self, linear: np.ndarray, extent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Centres ``(B, 3)`` that keep the view's box inside the source; the source's middle if it does not fit."""
-        half = abs(linear[..., :3, :3]) @ (np.asarray(self.size) / 2)
+        half = abs(linear) @ (np.asarray(self.size) / 2)
         low, high = half - 0.5, extent - 0.5 - half
         middle = (extent - 1) / 2.0
         fits = low <= high
@@ -237,44 +240,49 @@ class ViewSampler:
             centres = centres[np.arange(len(pairs)), hit.argmax(1)]  # the first hit, or the first draw without a hit
         return self.view_to_source(linear, centres.reshape(-1, 3))
 
-    def _place_second(self, pairs: HostPairs, first: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """A second index map that overlaps the first: draws several tries at once and takes the first good one."""
+    def _place_second(
+        self, pairs: HostPairs, first: np.ndarray, turns: np.ndarray, draws: np.random.Generator
+    ) -> np.ndarray:
+        """A second index map that overlaps the first: several tries at once, of which the first good one is taken.
+
+        ``turns (B, tries, 3, 3)`` are the linear maps of the first tries.
+        """
         n, anchor = len(pairs), self._same_box(pairs, first)
         best, lacking = anchor.copy(), np.ones(n, dtype=bool)
         affine = pairs.affines[:, None, 1]
         # (B, 1, 3): the first view's centre in the second source
         centre = algebra.transform(anchor, self._middle[None])
-        for tries in self.OVERLAP_TRIES:
-            linear = self.draw_linear(n * tries, draws).reshape(n, tries, 4, 4)
+        for more in (*self.OVERLAP_TRIES[1:], 0):
             if self.flip_together:
-                linear = self.same_mirror(linear, first[:, None])
-            linear = self.in_voxels(linear, affine)
-            shift = self.draw_shift((n, tries), draws) * self.steps(affine)
+                turns = self.same_mirror(turns, first[:, None])
+            linear = self.in_voxels(turns, affine)
+            shift = self.draw_shift(linear.shape[:2], draws) * self.steps(affine)
             low, high = self.centre_bounds(linear, pairs.extent[:, 1, None])
             maps = self.view_to_source(linear, np.clip(centre + shift, low, high))
             good = self._shared_part(maps, anchor[:, None]) >= self.overlap * (1 - 1e-6)
             found = lacking & good.any(1)
             best[found] = maps[found, good.argmax(1)[found]]
             lacking &= ~found
-            if not lacking.any():
+            if not more or not lacking.any():
                 break
+            turns = self.draw_linear((n, more), draws)
         return best
 
     def draw_shift(self, shape: tuple[int, ...], draws: np.random.Generator) -> np.ndarray:
         """Shifts ``(*shape, 3)`` in voxels of the views that leave two boxes the overlap."""
         reach = (1 - self.overlap ** (1 / 3)) * np.asarray(self.size)
-        return draws.uniform(-1, 1, (*shape, 3)) * reach
+        return (2 * draws.random((*shape, 3)) - 1) * reach
 
     @staticmethod
     def same_mirror(linear: np.ndarray, first: np.ndarray) -> np.ndarray:
-        """Gives linear maps the mirror of another: the sign of its diagonal (rotations are small)."""
-        wanted, own = (np.sign(matrix[..., range(3), range(3)]) for matrix in (first, linear))
-        return linear @ algebra.scaling(wanted * own)
+        """Gives linear maps ``(..., 3, 3)`` the mirror of others: the sign of their diagonals (rotations are small)."""
+        wanted, own = (np.sign(matrix.diagonal(axis1=-2, axis2=-1)[..., :3]) for matrix in (first, linear))
+        return linear * (wanted * own)[..., None, :]
 
     def _shared_part(self, maps: np.ndarray, anchor: np.ndarray) -> np.ndarray:
         """Volume of the intersection over the smaller view's."""
-        shared = shared_volume(algebra.inverse(anchor) @ maps, self.size) * algebra.volume(anchor)
-        return shared / (np.minimum(algebra.volume(maps), algebra.volume(anchor)) * math.prod(self.size))
+        between = algebra.inverse(anchor) @ maps
+        return shared_volume(between, self.size) / (algebra.volume(between).clip(None, 1) * math.prod(self.size))
 
     def resample_views(
         self, batch: PairBatch, maps: np.ndarray, draws: np.random.Generator | None
@@ -287,12 +295,11 @@ class ViewSampler:
         changes = None if draws is None else self._changes(algebra.spacing(affines), draws)
         grid = geo.grid_parts(self._fine(maps[:, 0] if one_map else maps.reshape(-1, 4, 4)), batch.size, self._samples)
         plan = _Plan(affines, pairs.times_within_pair(), [part.astype(np.float32) for part in grid], one_map, changes)
-        return self._make(batch, plan)
+        return self._make(batch, pairs, plan)
 
-    def _make(self, batch: PairBatch, plan: _Plan) -> tuple[View, View]:
+    def _make(self, batch: PairBatch, pairs: HostPairs, plan: _Plan) -> tuple[View, View]:
         """What the device does: one copy, one resampling, and the intensity changes."""
         changed = plan.changes.arrays if plan.changes else []
-        pairs = batch.host
         affines, time, *sent = send([plan.affines, plan.times, *plan.grid, *changed], batch.images.device)
         affines, time = affines.clone(), time.clone()  # they outlive the step's other arrays
         clean = self._resample(batch.images, sent[:3], plan.one_map)

@@ -99,10 +99,12 @@ def interpolated(values: np.ndarray, view: View, name: str, row: int, place: np.
 
 
 def anchors(strategy: AnatomicalEmbedding, one: View, other: View, tap: Tap, count: int) -> tuple[Tensor, Tensor]:
-    """Places and weights of the anchors of a term, drawn again."""
+    """Places and weights of the anchors of a term, drawn again: those of all terms are drawn at once."""
     draws = seeded(int(host_generator(strategy.generator).integers(2**62)))
-    points = plan_points(one.host, other.host, [tap], count, draws, True)
-    return torch.from_numpy(points.mm[0]), torch.from_numpy(points.weight[0])
+    taps = [strategy.backbone.taps[each] for each in strategy.taps]
+    most = max(level.anchors for level in strategy.levels.values())
+    points, row = plan_points(one.host, other.host, taps, most, draws, True), taps.index(tap)
+    return torch.from_numpy(points.mm[row, :, :count]), torch.from_numpy(points.weight[row])
 
 
 def by_hand(strategy: AnatomicalEmbedding, batch: PairBatch, views: tuple[View, View], name: str) -> float:

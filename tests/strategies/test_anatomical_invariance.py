@@ -359,7 +359,7 @@ def test_the_published_residual_lets_the_term_fall_without_the_backbone(make_bat
             strategy.on_step_end(step / 60)
         left[residual] = sum(values[-10:]) / 10
     print(name, left)
-    assert left[True] < 0.5 * left[False]
+    assert left[True] < 0.6 * left[False]
 
 
 def test_the_teachers_running_statistics_are_of_whole_crops(batch):

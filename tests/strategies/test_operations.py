@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from contextlib import nullcontext
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,11 @@ TERMS = dict.fromkeys(bench.STRATEGIES, FEW) | {
     "AnatomicalInvariance": 190,  # five heads of three layers, two attentions, four times prototypes
     "AnatomicalEmbedding": 165,  # two maps with 65 each
 }
+
+
+def test_every_strategy_is_counted():
+    counted = {name.split(",")[0] for name in TERMS}
+    assert counted == {point.name for point in entry_points(group="lssl.strategies")}
 
 
 @pytest.mark.parametrize("name", TERMS)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from lssl.losses import DenseInfoNCE, NegativeCosine
 from lssl.networks.feature_geometry import Tap
+from lssl.utils.random import seeded
 from lssl.views import geometry as geo
-from lssl.views.points import at_points, corresponding_points
+from lssl.views.points import at_points, corresponding_points, plan_points
 from lssl.views.sampler import View, ViewSampler
+from lssl.views.view import Placement
 
 SIZE = (16, 12, 8)
 TAP = Tap("", 3, (4, 2, 1), (1.5, 0.5, 0.0))
 LATTICE = (4, 6, 8)
 
 
-def pair(make_batch, pairs: int = 3, seed: int = 0, **settings) -> tuple[View, View]:
+def pair(make_batch, pairs: int = 3, seed: int = 1, **settings) -> tuple[View, View]:
     batch = make_batch(pairs, (40, 36, 32), image="frame")
     settings = {"rotation": 10.0, "overlap": 0.4, **settings}
     return ViewSampler(SIZE, transforms=[], **settings)(batch, torch.Generator().manual_seed(seed))
@@ -163,3 +167,70 @@ def test_no_common_point_at_all_gives_zero_and_no_gradient(make_batch, generator
     for loss in (NegativeCosine()(z1, z2, z2, z1, weight), DenseInfoNCE()(z1, z2, places, weight)):
         assert loss.item() == 0
         assert all(g.abs().sum() == 0 for g in torch.autograd.grad(loss, (z1, z2)))
+
+
+# --- several pairs ----------------------------------------------------------------------------------------------------
+
+ROOMY = Tap("", 3, (1, 1, 1), (0.0, 0.0, 0.0))  # 1536 features, more than candidates of 20 points
+
+
+def alike(make_batch, pairs: int) -> Placement:
+    """The same view of the same place, for every pair: whatever differs between pairs was drawn."""
+    view = pair(make_batch, 1, foreground=False)[0].host
+    fields = {key: value if key == "size" else np.repeat(value, pairs, 0) for key, value in vars(view).items()}
+    return Placement(**fields)
+
+
+@pytest.mark.parametrize("tap", [TAP, ROOMY])
+def test_no_draw_is_shared_between_pairs(make_batch, tap: Tap):
+    """Neither places nor the steps from one to the next: an order that pairs share would show in these."""
+    view, number = alike(make_batch, 2), math.prod(n // s for n, s in zip(SIZE, tap.stride, strict=True))
+    same_place, same_step, rounds = 0.0, 0.0, 60
+    for seed in range(rounds):
+        index = plan_points(view, view, [tap], 20, seeded(seed)).index[0]
+        assert (np.sort(index)[:, 1:] > np.sort(index)[:, :-1]).all()  # none twice
+        same_place += (index[0] == index[1]).mean() / rounds
+        steps = np.diff(index) % number
+        same_step += (abs(steps[0] - steps[1]) <= number // 150).mean() / rounds  # as wide as a stratum is
+    assert same_place < 5 / number + 0.01
+    assert same_step < 0.05
+
+
+def test_every_feature_is_as_likely_for_every_pair_and_tap(make_batch):
+    view, counts = alike(make_batch, 3), np.zeros((2, 3, 192))
+    taps = [TAP, Tap("", 3, (4, 3, 1), (1.5, 1.0, 0.0))]  # lattices of 192 and 128 features
+    for seed in range(400):
+        index = plan_points(view, view, taps, 12, seeded(seed)).index
+        np.add.at(counts, (*np.indices(index.shape)[:2], index), 1)
+    for tap, number in enumerate((192, 128)):
+        expected = 400 * 12 / number
+        found = ((counts[tap, :, :number] - expected) ** 2 / expected).sum(-1)
+        assert (found < number + 4 * (2 * number) ** 0.5).all()  # χ² of about as many degrees of freedom
+        assert counts[tap, :, number:].sum() == 0
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+def test_both_ways_are_two_plans_from_the_same_draws(make_batch, foreground: bool):
+    batch = make_batch(3, (40, 36, 32), image="frame")
+    batch.foreground[..., :14, :, :] = False
+    first, second = (
+        view.host for view in ViewSampler(SIZE, transforms=[], overlap=0.4)(batch, torch.Generator().manual_seed(1))
+    )
+    taps = [TAP, ROOMY]
+    both = plan_points(first, second, taps, 25, seeded(3), foreground, both_ways=True)
+    alone = [plan_points(*views, taps, 25, seeded(3), foreground) for views in ((first, second), (second, first))]
+    for name in ("mm", "weight", "index"):
+        np.testing.assert_allclose(
+            getattr(both, name), np.concatenate([getattr(one, name) for one in alone]), atol=1e-9
+        )
+
+
+def test_points_of_a_pair_do_not_depend_on_what_the_other_pairs_share(make_batch):
+    """A pair that needs more candidates than are looked at first must not change the others' points."""
+    view = alike(make_batch, 3)
+    apart = Placement(**{**vars(view), "affine": view.affine.copy()})
+    apart.affine[1:, :3, 3] += view.affine[1:, :3, 0] * np.array([[14.0], [1000.0]])  # pair 1 shares little, 2 nothing
+    for seed in range(5):
+        found, expected = (plan_points(view, other, [TAP, ROOMY], 20, seeded(seed)) for other in (apart, view))
+        np.testing.assert_array_equal(found.index[:, 0], expected.index[:, 0])
+        assert found.weight[:, 2].sum() == 0

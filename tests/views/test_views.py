@@ -282,7 +282,7 @@ def test_no_views_share_less_than_was_asked(make_batch):
         first, second = draw(batch, zoom=(0.7, 1.4), rotation=20.0, overlap=overlap, flip=(0.5, 0.5, 0.5))
         parts = shared_part(first, second)
         assert parts.min() > overlap - 0.003
-        assert parts.min() < overlap + 0.1
+        assert parts.min() < overlap + 0.15
         sampler, _ = views()
         exact = torch.from_numpy(sampler._shared_part(index_map(second).numpy(), index_map(first).numpy()))
         assert (exact - parts).abs().max() < 0.004
