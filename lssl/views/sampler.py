@@ -113,11 +113,10 @@ class ViewSampler:
         if self.spacing is not None:
             positive(**{f"views.spacing, axis {axis}": side for axis, side in enumerate(self.spacing)})
         self.samples: tuple[int, int, int] = (1, 1, 1)  # of the source, averaged in a voxel of the view
-        self.same_visit = same_visit
-        self.geometry, self.intensity = geometry, intensity
+        self.same_visit, self.geometry, self.intensity = same_visit, geometry, intensity
         self.overlap, self.zoom, self.rotation = overlap, zoom, math.radians(rotation)
-        self.affine_probability, self.flip, self.flip_together = affine_probability, flip, flip_together
-        self.foreground = foreground
+        self.affine_probability, self.foreground = affine_probability, foreground
+        self.flip, self.flip_together = flip, flip_together
         self.transforms = default_transforms() if transforms is None else transforms
 
     def __call__(self, batch: PairBatch, generator: torch.Generator) -> tuple[View, View]:
@@ -127,8 +126,7 @@ class ViewSampler:
         batch = self._choose_visits(batch, generator)
         pairs = batch.host
         same = {"shared": self._same_map, "aligned": self._same_box}.get(self.geometry)
-        tries = self.OVERLAP_TRIES[0] if same is None else 0
-        turns = self.draw_linear((len(pairs), 1 + tries), draws)
+        turns = self.draw_linear((len(pairs), 1 + (self.OVERLAP_TRIES[0] if same is None else 0)), draws)
         first = self._anywhere(pairs, 0, self.in_voxels(turns[:, 0], pairs.affines[:, 0]), draws)
         second = self._place_second(pairs, first, turns[:, 1:], draws) if same is None else same(pairs, first)
         return self.resample_views(batch, np.stack([first, second], 1), draws)
