@@ -26,6 +26,7 @@ from lssl.utils.distributed import every_rank, no_sync
 from lssl.utils.errors import InputError
 from lssl.utils.generator import StepGenerator
 from lssl.utils.schedules import WarmupCosine
+from lssl.views.precision import check_precision
 from lssl.views.sampler import View, ViewSampler
 from lssl.views.working_spacing import WorkingSpacing
 
@@ -194,7 +195,8 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
             if stage == "fit":
                 data.check_crop(self.views.size)
             self.check_channels()
-        self._check_precision()
+        strides = {name: tap.stride for name, tap in self.backbone.taps.items()}
+        check_precision(str(self.trainer.precision), self.device, self.views.size, strides)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The weighted sum of the terms; logs both every ``trainer.log_every_n_steps`` steps.
@@ -319,20 +321,6 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         values = {f"{stage}/{name}": value for name, value in {"loss": loss, **terms, **self.logged}.items()}
         weight = _size(batch) * self.trainer.world_size * counts  # Lightning rounds the ranks' mean of weights down
         self.log_dict(values, prog_bar=stage == "val", batch_size=weight, sync_dist=True)
-
-    def _check_precision(self) -> None:
-        """OneDNN's bfloat16 gradient of a 3D kernel reads uninitialised memory on CPU maps of 1 or 2 voxels a side.
-
-        Torch 2.13 gives NaN or a different value at every call. Larger maps are exact to the bit.
-        """
-        if self.device.type != "cpu" or "bf16" not in str(self.trainer.precision):
-            return
-        for name, tap in self.backbone.taps.items():
-            if any(side // stride <= 2 for side, stride in zip(self.views.size, tap.stride, strict=True)):
-                raise InputError(
-                    f"trainer.precision: bfloat16 gradients are wrong on CPUs if a map has 2 voxels a side, as tap "
-                    f"'{name}' has here; use larger views or trainer.precision 32."
-                )
 
     def _check_weights(self, terms: Iterable[str]) -> None:
         known = {*terms, *self._declared_terms}

@@ -20,6 +20,8 @@ from lssl import Strategy, ViewSampler
 from lssl.guards import FiniteGuard
 from lssl.utils.errors import InputError
 
+PRECISIONS = ("32-true", "bf16-mixed")
+
 
 def saved(folder, name="last"):
     return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=False)
@@ -40,9 +42,10 @@ def test_a_bad_batch_that_cannot_be_saved_costs_no_sentence(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("task", TASKS)
-def test_one_nan_voxel_stops_the_run_within_its_window_and_keeps_the_checkpoints(task, tmp_path):
-    run = trainer(tmp_path, Plant(one_nan, 6), max_steps=8)
+def test_one_nan_voxel_stops_the_run_within_its_window_and_keeps_the_checkpoints(task, precision, tmp_path):
+    run = trainer(tmp_path, Plant(one_nan, 6), max_steps=8, precision=precision)
     data = Noise(subjects=6)
     data.few_shot.steps = 2
     with pytest.raises(InputError) as error:
@@ -126,6 +129,24 @@ def test_a_skipped_update_leaves_no_trace(task, optimizer, accumulate, tmp_path)
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "4"]
 
 
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+@pytest.mark.parametrize("task", TASKS)
+def test_in_bfloat16_a_bad_update_is_skipped_too(task, precision, tmp_path):
+    run = trainer(tmp_path, Plant(one_nan, 3), max_steps=6, limit_val_batches=0, precision=precision)
+    made = TASKS[task](on_nonfinite="skip")
+    with pytest.warns(UserWarning, match="Step 3: .*This update is skipped"):
+        run.fit(made, datamodule=Noise(subjects=4, split=(1.0, 0.0, 0.0)))
+    assert next(each for each in run.callbacks if isinstance(each, FiniteGuard)).skipped == 1
+    assert not broken(made.state_dict())
+    assert finite(saved(tmp_path))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_a_precision_that_converts_places_is_refused(precision, tmp_path):
+    with pytest.raises(InputError, match=f"trainer.precision: {precision} would convert"):
+        trainer(tmp_path, max_steps=2, precision=precision).fit(strategy(), datamodule=Noise())
+
+
 def test_skipping_for_ever_is_no_training(tmp_path):
     run = trainer(tmp_path, Plant(lambda image: image * torch.nan, *range(3, 100)), max_steps=60, limit_val_batches=0)
     with pytest.raises(InputError, match="30 updates in a row"), pytest.warns(UserWarning, match="is skipped"):
@@ -134,20 +155,22 @@ def test_skipping_for_ever_is_no_training(tmp_path):
     assert len(list((tmp_path / "nonfinite").glob("*.pt"))) == 5
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("task", TASKS)
-def test_a_learning_rate_of_a_thousand_ends_finite_or_with_a_sentence(task, tmp_path):
+def test_a_learning_rate_of_a_thousand_ends_finite_or_with_a_sentence(task, precision, tmp_path):
     made = TASKS[task](optimizer=partial(torch.optim.AdamW, lr=1e3), schedule=None)
-    run = trainer(tmp_path, max_steps=20)
+    run = trainer(tmp_path, max_steps=20, precision=precision)
     with contextlib.suppress(InputError):
         run.fit(made, datamodule=Noise())
         assert all(value.isfinite() for value in run.callback_metrics.values())
     assert all(finite(torch.load(path, weights_only=False)) for path in tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("task", TASKS)
-def test_a_wild_learning_rate_is_never_silent(task, tmp_path):
+def test_a_wild_learning_rate_is_never_silent(task, precision, tmp_path):
     made = TASKS[task](optimizer=partial(torch.optim.SGD, lr=1e30), schedule=None)
-    run = trainer(tmp_path, max_steps=20)
+    run = trainer(tmp_path, max_steps=20, precision=precision)
     with pytest.raises(InputError, match=r"(?i)lower (the|a|with a)?.*learning rate"):
         run.fit(made, datamodule=Noise())
     assert all(finite(torch.load(path, weights_only=False)) for path in tmp_path.rglob("*.ckpt"))
@@ -189,7 +212,7 @@ def test_weights_that_start_broken_are_refused(tmp_path):
         trainer(tmp_path, limit_val_batches=0).fit(made, datamodule=Noise())
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("precision", [*PRECISIONS, "16-mixed"])
 @pytest.mark.parametrize("change", [lambda image: image * 0 + 0.5, lambda image: image * 0, lambda image: image * 1e4])
 @pytest.mark.parametrize("task", TASKS)
 def test_constant_and_bright_crops(task, change, precision, tmp_path):
