@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from lssl.data.batch import Visit
 from lssl.data.boxes import around
 from lssl.data.datamodule import PairDataModule
 from lssl.data.pairs import count
-from lssl.data.recognise import is_prepared
+from lssl.data.recognise import is_prepared, prepared_options
 from lssl.data.store import StoredVisit, read_stored
-from lssl.data.tables import csv_table
+from lssl.data.tables import SIZES, csv_table, with_sizes
 from lssl.data.usable import known_problems, leave_out, unopenable, without_visits
 from lssl.utils.errors import InputError
 
@@ -83,8 +82,7 @@ class PreparedDataModule(PairDataModule):
         self._budget = int(cache_gb * 1e9 / max(1, self.num_workers))
 
     def _in_template(self) -> bool:
-        options = json.loads((self.root / "dataset.json").read_text()).get("options", {})
-        return bool(options.get("template"))
+        return bool(prepared_options(self.root).get("template"))
 
     @property
     def location(self) -> str:
@@ -95,11 +93,9 @@ class PreparedDataModule(PairDataModule):
         """One row per visit, with the path and the size of its file."""
         table, notes = csv_table(self.csv, self.root, {*WANTED, *(name.lower() for name in self.target_sources)})
         self.notes += notes
-        if missing := [name for name in ("size_d", "size_h", "size_w") if name not in table]:
-            raise InputError(
-                f"The table {self.csv} lacks the columns {', '.join(missing)}; make it from the rows of "
-                f"{self.root / 'visits.csv'}."
-            )
+        if table.empty:
+            raise InputError(f"{self.csv} lists no visits; run `lssl prepare` again.")
+        table = with_sizes(table, self.csv)
         names = table["channels"].dropna().unique().tolist() if "channels" in table else []
         if len(names) > 1:
             raise InputError(
@@ -117,7 +113,8 @@ class PreparedDataModule(PairDataModule):
         """Drops visits that are excluded, missing, known to be damaged, or misaligned, and counts and names them."""
         table, excluded = without_visits(table, self.exclude)
         problems = known_problems(table["image"], "stored")
-        problems |= unopenable(path for path in table["image"] if path not in problems)
+        sizes = zip(table["image"], table[list(SIZES)].to_numpy().tolist(), strict=True)
+        problems |= unopenable({path: size for path, size in sizes if path not in problems})
         table, broken = leave_out(table, problems)
         self.excluded += excluded + broken
         if "aligned" in table and self.misaligned == "drop" and not self.predicting:
@@ -136,7 +133,7 @@ class PreparedDataModule(PairDataModule):
     def inspect(self, table: pd.DataFrame) -> None:
         """Keeps the files and shapes of the sorted table."""
         self.files = VisitFiles(table["image"].tolist(), self._budget)
-        self._shapes = table[["size_d", "size_h", "size_w"]].to_numpy(int)
+        self._shapes = table[list(SIZES)].to_numpy(int)
 
     def channels(self) -> list[str]:
         """Channels of the prepared folder, in stored order."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lssl.data.sidecars import read_text
 from lssl.utils.errors import InputError
 from lssl.utils.files import read_json
 
-__all__ = ["Found", "is_prepared", "recognise"]
+__all__ = ["Found", "is_prepared", "prepared_options", "recognise"]
 
 NIFTI = (".nii", ".nii.gz")
 
@@ -60,6 +62,27 @@ class Found:
 def is_prepared(root: str | Path | None) -> bool:
     """Whether ``lssl prepare`` wrote this folder."""
     return root is not None and (Path(root) / "dataset.json").is_file() and (Path(root) / "visits.csv").is_file()
+
+
+def prepared_options(root: str | Path) -> dict[str, Any]:
+    """The options with which a folder was prepared, from its ``dataset.json``: ``suffixes``, ``template`` and others.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        InputError: if the file is damaged or of another kind.
+    """
+    path = Path(root) / "dataset.json"
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        content = None
+    options = content.get("options", {}) if isinstance(content, dict) else None
+    suffixes = options.get("suffixes", []) if isinstance(options, dict) else None
+    if not isinstance(suffixes, list) or not all(isinstance(suffix, str) for suffix in suffixes):
+        raise InputError(f"{path} is damaged: it holds no options of `lssl prepare`; restore it, or prepare again.")
+    return dict(options or {})
 
 
 def recognise(path: str) -> Found:

@@ -36,6 +36,7 @@ CHUNK, BLOCK = 64, 32
 PLACES = 512
 KEY = "lssl"
 VERSION = 2
+LARGEST = 1e3  # mm of a voxel
 _verified: dict[tuple[str, int, int], int] = {}  # file, its time of change, CRC of metadata → a bit per verified chunk
 
 
@@ -276,6 +277,9 @@ def read_stored(path: str | Path, frame: bytes | None = None) -> StoredVisit:
         total = zlib.crc32(places, zlib.crc32(text.encode()))
         meta = json.loads(text)
         whole = total == packed["sum"] and meta["version"] == VERSION and meta["layout"] == _layout(array)
+        affine = np.array(meta["affine"], float).reshape(4, 4)
+        sides = np.linalg.norm(affine[:3, :3], axis=0)
+        whole = whole and bool(np.isfinite(affine).all() and (sides > 0).all() and (sides < LARGEST).all())
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; run `lssl prepare` again to restore it.") from error
     except Exception as error:  # Blosc2 raises anything, even SyntaxError, on a damaged header
@@ -284,7 +288,7 @@ def read_stored(path: str | Path, frame: bytes | None = None) -> StoredVisit:
         raise InputError(_damaged(path))
     return StoredVisit(
         array=array,
-        affine=np.array(meta["affine"], float).reshape(4, 4),
+        affine=affine,
         channels=meta["channels"],
         limits=[(low, high) for low, high in meta["limits"]],
         places=np.frombuffer(places, np.int16).reshape(-1, 3),

@@ -21,7 +21,10 @@ from lssl.data.sidecars import MISSING, normal_id, read_text
 from lssl.data.times import Measures, add_times, family, read_measures
 from lssl.utils.errors import InputError
 
-__all__ = ["csv_table", "file_table"]
+__all__ = ["SIZES", "csv_table", "file_table", "with_sizes"]
+
+SIZES = ("size_d", "size_h", "size_w")  # columns of a prepared visit
+LARGEST = 1e5  # voxels along an axis
 
 
 def file_table(path: str | Path) -> pd.DataFrame:
@@ -88,6 +91,31 @@ def csv_table(
     kinds = [name for name in table if family(str(name))[0] in ("age", "elapsed", "date", "baseline_age")]
     table, odd = add_times(table.drop(columns=kinds), measures)
     return table, notes + odd
+
+
+def with_sizes(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """A table of prepared visits with the columns :data:`SIZES` as whole numbers.
+
+    Args:
+        table: of text.
+        path: where it is from.
+
+    Raises:
+        InputError: if a column is missing, or a size is no whole and positive number.
+    """
+    if missing := [name for name in SIZES if name not in table]:
+        folder = path.parent / "visits.csv"
+        raise InputError(f"The table {path} lacks the columns {', '.join(missing)}; make it from the rows of {folder}.")
+    sizes = table[list(SIZES)].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    bad = ~((sizes >= 1) & (sizes < LARGEST) & (sizes == np.floor(sizes))).all(axis=1)
+    if bad.any():
+        row = table.iloc[int(bad.argmax())]
+        size = "×".join(str(row[name])[:20] for name in SIZES)
+        raise InputError(
+            f"{path}: the size of {row['subject']} {row['session']} is {size}; give whole numbers of voxels, or run "
+            "`lssl prepare` again."
+        )
+    return table.assign(**dict(zip(SIZES, sizes.astype(int).T, strict=True)))
 
 
 def _read_csv(path: Path, columns: Collection[str] | None, suffixes: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:

@@ -76,19 +76,25 @@ def known_problems(paths: Iterable[str], kind: str) -> dict[str, str]:
     return found
 
 
-def unopenable(paths: Iterable[str]) -> dict[str, str]:
-    """Prepared visits whose metadata cannot be read → why. Voxels are not read, so a visit takes 0.1 ms."""
+def unopenable(sizes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Prepared visits whose metadata cannot be read or give another size → why. No voxel is read: each takes 0.1 ms.
+
+    Args:
+        sizes: path → voxels per axis, as the table says.
+    """
 
     def problem(path: str) -> str:
         try:
-            read_stored(path)
+            found = list(read_stored(path).shape)
         except InputError as error:
             return str(error)
-        return ""
+        if found == list(sizes[path]):
+            return ""
+        here, there = ("×".join(map(str, size)) for size in (found, sizes[path]))
+        return f"{path} has {here} voxels, but the table says {there}; run `lssl prepare` again."
 
-    wanted = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(THREADS) as pool:
-        return {path: why for path, why in zip(wanted, pool.map(problem, wanted), strict=True) if why}
+        return {path: why for path, why in zip(sizes, pool.map(problem, sizes), strict=True) if why}
 
 
 def _check(path: str, kind: str, known: dict[str, Any] | None) -> dict[str, Any]:

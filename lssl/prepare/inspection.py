@@ -20,7 +20,8 @@ import pandas as pd
 from lssl.data.bids import bids_table
 from lssl.data.duplicates import find_duplicates
 from lssl.data.pairs import build_pairs, count, order_notes, order_visits
-from lssl.data.tables import csv_table
+from lssl.data.recognise import prepared_options
+from lssl.data.tables import csv_table, with_sizes
 from lssl.prepare.quality import THICKEST, other_person, too_small
 from lssl.utils.errors import InputError
 from lssl.utils.files import read_json
@@ -129,25 +130,26 @@ def inspect_folder(
     """
     if not folder.is_dir() and folder.suffix not in (".csv", ".tsv"):
         raise InputError(f"There is no folder {folder}; name a BIDS folder or one that `lssl prepare` wrote.")
-    described = read_json(folder / "dataset.json")
-    if described and "settings" in described:
-        return _prepared(folder, described, everything)
+    prepared = (folder / "visits.csv").is_file() and (folder / "dataset.json").is_file()
+    if prepared or "settings" in (read_json(folder / "dataset.json") or ()):
+        return _prepared(folder, prepared_options(folder), everything)
     return _raw(folder, suffix, subjects, spacing, select, everything)
 
 
 # --- prepared ---------------------------------------------------------------------------------------------------------
 
 
-def _prepared(folder: Path, described: dict[str, Any], everything: bool) -> Inspection:
+def _prepared(folder: Path, options: dict[str, Any], everything: bool) -> Inspection:
     path = folder / "visits.csv"
     if not path.is_file():
         raise InputError(f"{folder} has no visits.csv: its preparation was interrupted; run `lssl prepare` again.")
     table, notes = csv_table(path, folder)
     if table.empty:
         raise InputError(f"{folder} holds no finished visits yet; run `lssl prepare` again.")
-    figures = pd.read_csv(folder / "quality.csv", dtype={"subject": str, "session": str})
-    table = order_visits(table.merge(figures, how="left", on=["subject", "session"]))
-    report = Inspection(str(folder), "prepared", table, described["options"]["suffixes"], notes + order_notes(table))
+    table = with_sizes(table, path)
+    table = order_visits(table.merge(_quality(folder / "quality.csv"), how="left", on=["subject", "session"]))
+    suffixes = options.get("suffixes", ["T1w"])
+    report = Inspection(str(folder), "prepared", table, suffixes, notes + order_notes(table))
     sizes = table[["size_d", "size_h", "size_w"]].astype(str).agg("×".join, axis=1)
     report.shapes, report.spacings = Counter(sizes), Counter(f"{float(value):.3g}" for value in table["spacing"])
     report.orientations = Counter({"RAS": len(table)})
@@ -175,6 +177,20 @@ def _prepared(folder: Path, described: dict[str, Any], everything: bool) -> Insp
         )
     report.looked_at = int(table["subject"].nunique())
     return report
+
+
+def _quality(path: Path) -> pd.DataFrame:
+    """The figures that ``lssl prepare`` has written of each visit."""
+    try:
+        table = pd.read_csv(path, dtype={"subject": str, "session": str})
+        if lacking := {"subject", "session", "spacing", "raw_high", "bytes", "foreground", "labelled"} - {*table}:
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        table = table.astype(dict.fromkeys(("spacing", "raw_high", "bytes"), float))
+        return table.drop_duplicates(["subject", "session"])
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is missing or damaged ({' '.join(str(error).split())[:100]}); run `lssl prepare` again."
+        ) from error
 
 
 def _names(table: pd.DataFrame) -> list[str]:

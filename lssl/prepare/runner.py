@@ -24,7 +24,7 @@ import lssl
 from lssl.data.pairs import count
 from lssl.prepare.cohort import CohortSubject, Options, find_subjects
 from lssl.prepare.overlays import overlay_lines
-from lssl.prepare.subject import current, prepare_subject, record_path, settings
+from lssl.prepare.subject import current, prepare_subject, read_record, record_path, settings
 from lssl.utils.errors import InputError, input_error
 from lssl.utils.files import atomic_write, digest, read_json, write_json
 from lssl.utils.stop import end_with_parent
@@ -113,7 +113,7 @@ def prepare(
         assembled = assemble(out, table, options)
     names = {subject.name for subject in mine}
     outcome.flagged = _flagged(assembled, names)
-    records = [record for name in sorted(names) if (record := read_json(record_path(out, name)))]
+    records = [record for name in sorted(names) if (record := read_record(out, name))]
     outcome.left = {
         f"{record['subject']} {session}".strip(): reason
         for record in records
@@ -141,6 +141,8 @@ def _claim(out: Path, root: Path, options: Options) -> None:
         raise InputError(f"{out} is a file; name a folder to write the prepared visits to.")
     if known is None and out.is_dir() and any(entry.name[0] != "." for entry in os.scandir(out)):
         raise InputError(f"{out} is not empty and holds no prepared visits; name a new folder.")
+    if known is not None and not isinstance(known, dict):
+        raise InputError(f"{out / DATASET} is damaged; restore it, or name a new folder.")
     if known is not None and known.get("source") != source:
         raise InputError(
             f"{out} holds the visits of another cohort, {known.get('source')}; name a new folder, or correct 'source' "
@@ -273,7 +275,7 @@ def assemble(out: Path, table: pd.DataFrame, options: Options) -> pd.DataFrame:
         seen = _records(out)
         rows: list[dict[str, Any]] = []
         for name in dict.fromkeys(table["subject"]):
-            record = read_json(record_path(out, name)) if f"{name}.json" in seen else None
+            record = read_record(out, name) if f"{name}.json" in seen else None
             if record and record["settings"] == wanted:
                 rows += _table_rows(name, record, times)
         frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))

@@ -22,7 +22,7 @@ from lssl.prepare.volumes import FrameGrid, Volume, common_grid, resample, resam
 from lssl.utils.files import digest, fingerprint, read_json, write_json
 from lssl.utils.memory import refuse_larger_than_memory
 
-__all__ = ["VERSION", "current", "prepare_subject", "record_path", "settings"]
+__all__ = ["VERSION", "current", "prepare_subject", "read_record", "record_path", "settings"]
 
 VERSION = 3  # raised when the same inputs and options would give other voxels
 NEIGHBOURS = 3  # visits further apart in the list are not registered with each other directly
@@ -63,9 +63,20 @@ def _keys(subject: CohortSubject, options: Options, inputs: dict[str, dict[str, 
     return registration, digest([registration, labels, chosen])
 
 
+def read_record(out: Path, name: str) -> dict[str, Any] | None:
+    """What is recorded of a subject; ``None`` if nothing is, or it is damaged: the subject is prepared again."""
+    record = read_json(record_path(out, name))
+    kinds = {"inputs": dict, "visits": list, "left": dict, "key": str, "settings": str}
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
+        return None
+    cells = [visit.get(key) for visit in record["visits"] if isinstance(visit, dict) for key in ("session", "image")]
+    whole = len(cells) == 2 * len(record["visits"]) and all(isinstance(cell, str) for cell in cells)
+    return record if whole else None
+
+
 def current(subject: CohortSubject, options: Options, out: Path) -> dict[str, Any] | None:
     """The record of a subject whose inputs and parameters have not changed since, and whose files are there."""
-    record = read_json(record_path(out, subject.name))
+    record = read_record(out, subject.name)
     if not record or record.get("error"):
         return None
     inputs = _inputs(subject, record["inputs"])
@@ -95,7 +106,7 @@ def prepare_subject(subject: CohortSubject, options: Options, out: Path) -> dict
         InputError: with the reason, in one sentence, if no visit is left; then nothing of the subject is finished.
     """
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    earlier = read_json(record_path(out, subject.name)) or {}
+    earlier = read_record(out, subject.name) or {}
     _sweep(out, subject)
     inputs = _inputs(subject, earlier.get("inputs", {}))
     registration, key = _keys(subject, options, inputs)

@@ -186,7 +186,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file; ``None`` if there is none or it is damaged."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

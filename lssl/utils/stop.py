@@ -53,7 +53,8 @@ class StopSignals:
     ending, but a second Ctrl-C cuts it short. While it is true, the signal is noted in :attr:`number`, and
     the owner stops when it has saved; a second Ctrl-C ends the process without saving. If the main thread waits for a
     batch of a DataLoader meanwhile, it gets :class:`NoBatch` after a second: a worker may hang on a dead disk. Forked
-    workers ignore the signals: their parent ends them. As a context manager, it restores the earlier handlers.
+    workers ignore the signals: their parent ends them. As a context manager, it restores the earlier
+    handlers, and an error that follows a stop is the stop.
 
     Attributes:
         number: the first signal that arrived while waiting, or ``None``.
@@ -62,7 +63,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.number: int | None = None
         self._wait = False
-        self._pid, self._last, self._stopping = os.getpid(), 0.0, False
+        self._pid, self._last, self._stopping = os.getpid(), 0.0, 0
         self._earlier: dict[int, Any] = {}
 
     @property
@@ -81,18 +82,20 @@ class StopSignals:
         return {**self.__dict__, "_earlier": {}}
 
     def __enter__(self) -> StopSignals:
-        self._stopping = False
+        self._stopping = 0
         if sys.unraisablehook is _unraisable:
             sys.unraisablehook = sys.__unraisablehook__
         self.listen()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self.wait = False
         for number, handler in self._earlier.items():
             if handler is not None:  # not one of Python's
                 signal.signal(number, handler)
         self._earlier = {}
+        if self._stopping and isinstance(error, Exception):  # the stop was dropped, or workers have ended of it, too
+            raise Stopped(self._stopping) from None
 
     def listen(self, *others: int) -> None:
         """Installs the handlers, also over those that others have installed since; only the main thread can.
@@ -126,7 +129,7 @@ class StopSignals:
             _say(f"stopped by {name}")
             if _imports(frame):  # libraries catch what is raised, and go on with half a module
                 os._exit(128 + number)
-            self._stopping = True
+            self._stopping = number
             sys.unraisablehook = _unraisable  # of objects that were half made
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # Python's own would print a traceback
             raise Stopped(number)
@@ -170,12 +173,13 @@ def _unraisable(found: Any) -> None:
     """
     stop = found.exc_value
     if isinstance(stop, Stopped) and hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, lambda *_: _raise(Stopped(stop.number)))
+        signal.signal(signal.SIGALRM, lambda *_: _stop_again(stop.number))
         signal.setitimer(signal.ITIMER_REAL, AGAIN)
 
 
-def _raise(error: BaseException) -> None:
-    raise error
+def _stop_again(number: int) -> None:
+    signal.signal(signal.SIGCHLD, _nothing)  # torch may have set its own meanwhile
+    raise Stopped(number)
 
 
 def leave_signals_to_parent(parent: int) -> None:

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from lssl.utils.files import process_runs
+from lssl.utils.stop import Stopped, StopSignals
 
 PARENT = """
 import os, sys, time
@@ -120,6 +121,23 @@ def test_a_stop_that_python_drops_is_raised_again(tmp_path):
     ended = subprocess.run([sys.executable, tmp_path / "forks.py"], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 143
     assert ended.stderr.strip() == "lssl: stopped by SIGTERM."
+
+
+def test_an_error_after_a_stop_is_the_stop():
+    """As torch's, of a worker that has got the same signal."""
+
+    def run() -> None:
+        with StopSignals():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    with pytest.raises(Stopped) as stop:
+        run()
+    assert stop.value.code == 143
+    with pytest.raises(ValueError, match="own"), StopSignals():
+        raise ValueError("own")
 
 
 def test_a_stop_within_an_import_is_not_caught(tmp_path):
