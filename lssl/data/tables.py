@@ -21,7 +21,7 @@ from lssl.data.sidecars import MISSING, normal_id, read_text
 from lssl.data.times import Measures, add_times, family, read_measures
 from lssl.utils.errors import InputError
 
-__all__ = ["SIZES", "csv_table", "file_table", "with_sizes"]
+__all__ = ["SIZES", "csv_table", "file_table", "quality_table", "with_sizes"]
 
 SIZES = ("size_d", "size_h", "size_w")  # columns of a prepared visit
 LARGEST = 1e5  # voxels along an axis
@@ -116,6 +116,20 @@ def with_sizes(table: pd.DataFrame, path: Path) -> pd.DataFrame:
             "`lssl prepare` again."
         )
     return table.assign(**dict(zip(SIZES, sizes.astype(int).T, strict=True)))
+
+
+def quality_table(path: Path) -> pd.DataFrame:
+    """The figures that ``lssl prepare`` has written of each visit."""
+    try:
+        table = pd.read_csv(path, dtype={"subject": str, "session": str})
+        if lacking := {"subject", "session", "spacing", "raw_high", "bytes", "foreground", "labelled"} - {*table}:
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        table = table.astype(dict.fromkeys(("spacing", "raw_high", "bytes"), float))
+        return table.drop_duplicates(["subject", "session"])
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is missing or damaged ({' '.join(str(error).split())[:100]}); run `lssl prepare` again."
+        ) from error
 
 
 def _read_csv(path: Path, columns: Collection[str] | None, suffixes: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:

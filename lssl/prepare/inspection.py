@@ -21,7 +21,7 @@ from lssl.data.bids import bids_table
 from lssl.data.duplicates import find_duplicates
 from lssl.data.pairs import build_pairs, count, order_notes, order_visits
 from lssl.data.recognise import prepared_options
-from lssl.data.tables import csv_table, with_sizes
+from lssl.data.tables import csv_table, quality_table, with_sizes
 from lssl.prepare.quality import THICKEST, other_person, too_small
 from lssl.utils.errors import InputError
 from lssl.utils.files import read_json
@@ -147,7 +147,7 @@ def _prepared(folder: Path, options: dict[str, Any], everything: bool) -> Inspec
     if table.empty:
         raise InputError(f"{folder} holds no finished visits yet; run `lssl prepare` again.")
     table = with_sizes(table, path)
-    table = order_visits(table.merge(_quality(folder / "quality.csv"), how="left", on=["subject", "session"]))
+    table = order_visits(table.merge(quality_table(folder / "quality.csv"), how="left", on=["subject", "session"]))
     suffixes = options.get("suffixes", ["T1w"])
     report = Inspection(str(folder), "prepared", table, suffixes, notes + order_notes(table))
     sizes = table[["size_d", "size_h", "size_w"]].astype(str).agg("×".join, axis=1)
@@ -177,20 +177,6 @@ def _prepared(folder: Path, options: dict[str, Any], everything: bool) -> Inspec
         )
     report.looked_at = int(table["subject"].nunique())
     return report
-
-
-def _quality(path: Path) -> pd.DataFrame:
-    """The figures that ``lssl prepare`` has written of each visit."""
-    try:
-        table = pd.read_csv(path, dtype={"subject": str, "session": str})
-        if lacking := {"subject", "session", "spacing", "raw_high", "bytes", "foreground", "labelled"} - {*table}:
-            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
-        table = table.astype(dict.fromkeys(("spacing", "raw_high", "bytes"), float))
-        return table.drop_duplicates(["subject", "session"])
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is missing or damaged ({' '.join(str(error).split())[:100]}); run `lssl prepare` again."
-        ) from error
 
 
 def _names(table: pd.DataFrame) -> list[str]:
