@@ -69,7 +69,7 @@ def trajectories(
         Sentences on what was found.
     """
     from lssl.runs.folder import back_up
-    from lssl.trajectories.model import fit_course
+    from lssl.trajectories import model
     from lssl.trajectories.outliers import outliers
     from lssl.trajectories.page import draw_spaghetti, write_report
     from lssl.trajectories.table import measures_of, read_visits
@@ -79,14 +79,16 @@ def trajectories(
     measures = measures_of(visits)
     held = visits.rename(columns={name: f"held:{name}" for name in adjust})
     courses = {
-        name: fit_course(held.rename(columns={name: "value"}), groups, [f"held:{one}" for one in adjust])
+        name: model.fit_course(held.rename(columns={name: "value"}), groups, [f"held:{one}" for one in adjust])
         for name in measures
     }
     fitted = [course.slopes.assign(measure=name) for name, course in courses.items() if course]
-    slopes = pd.concat(fitted, ignore_index=True) if fitted else pd.DataFrame()
+    slopes = pd.concat(fitted, ignore_index=True) if fitted else pd.DataFrame(columns=[*model.SLOPES, "p_holm"])
     far = pd.concat([outliers(visits, name) for name in measures], ignore_index=True)
     if not fitted:
-        notes.append("No slope: it takes two subjects with two visits at different times.")
+        notes.append(
+            f"No slope: it takes {model.LEAST} subjects with two visits at different times, and values that differ."
+        )
     else:
         slopes["p_holm"] = holm(slopes["p"].tolist())
         slopes = slopes[["measure", *(name for name in slopes if name != "measure")]]

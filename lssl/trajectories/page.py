@@ -44,7 +44,10 @@ def draw_spaghetti(
             for group, (at, mean, half) in course.lines.items() if course else ():
                 axis.fill_between(at, mean - half, mean + half, color=colours[group], alpha=0.25, linewidth=0)
                 axis.plot(at, mean, color=colours[group], linewidth=2.4)
-            axis.set_title(measure if course else f"{measure}\n(too few subjects with two visits to fit)", fontsize=9)
+            axis.set_title(
+                measure if course else f"{measure}\n(not fitted: too few subjects with two visits, or equal values)",
+                fontsize=9,
+            )
             axis.set_xlabel(label, fontsize=8)
             axis.tick_params(labelsize=7)
             axis.ticklabel_format(useOffset=False)
@@ -72,7 +75,7 @@ def write_report(
         pictures: folder with a PNG per subject, as ``lssl predict`` of a Segmenter leaves it.
     """
     parts = [*(f"<p>{html.escape(note)}</p>" for note in notes), image_tag(plot, title)]
-    parts += ["<h2>Slopes</h2>", _table(_slopes_shown(slopes))]
+    parts += ["<h2>Slopes</h2>", _table(_slopes_shown(slopes)) if len(slopes) else "<p>None.</p>"]
     parts.append("<h2>Outliers</h2>")
     parts.append(_table(far.round({"value": 4, "z": 1})) if len(far) else "<p>None.</p>")
     for subject in list(dict.fromkeys(far["subject"]))[:SHOWN]:

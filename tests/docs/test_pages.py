@@ -43,7 +43,7 @@ NOT_RUN = {
 }
 ELSEWHERE = {"nnunetv2": "tests/export/test_nnunet.py runs it in nnU-Net's own environment"}  # Python that imports it
 SMALL = {
-    "views": {"size": 32},
+    "views": {"size": 32, "spacing": 2.0},  # that of the images; the demo has 3 mm
     "monitor": {"every": 0},
     "data": {"init_args": {"batch_size": 4, "num_workers": 0}},
     "trainer": {

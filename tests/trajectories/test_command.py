@@ -48,6 +48,21 @@ def sentence(capsys, *args):
     return capsys.readouterr().err
 
 
+def test_volumes_that_never_differ_have_no_slope_and_no_traceback(predicted, capsys):
+    """As those of a network that was hardly trained: all are 0."""
+    run, data, folder = predicted
+    volumes = pd.read_csv(folder / "volumes.csv").assign(mm3=0.0)
+    volumes.to_csv(folder / "volumes.csv", index=False)
+    main(["trajectories", str(run), str(data)])
+    assert "No slope: it takes 2 subjects with two visits at different times, and values that differ." in (
+        capsys.readouterr().out
+    )
+    slopes = pd.read_csv(folder / "slopes.tsv", sep="\t")
+    assert slopes.empty
+    assert {"measure", "group", "slope_per_year", "p_holm"} <= {*slopes}
+    assert "<h2>Slopes</h2><p>None.</p>" in (folder / "trajectories.html").read_text().replace("\n", "")
+
+
 def test_groups_on_the_page_and_in_the_tables(predicted, capsys):
     run, data, folder = predicted
     main(["trajectories", str(run), str(data), "--group", "diagnosis"])
