@@ -15,7 +15,7 @@ connection; taps of any network cannot do that, as what follows in the encoder w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -39,7 +39,8 @@ class ChangeSegmenter(SegmentationTask):
     """Segmentation of change: the label map of a visit tells what has changed since the visit before it.
 
     A sample is a labelled visit with its previous one; visits without an earlier visit of known order are left out.
-    Predictions are on the grid of the later visit.
+    Predictions are on the grid of the later visit. What the earlier visit's field of view does not hold is neither
+    learned nor predicted.
 
     Args:
         backbone: network; see ``combine`` for its input channels.
@@ -114,7 +115,8 @@ class ChangeSegmenter(SegmentationTask):
         if second.label is None:
             raise InputError("The later visits of a batch have no label map, from which change could be learned.")
         maps = [self.unmirrored(logits, second) for logits in self.logits(first.image, second.image)]
-        target = self.to_class_index(second.label[:, 0])
+        known = _shown(first.source_affine, first.source_extent, second.affine, second.size)
+        target = self.to_class_index(second.label[:, 0]).masked_fill(~known, -1)
         return {"supervised": deep_supervision(self.supervised, maps, target)}
 
     def logits(self, earlier: Tensor, later: Tensor) -> list[Tensor]:
@@ -127,7 +129,10 @@ class ChangeSegmenter(SegmentationTask):
     # --- whole visits -------------------------------------------------------------------------------------------------
 
     def segmented(self, batch: PairBatch) -> Tensor:
-        """Change of the later visit, on its own grid; the earlier one is brought onto it through the frame."""
+        """Change of the later visit, on its own grid; the earlier one is brought onto it through the frame.
+
+        Beyond the earlier visit's field of view, nobody knows, and there is none.
+        """
         earlier, later = (
             image[:, :d, :h, :w] for image, (d, h, w) in zip(batch.images[0], batch.extent[0].tolist(), strict=True)
         )
@@ -139,7 +144,9 @@ class ChangeSegmenter(SegmentationTask):
         seen = torch.cat(
             [_brought(earlier, geo.inverse(before) @ after @ matrix, size), resampled(later, size, matrix)]
         )
-        return segment_grid(seen, matrix, shape, self._probabilities, self.views.size, self.window_overlap)
+        change = segment_grid(seen, matrix, shape, self._probabilities, self.views.size, self.window_overlap)
+        known = _shown(batch.affines[:, 0], batch.extent[:, 0], batch.affines[:, 1], shape)[0]
+        return change.where(known, 0)
 
     def _probabilities(self, both: Tensor) -> Tensor:
         earlier, later = both.chunk(2, 1)
@@ -162,6 +169,19 @@ class ChangeSegmenter(SegmentationTask):
         if (theirs := checkpoint.get("combine", self.combine)) != self.combine:
             raise InputError(f"ckpt_path: it was trained with combine: {theirs}, and combine is {self.combine} here.")
         super().on_load_checkpoint(checkpoint)
+
+
+def _shown(affine: Tensor, extent: Tensor, onto: Tensor, size: Sequence[int]) -> Tensor:
+    """``(B, *size)`` bool: voxels of a grid that lie within a visit.
+
+    Args:
+        affine: ``(B, 4, 4)`` of the visit.
+        extent: ``(B, 3)`` its voxels.
+        onto: ``(B, 4, 4)`` of the grid.
+        size: of the grid.
+    """
+    index = geo.transform(geo.inverse(affine) @ onto, geo.lattice(size, affine.device))
+    return geo.contains(index, extent[:, None]).unflatten(1, tuple(size))
 
 
 def _brought(image: Tensor, matrix: Tensor, size: list[int]) -> Tensor:

@@ -8,6 +8,7 @@ import re
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import planted_lesions as planted
 import pytest
 import torch
 from helpers import ROOT, TINY_NET, fit, sentence, tiny
@@ -17,6 +18,7 @@ import lssl
 from lssl import Backbone, ChangeSegmenter, InputError, ViewSampler
 from lssl.cli.main import main
 from lssl.lesions.report import summarise_lesions
+from lssl.metrics.lesions import find_lesions
 from lssl.segmentation.classes import Classes
 from lssl.views import geometry as geo
 
@@ -93,7 +95,12 @@ def test_whole_visits_too_in_one_resampling_on_the_grid_of_the_later(make_batch,
     inner = (slice(2, -2),) * 3
     clear = ((places + 27).abs() > 1.0)[inner]
     assert 0.2 < label.double().mean() < 0.8
-    assert torch.equal(label[inner][clear], (places > -27)[inner][clear].long())
+    index = geo.transform(geo.inverse(batch.affines[0, 0]) @ batch.affines[0, 1], geo.lattice((24, 25, 20)))
+    known = ((index >= 0) & (index <= torch.tensor([27.0, 25.0, 23.0]))).all(-1).unflatten(0, (24, 25, 20))
+    assert 0.7 < known.double().mean() < 0.999
+    assert not label[~known].any()
+    expected = ((places > -27) & known).long()
+    assert torch.equal(label[inner][clear], expected[inner][clear])
 
 
 def test_labels_come_with_the_later_visit(make_batch, generator, monkeypatch):
@@ -111,6 +118,22 @@ def test_labels_come_with_the_later_visit(make_batch, generator, monkeypatch):
     batch.labels = None
     with pytest.raises(InputError, match="no label map"):
         made.losses(batch)
+
+
+def test_what_the_earlier_visit_does_not_hold_is_not_learned(make_batch, generator, monkeypatch):
+    """The later visit reaches 6 voxels beyond the earlier one; wrong labels there cost nothing, elsewhere much."""
+    made = task(rotation=0.0, flip=(0.0, 0.0, 0.0), affine_probability=0.0)
+    made.generator = generator
+    answer(made, monkeypatch, lambda earlier, later: torch.cat([later * 0 + 100, later * 0 - 100], 1))
+    losses = {}
+    for wrong in ("within", "beyond"):
+        batch = make_batch(2, (16, 16, 16), affine="unit", labels=True)
+        batch.affines[:, 1, 0, 3] = 6
+        batch.labels[:] = 0
+        batch.labels[:, 1, {"within": slice(0, 9), "beyond": slice(11, 16)}[wrong]] = 1
+        losses[wrong] = made.losses(batch)["supervised"].item()
+    assert losses["beyond"] < 1e-3
+    assert losses["within"] > 1
 
 
 # --- both visits ------------------------------------------------------------------------------------------------------
@@ -158,6 +181,34 @@ def test_the_summary_counts_subjects_and_keeps_pairs_without_change_apart():
     assert found["subjects"].tolist() == [2] * 6
     assert found.loc["sensitivity", "high"] == 1.0  # not above
     assert found.loc["false_volume", "high"] > 12
+
+
+# --- a planted truth --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("combine", "twice"), [("subtract", False), ("concatenate", False), ("subtract", True)])
+def test_new_spots_are_told_from_known_ones_by_time_alone(combine, twice, tmp_path):
+    """In 16 held-out subjects; without the earlier visit, both kinds are reported."""
+    made, data, trainer = planted.train(combine, twice, tmp_path)
+    stable = []
+    with torch.no_grad():
+        for batch in data.test_dataloader():
+            predicted, truth = made.segmented(batch).numpy() == 1, batch.labels[0, 1].numpy()
+            number, volumes = find_lesions(truth == planted.KNOWN, 1.0, 3.0)
+            hit = np.bincount(number[predicted], minlength=len(volumes) + 1)[1:]
+            stable += (hit >= 0.1 * volumes).tolist()
+    trainer.test(made, datamodule=data, verbose=False)
+    scores = pd.read_csv(next(tmp_path.glob("test/*/scores.tsv")), sep="\t").set_index("metric")
+    assert len(stable) == 48
+    if twice:
+        assert np.mean(stable) > 0.8
+        assert scores.loc["f1", "value"] < 0.6
+        assert scores.loc["false_lesions", "value"] > 2
+    else:
+        assert np.mean(stable) < 0.1
+        assert scores.loc["f1", "value"] > 0.85
+        assert scores.loc["false_lesions", "value"] < 0.5
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
