@@ -126,6 +126,8 @@ def prepare_command(args: list[str]) -> None:
         return
     if chosen.template and not Path(chosen.template).is_file():
         raise InputError(f"The template {chosen.template} does not exist; correct its path.")
+    import pandas as pd
+
     from lssl.prepare.cohort import Options
     from lssl.prepare.runner import TABLE, prepare
 
@@ -149,24 +151,26 @@ def prepare_command(args: list[str]) -> None:
     _print_fates(outcome, chosen.out / TABLE)
     say_next(
         chosen.out,
-        *([_fit(chosen.out, len(chosen.suffix), chosen.out / TABLE)] if outcome.done or outcome.kept else []),
+        *(
+            [_fit(chosen.out, len(chosen.suffix), pd.read_csv(chosen.out / TABLE))]
+            if outcome.done or outcome.kept
+            else []
+        ),
     )
     if outcome.failed or outcome.left:
         raise SystemExit(1)
 
 
-def _fit(data: Path, channels: int, table: Path) -> list[str]:
+def _fit(data: Path, channels: int, table: Any) -> list[str]:
     """The command that trains on prepared visits, with smaller views where those of the recipe do not fit.
 
     Args:
         data: the prepared folder.
         channels: of each visit.
-        table: its visits.
+        table: its visits, whose sizes are numbers.
     """
-    import pandas as pd
-
     several = ["--backbone.in_channels", str(channels)] if channels > 1 else []
-    sides = pd.read_csv(table)[["size_d", "size_h", "size_w"]].to_numpy()
+    sides = table[["size_d", "size_h", "size_w"]].to_numpy()
     fits = int(sides.min()) // VIEWS[0] * VIEWS[0] if len(sides) else VIEWS[1]
     smaller = ["--views.size", str(fits)] if 2 * VIEWS[0] <= fits < VIEWS[1] else []
     return ["fit", "--config", RECIPE, "--data", str(data), *several, *smaller]
@@ -250,7 +254,7 @@ def inspect_command(args: list[str]) -> None:
 def _after_inspection(report: Any, chosen: argparse.Namespace) -> list[str]:
     """Training on what is prepared; preparing what is not."""
     if report.kind == "prepared":
-        return _fit(chosen.folder, len(report.channels), chosen.folder / "visits.csv")
+        return _fit(chosen.folder, len(report.channels), report.table)
     given = [] if chosen.suffix == "T1w" else ["--suffix", chosen.suffix]
     given += ["--select", *chosen.select] if chosen.select else []
     given += ["--spacing", f"{report.spacing:g}"] if report.spacing != 1 else []

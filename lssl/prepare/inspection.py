@@ -93,7 +93,7 @@ class Inspection:
             "masks": self.overlays.get("mask", ""),
             "labels": self.overlays.get("label", ""),
             "prepared_spacing_mm": self.spacing,
-            "gigabytes": round(self.gigabytes, 3),
+            "gigabytes": round(self.gigabytes, 6),
             "hours_with_one_worker": self.hours,
         }
 

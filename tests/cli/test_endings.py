@@ -59,7 +59,7 @@ def test_each_command_leads_to_the_next(cohort, capsys):
     out, (prepare,) = type_in(["inspect", cohort])
     assert "label maps" in out
     assert "8 visits of 8" in out
-    assert prepare == ["prepare", "my cohort", "my cohort-prepared"]  # tests/prepare go on with it
+    assert prepare == ["prepare", "my cohort", "my cohort-prepared", "--spacing", "4"]  # tests/prepare go on with it
 
     labels = ["--data.init_args.labels", "derivatives/labels/{subject}/{session}/anat/*_dseg.nii.gz"]
     small = ["--config", "small.yaml"]
