@@ -20,6 +20,7 @@ from lssl.cli.main import main
 from lssl.lesions.report import summarise_lesions
 from lssl.metrics.lesions import find_lesions
 from lssl.segmentation.classes import Classes
+from lssl.segmentation.volumes import later_label
 from lssl.views import geometry as geo
 
 CHANGE = Classes(("change",), ((1,),), True)
@@ -115,20 +116,22 @@ def test_labels_come_with_the_later_visit(make_batch, generator, monkeypatch):
     assert made.losses(batch)["supervised"].item() < 1e-3
     batch.labels[:, 1] = 1 - batch.labels[:, 1]
     assert made.losses(batch)["supervised"].item() > 1
+    batch.extent[:, 1] = torch.tensor([16, 15, 14])
+    assert torch.equal(later_label(batch), batch.labels[0, 1, :, :15, :14])
     batch.labels = None
     with pytest.raises(InputError, match="no label map"):
         made.losses(batch)
 
 
 def test_what_the_earlier_visit_does_not_hold_is_not_learned(make_batch, generator, monkeypatch):
-    """The later visit reaches 6 voxels beyond the earlier one; wrong labels there cost nothing, elsewhere much."""
+    """The earlier visit ends before the view does; wrong labels beyond its end cost nothing, elsewhere much."""
     made = task(rotation=0.0, flip=(0.0, 0.0, 0.0), affine_probability=0.0)
     made.generator = generator
     answer(made, monkeypatch, lambda earlier, later: torch.cat([later * 0 + 100, later * 0 - 100], 1))
     losses = {}
     for wrong in ("within", "beyond"):
         batch = make_batch(2, (16, 16, 16), affine="unit", labels=True)
-        batch.affines[:, 1, 0, 3] = 6
+        batch.extent[:, 0, 0] = 11
         batch.labels[:] = 0
         batch.labels[:, 1, {"within": slice(0, 9), "beyond": slice(11, 16)}[wrong]] = 1
         losses[wrong] = made.losses(batch)["supervised"].item()
