@@ -14,7 +14,7 @@ from lssl.losses import DenseInfoNCE, NegativeCosine
 from lssl.networks.feature_geometry import Tap
 from lssl.utils.random import seeded
 from lssl.views import geometry as geo
-from lssl.views.points import at_points, corresponding_points, plan_points
+from lssl.views.points import _Candidates, at_points, corresponding_points, plan_points
 from lssl.views.sampler import View, ViewSampler
 from lssl.views.view import Placement
 
@@ -194,6 +194,12 @@ def test_no_draw_is_shared_between_pairs(make_batch, tap: Tap):
         same_step += (abs(steps[0] - steps[1]) <= number // 150).mean() / rounds  # as wide as a stratum is
     assert same_place < 5 / number + 0.01
     assert same_step < 0.05
+
+
+def test_order_place_and_shift_are_each_pairs_own():
+    drawn = _Candidates(np.array([1536, 192]), 3, 20, np.random.default_rng(0))
+    for values in (drawn.order, drawn.within, drawn.shift[..., 0].T):
+        assert len(np.unique(values, axis=0)) == 3
 
 
 def test_every_feature_is_as_likely_for_every_pair_and_tap(make_batch):
