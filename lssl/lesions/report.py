@@ -17,6 +17,7 @@ from rich.table import Table
 
 from lssl.data.clusters import subject_clusters
 from lssl.data.pairs import count
+from lssl.lesions.pair import described
 from lssl.metrics.lesions import LesionScores, lesion_scores
 from lssl.prediction.scores import Figure, mean_interval
 from lssl.runs.folder import back_up
@@ -62,14 +63,11 @@ class ChangeReport(ResultFolder):
         """Scores and draws a pair."""
         from lssl.lesions.picture import draw_pair
 
-        table = trainer.datamodule.table  # type: ignore[attr-defined]
-        first, second = (table.iloc[row] for row in batch.session[0].tolist())
+        second, of = described(batch, trainer.datamodule.table)  # type: ignore[attr-defined]
         truth, predicted = (outputs[name].cpu().numpy() for name in ("truth", "predicted"))
         predicted = np.where(truth < 0, 0, predicted)  # nobody knows what is true there
         affine = batch.affines[0, 1].cpu().numpy()
         voxel = float(abs(np.linalg.det(affine[:3, :3])))
-        years = float(batch.times[0, 1] - batch.times[0, 0])
-        of = {"subject": second["subject"], "session": f"{first['session']}/{second['session']}", "years": years}
         for number, name in enumerate(pl_module.classes.names, 1):
             options = pl_module.min_lesion, pl_module.min_overlap
             scores = lesion_scores(predicted == number, truth == number, voxel, *options)

@@ -11,6 +11,7 @@ import pandas as pd
 from lightning.pytorch.utilities import rank_zero_info
 
 from lssl.data.pairs import count
+from lssl.lesions.pair import described
 from lssl.lesions.report import save_table
 from lssl.metrics.lesions import find_lesions
 from lssl.runs.folder import back_up
@@ -61,18 +62,12 @@ class ChangeWriter(ResultFolder):
         dataloader_idx: int = 0,
     ) -> None:
         """Writes one label map, and counts its lesions on the grid of the file."""
-        table = trainer.datamodule.table  # type: ignore[attr-defined]
-        first, second = (table.iloc[row] for row in batch.session[0].tolist())
+        second, of = described(batch, trainer.datamodule.table)  # type: ignore[attr-defined]
         folders = [self._subjects[second["subject"]]] + [self._sessions[second["session"]]] * bool(second["session"])
         path = self.folder.joinpath(*folders, "anat", "_".join([*folders, f"{NAME}.nii.gz"]))
         label, affine = outputs.pop("label").cpu().numpy(), batch.affines[0, 1].cpu().numpy()
         label, affine = write_visit(path, label, affine, second)
         voxel = float(abs(np.linalg.det(affine[:3, :3])))
-        of = {
-            "subject": second["subject"],
-            "session": f"{first['session']}/{second['session']}",
-            "years": float(batch.times[0, 1] - batch.times[0, 0]),
-        }
         classes = pl_module.known_classes()
         for name, values in zip(classes.names, classes.values, strict=True):
             volumes = find_lesions(label == values[0], voxel, pl_module.min_lesion)[1]
