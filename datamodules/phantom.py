@@ -47,6 +47,8 @@ class PhantomDataModule(SyntheticDataModule):
             appear, grow, vanish or stay; those of every fourth subject stay.
         labels: ``anatomy``, or ``change``: what has happened to lesions since the previous visit: 1 new, 2 grown (what
             was added), 3 vanished, 4 stable. First visits then have no label.
+        contrast: share of each tissue's brightness that every visit draws anew, as if each came from another sequence;
+            0 keeps the order of T1-weighted images, 1 is a random one.
         cache: keeps visits in memory once they are made, about 2 MB each at 64³.
         seed: of the population, the split, the order and the boxes.
         **options: see :class:`.base.PairDataModule`.
@@ -68,6 +70,7 @@ class PhantomDataModule(SyntheticDataModule):
         rate_groups: dict[str, dict[str, float]] | None = None,
         lesions: int = 0,
         labels: Literal["anatomy", "change"] = "anatomy",
+        contrast: float = 0.0,
         cache: bool = True,
         seed: int = 0,
         **options: Any,
@@ -85,7 +88,9 @@ class PhantomDataModule(SyntheticDataModule):
         self.single_visit_fraction = share_of_subjects(single_visit_fraction=single_visit_fraction)
         if lesions < 0 or (labels == "change" and not lesions):
             raise InputError(f"There are {lesions} lesions, so there is no change; give at least one.")
-        self.lesions, self.label_kind = lesions, labels
+        if not 0 <= contrast <= 1:
+            raise InputError(f"contrast is {contrast:g}; give a share of the brightness between 0 and 1.")
+        self.lesions, self.label_kind, self.contrast = lesions, labels, contrast
         self.label_names = STRUCTURES if labels == "anatomy" else CHANGES
 
     def visit_table(self) -> pd.DataFrame:
@@ -118,8 +123,10 @@ class PhantomDataModule(SyntheticDataModule):
     def scan(self, index: int, visit: int) -> Scan:
         """Image, labels, head mask, affine and true misregistration of a visit."""
         fast, rates = spread_evenly(self.fast, index), self.rate_groups.get(self.group(index), ())
-        lesions = self.lesions_of(index)
-        return scan(self.seed, index, visit, self.time(index, visit), self.size, self.spacing, fast, rates, lesions)
+        lesions, time = self.lesions_of(index), self.time(index, visit)
+        return scan(
+            self.seed, index, visit, time, self.size, self.spacing, fast, rates, lesions, contrast=self.contrast
+        )
 
     def lesions_of(self, index: int) -> tuple[Lesion, ...]:
         """The lesions of a subject."""

@@ -78,6 +78,7 @@ def scan(
     fast: bool = False,
     rates: Rates = (),
     lesions: tuple[Lesion, ...] = (),
+    contrast: float = 0.0,
 ) -> Scan:
     """The visit ``visit`` of subject ``index``, ``time`` years after its first, on a grid around the head.
 
@@ -91,6 +92,7 @@ def scan(
         fast: whether the subject ages as in Alzheimer's disease.
         rates: declared ones, see `draw_subject`.
         lesions: of the subject, see `phantom_lesions.draw_lesions`.
+        contrast: share of each tissue's brightness that the visit draws anew, between 0 and 1.
     """
     someone, stream = subject(seed, index, fast, rates), generator("scan", seed, index, visit)
     affine = torch.eye(4, dtype=torch.float64) * spacing
@@ -101,7 +103,8 @@ def scan(
     index_points = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
     matrix = (rigid @ affine).float()
     points = canonical(someone, matrix[:3, :3] @ index_points + matrix[:3, 3:], time)
-    tissue, shape, change = _brightness(someone, stream), torch.Size(size), None
+    other = generator("contrast", seed, index, visit)
+    tissue, shape, change = _brightness(someone, stream, contrast, other), torch.Size(size), None
     value, label, head = paint(someone, points, spacing, tissue)
     if lesions:
         value = paint_lesions(value, label, points, spacing, lesions, visit, tissue["lesion"])
@@ -130,14 +133,20 @@ TISSUE: dict[str, tuple[float, str]] = {
 }
 
 
-def _brightness(someone: PhantomSubject, stream: torch.Generator) -> dict[str, float]:
-    """The tissues' brightness in one visit: a monotone curve keeps their order, jitter stays below their gaps."""
+def _brightness(
+    someone: PhantomSubject, stream: torch.Generator, contrast: float, other: torch.Generator
+) -> dict[str, float]:
+    """The tissues' brightness in one visit: a monotone curve keeps their order, jitter stays below their gaps.
+
+    With ``contrast`` the order may change: that share of each brightness is one of ``other``, uniform in [0.02, 0.97].
+    """
     gamma, lift = uniform(stream, 0.85, 1.2), uniform(stream, -0.03, 0.03)
     own: dict[str, float] = {name: uniform(stream, 0.985, 1.015) for name in someone.tissue}
-    return {
+    usual = {
         name: max(0.0, value * someone.tissue[kind] * own[kind]) ** gamma + lift * math.sin(math.pi * value)
         for name, (value, kind) in TISSUE.items()
     }
+    return {name: (1 - contrast) * value + contrast * uniform(other, 0.02, 0.97) for name, value in usual.items()}
 
 
 def _texture(someone: PhantomSubject, points: Tensor) -> Tensor:
