@@ -1,4 +1,4 @@
-"""Visits from a TorchIO SubjectsDataset are those of the same NIfTI files; what cannot be used is said."""
+"""Visits from a TorchIO SubjectsDataset are those of the same NIfTI files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 import torchio as tio
-from helpers import TINY_NET, fit, sentence, tiny
+from helpers import TINY_NET, fit, tiny
+from torchio_cohort import COHORT, FLIPPED, SIDE, cohort, on_disk, visit
 
 from lssl.cli.main import main
 from lssl.data.source import DataSource
@@ -18,60 +19,7 @@ from lssl.datamodules.nifti import NiftiDataModule
 from lssl.datamodules.subjects import SubjectsDataModule
 from lssl.utils.errors import InputError
 
-SIDE = 40
-BALL = np.linalg.norm(np.mgrid[:SIDE, :SIDE, :SIDE] - 19.5, axis=0) < 15
-FLIPPED = np.diag([-2.0, -2.0, 2.0, 1.0])  # LPS: the first two axes run to the left and to the back
-FLIPPED[:3, 3] = 31, 47, -5
 TURNED = np.array([[0.8, -0.6, 0, 3], [0.6, 0.8, 0, -7], [0, 0, 1, 11], [0, 0, 0, 1]]) @ np.diag([1.5, 1, 2, 1])
-
-COHORT = f"""
-import numpy as np
-import torch
-import torchio as tio
-
-SIDE = {SIDE}
-BALL = np.linalg.norm(np.mgrid[:SIDE, :SIDE, :SIDE] - 19.5, axis=0) < 15
-
-
-def voxels(person, session):
-    drawn = np.random.default_rng([person, session]).random((10, 10, 10))
-    blocks = drawn.repeat(4, 0).repeat(4, 1).repeat(4, 2)
-    return (100 * BALL * (1 + blocks)).astype(np.float32)[None], (BALL * (1 + (blocks > 0.5))).astype(np.int16)[None]
-
-
-def visit(person, session, affine=None):
-    affine = np.diag([2.0, 2.0, 2.0, 1.0]) if affine is None else affine
-    image, label = voxels(person, session)
-    return tio.Subject(
-        t1=tio.ScalarImage(tensor=torch.from_numpy(image), affine=affine),
-        seg=tio.LabelMap(tensor=torch.from_numpy(label), affine=affine),
-        subject_id=f"sub-{{person}}",
-        session=session,
-        age=60.0 + person + 1.5 * session,
-    )
-
-
-def cohort(persons: int = 4, **options) -> tio.SubjectsDataset:
-    return tio.SubjectsDataset([visit(person, session, **options) for person in range(persons) for session in (0, 1)])
-"""
-scope: dict = {}
-exec(COHORT, scope)
-cohort, visit = scope["cohort"], scope["visit"]
-
-
-def on_disk(folder, affine):
-    """The same cohort as files: a table for lssl, and a dataset of TorchIO."""
-    rows, subjects = [], []
-    for one in cohort(affine=affine).dry_iter():
-        paths = {name: folder / f"{one['subject_id']}_{one['session']}_{name}.nii.gz" for name in ("t1", "seg")}
-        for name, path in paths.items():
-            nib.save(nib.Nifti1Image(one[name].data[0].numpy(), affine), path)
-        facts = {name: one[name] for name in ("subject_id", "session", "age")}
-        rows.append((*facts.values(), paths["t1"].name, paths["seg"].name))
-        subjects.append(tio.Subject(t1=tio.ScalarImage(paths["t1"]), seg=tio.LabelMap(paths["seg"]), **facts))
-    table = pd.DataFrame(rows, columns=["subject", "session", "age", "image", "label"])
-    table.to_csv(folder / "visits.csv", index=False)
-    return folder / "visits.csv", tio.SubjectsDataset(subjects)
 
 
 @pytest.mark.parametrize("affine", [FLIPPED, TURNED], ids=["LPS", "oblique"])
@@ -260,99 +208,3 @@ def test_a_config_pretrains_fine_tunes_and_predicts(tmp_path, monkeypatch):
     assert len(maps) == 10
     assert np.allclose(nib.load(maps[0]).affine, np.diag([2.0, 2.0, 2.0, 1.0]))
     sys.modules.pop("my_cohort")
-
-
-# --- what is refused --------------------------------------------------------------------------------------------------
-
-
-def without(name):
-    def change(one):
-        one.pop(name)
-
-    return change
-
-
-def other_grid(one):
-    one["seg"] = tio.LabelMap(tensor=torch.ones(1, 8, 8, 8))
-
-
-def scalar_label(one):
-    one["seg"] = tio.ScalarImage(tensor=one["seg"].data.float(), affine=one["seg"].affine)
-
-
-def nan(one):
-    one["t1"].data[0, 3, 3, 3] = float("nan")
-
-
-def halves(one):
-    one["seg"].set_data(one["seg"].data / 2)
-
-
-def singular(one):
-    one["t1"].affine = np.zeros((4, 4))
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (
-            without("subject_id"),
-            "Item 0 of the dataset has no attribute 'subject_id'.*its attributes are: age, session",
-        ),
-        (without("session"), "no attribute 'session'"),
-        (without("t1"), r"No subject of the dataset has the image 't1'.*seg \(LabelMap\)"),
-        (without("seg"), r"has the image 'seg', as label asks; its images are: t1 \(ScalarImage\)"),
-        (other_grid, "seg of item 0 does not lie on the grid of t1"),
-        (scalar_label, "seg of item 0 is a ScalarImage; it must be a torchio.LabelMap"),
-        (nan, "t1 of item 0 holds 1 voxels that are NaN"),
-        (halves, "seg of item 0 holds 0.5 and"),
-        (singular, "t1 of item 0 has no valid affine"),
-    ],
-)
-def test_what_cannot_be_used_is_said(change, says):
-    dataset = cohort()
-    for one in dataset.dry_iter():
-        change(one)
-    source = SubjectsDataModule(dataset, label="seg")
-    with pytest.raises(InputError, match=says):
-        source.setup("fit") or source.read(0)
-
-
-def test_visits_in_different_places_are_refused():
-    dataset = tio.SubjectsDataset([visit(1, 0), visit(1, 1, FLIPPED)])
-    with pytest.raises(InputError, match=r"visits 0 and 1 of sub-1 lie in different spaces.*co-register"):
-        SubjectsDataModule(dataset).setup("fit")
-
-
-def test_damaged_files_are_found_before_training(tmp_path):
-    """SimpleITK, by which TorchIO reads, fills the missing end of a file with zeros and says nothing."""
-    _, dataset = on_disk(tmp_path, FLIPPED)
-    path = tmp_path / "sub-2_1_t1.nii.gz"
-    path.write_bytes(path.read_bytes()[:-999])
-    source = SubjectsDataModule(dataset, label="seg")
-    source.setup("fit")
-    assert "1 visit that cannot be read (sub-2 1: " in source.summary
-    assert len(source.table) == 7
-    assert [source.dataset.dry_iter()[place]["session"] for place in source.table["index"]] == [0, 1, 0, 1, 0, 0, 1]
-    path = tmp_path / "sub-3_1_seg.nii.gz"
-    path.write_bytes(path.read_bytes()[:-99])
-    with pytest.raises(InputError, match=r"sub-3_1_seg\.nii\.gz cannot be read and seems damaged"):
-        SubjectsDataModule(dataset, label="seg").setup("fit")
-
-
-def test_what_a_dataset_raises_names_the_item():
-    dataset = cohort()
-    dataset.set_transform(tio.Lambda(lambda voxels: 1 / 0))
-    source = SubjectsDataModule(dataset, batch_size=1)
-    source.setup("fit")
-    with pytest.raises(
-        InputError, match=r"Item \d of the dataset cannot be read \(ZeroDivisionError: division by zero\)"
-    ):
-        next(iter(source.train_dataloader()))
-
-
-def test_no_dataset_or_another_one_is_refused(capsys):
-    with pytest.raises(InputError, match=r"dataset is TensorDataset; give a torchio\.SubjectsDataset"):
-        SubjectsDataModule(torch.utils.data.TensorDataset(torch.zeros(1)))
-    said = sentence(capsys, "fit", "--config", "longitudinal_infonce", "--data", "lssl.datamodules.SubjectsDataModule")
-    assert "dataset" in said

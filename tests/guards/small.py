@@ -134,3 +134,11 @@ def broken(content: Any) -> bool:
         return content.is_floating_point() and not bool(content.isfinite().all())
     parts = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
     return any(broken(part) for part in parts)
+
+
+def saved(folder, name="last"):
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=False)
+
+
+def finite(checkpoint):
+    return not broken(checkpoint["state_dict"]) and not broken(checkpoint["optimizer_states"])

@@ -1,8 +1,9 @@
-"""`lssl prepare` as a user runs it: whole cohorts, interruptions, changes, mistakes."""
+"""`lssl prepare` as a user runs it: whole cohorts, interruptions and changes."""
+
+# ruff: noqa: F811
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -10,16 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from prepared_cohort import SPACING, bids, master, prepare  # noqa: F401
 from scans import image_path, rigid, save, scan
 
-from lssl.cli.main import main
 from lssl.data.store import read_stored
 from lssl.prepare import runner, subject
 from lssl.prepare.cohort import Options, find_subjects
@@ -27,47 +27,11 @@ from lssl.prepare.quality import ncc
 from lssl.prepare.volumes import FrameGrid, resample
 from lssl.utils.files import read_json
 
-SPACING = ["--spacing", "8"]
-
-
-def make_cohort(root: Path) -> Path:
-    """Subject a with two visits, moved in the scanner; b and c with one."""
-    visits = [("a", "M000"), ("a", "M012"), ("b", "M000"), ("c", "M000")]
-    for number, (name, session) in enumerate(visits):
-        volume = scan(rigid(3.0 * number, 8.0, number), (8.0, 8.0, 8.0), number, subject=ord(name))
-        save(volume, image_path(root, name, session))
-    (root / "participants.tsv").write_text("participant_id\tage\tsite\nsub-a\t61.5\tnorth\nsub-b\t70\tsouth\n")
-    return root
-
-
-@pytest.fixture(scope="module")
-def master(tmp_path_factory):
-    """A cohort and what one plain run makes of it."""
-    folder = tmp_path_factory.mktemp("master")
-    make_cohort(folder / "bids")
-    main(["prepare", str(folder / "bids"), str(folder / "out"), *SPACING])
-    return folder
-
-
-@pytest.fixture
-def bids(master, tmp_path):
-    """A copy of the cohort to change."""
-    return Path(shutil.copytree(master / "bids", tmp_path / "bids"))
-
 
 def files(out: Path) -> dict[str, bytes]:
     """What must be the same however a folder was made."""
     found = {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*.b2nd"))}
     return found | {name: (out / name).read_bytes() for name in ("visits.csv", "quality.csv")}
-
-
-def prepare(bids: Path, out: Path, *options: str) -> int:
-    """The exit status."""
-    try:
-        main(["prepare", str(bids), str(out), *SPACING, *options])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_visits_end_on_one_grid_aligned_and_listed(master):
@@ -212,28 +176,6 @@ def test_a_visit_that_breaks_later_leaves_the_table(bids, tmp_path):
     assert pd.read_csv(tmp_path / "out/visits.csv")["subject"].tolist() == ["sub-a", "sub-b", "sub-c"]
 
 
-def test_a_subject_without_a_usable_visit_fails(bids, tmp_path, capsys):
-    image_path(bids, "b", "M000").unlink()
-    image_path(bids, "b", "M000").symlink_to("../gone.nii.gz")
-    assert prepare(bids, tmp_path / "out") == 1
-    assert "lssl: sub-b failed: " in capsys.readouterr().err
-    assert pd.read_csv(tmp_path / "out/visits.csv")["subject"].tolist() == ["sub-a", "sub-a", "sub-c"]
-
-
-def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(bids, tmp_path, monkeypatch, capsys):
-    plain = runner.prepare_subject
-
-    def full(one, *rest):
-        if one.name == "sub-b":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return plain(one, *rest)
-
-    monkeypatch.setattr(runner, "prepare_subject", full)
-    assert prepare(bids, tmp_path / "out") == 2
-    assert "The disk of" in capsys.readouterr().err
-    assert pd.read_csv(tmp_path / "out/visits.csv")["subject"].unique().tolist() == ["sub-a"]
-
-
 def test_the_input_is_only_read(bids, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in bids.rglob("*")}
     for path in bids.rglob("*"):
@@ -333,83 +275,6 @@ def test_a_template_gives_all_subjects_one_space(bids, tmp_path):
         assert np.linalg.norm(centre - scan(rigid(10, 25, 3), (8.0, 8.0, 8.0)).centre()) < 20
 
 
-def test_visits_without_a_suffix_or_a_time_are_counted(tmp_path):
-    bids = tmp_path / "bids"
-    for session in ("one", "two"):
-        save(scan(None, (16.0, 16.0, 16.0)), image_path(bids, "a", session))
-    save(scan(None, (16.0, 16.0, 16.0)), image_path(bids, "a", "one", "FLAIR"))
-    subjects, table, notes = find_subjects(bids, Options(suffixes=("T1w", "FLAIR")))
-    assert [session.name for session in subjects[0].sessions] == ["ses-one"]
-    assert len(table) == 1
-    assert "1 visit with T1w but without FLAIR" in notes
-    _, _, notes = find_subjects(bids, Options())
-    assert "2 visits without a time (no date, age, or label such as ses-M012)" in notes
-
-
-def sentence(capsys, *args: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(["prepare", *args])
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lssl: error: ")]
-    assert len(lines) == 1
-    return lines[0]
-
-
-def test_mistakes_end_in_one_sentence(master, tmp_path, capsys):
-    bids, out = str(master / "bids"), str(tmp_path / "new")
-    assert "does not exist; give the BIDS folder" in sentence(capsys, str(tmp_path / "none"), out)
-    assert "matches sub-*/[ses-*]/anat/*_T9w" in sentence(capsys, bids, out, "--suffix", "T9w")
-    assert "no option --sufix; did you mean '--suffix'?" in sentence(capsys, bids, out, "--sufix", "T1w")
-    assert "1 ≤ i ≤ n" in sentence(capsys, bids, out, "--shard", "3/2")
-    assert "it must be positive" in sentence(capsys, bids, out, "--spacing", "0")
-    assert "The template no.nii does not exist" in sentence(capsys, bids, out, "--template", "no.nii")
-    assert "name every suffix once" in sentence(capsys, bids, out, "--suffix", "T1w", "T1w")
-    assert not Path(out).exists()
-
-
-def test_folders_of_others_are_refused(master, tmp_path, capsys):
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "thesis.txt").write_text("mine")
-    assert "not empty and holds no prepared visits" in sentence(capsys, str(master / "bids"), str(foreign))
-    other = make_cohort(tmp_path / "other")
-    assert "holds the visits of another cohort" in sentence(capsys, str(other), str(master / "out"))
-    assert "is a file" in sentence(capsys, str(other), str(foreign / "thesis.txt"))
-
-
-def test_a_folder_that_cannot_be_written_is_refused(master, tmp_path, monkeypatch, capsys):
-    def refuse(path, content):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(runner, "write_json", refuse)
-    text = sentence(capsys, str(master / "bids"), str(tmp_path / "locked"))
-    assert "Nothing can be written to" in text
-    assert "(Permission denied); name another folder" in text
-
-
-def test_a_worker_that_dies_is_reported(master, tmp_path, monkeypatch, capsys):
-    """As the system does to a process that takes too much memory."""
-
-    class Broken:
-        def __init__(self, *_, **__): ...
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return False
-
-        def submit(self, *_):
-            raise BrokenProcessPool
-
-        def shutdown(self, **_): ...
-
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", Broken)
-    text = sentence(capsys, str(master / "bids"), str(tmp_path / "out"), "--workers", "2")
-    assert "A worker was killed" in text
-    assert "fewer --workers" in text
-
-
 def test_assembly_looks_again_when_records_come_in_meanwhile(master, monkeypatch):
     """Of two shards that end together, the later writer must not lose the other's rows."""
     options = Options(spacing=8.0)
@@ -419,15 +284,3 @@ def test_assembly_looks_again_when_records_come_in_meanwhile(master, monkeypatch
     answers = iter([early, seen, seen, seen])
     monkeypatch.setattr(runner, "_records", lambda out: next(answers))
     assert runner.assemble(master / "out", table, options)["subject"].tolist()[-1] == "sub-c"
-
-
-def test_light_start():
-    """Help and mistakes need none of the libraries that the work needs."""
-    program = (
-        "import sys\nfrom lssl.cli.main import main\n"
-        "try:\n    main(['prepare', '--help'])\nexcept SystemExit:\n    pass\n"
-        "print('heavy:', *{'torch', 'lightning', 'monai', 'SimpleITK', 'pandas'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "--shard" in done.stdout
-    assert done.stdout.splitlines()[-1] == "heavy:"
