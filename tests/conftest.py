@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -11,12 +11,40 @@ import pytest
 import torch
 
 from lssl.data.batch import PairBatch
+from lssl.networks import backbone
+from lssl.networks.feature_geometry import Measured
 from lssl.views import geometry as geo
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+#: Networks whose measured places depend on nothing but the structure, which `repr` shows: no interpolation, one centre.
+#: By name, as monai takes seconds to import, which not every test needs.
+PLAIN = ("monai.networks.nets.basic_unet.BasicUNet", "test_all_ranks.Network", "test_exact_resume.Noisy")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _measured_once() -> Iterator[None]:
+    """Networks of one structure are measured once a process: it takes up to a second, in hundreds of tests."""
+    measure, known = backbone.measure, {}
+
+    def once(network: torch.nn.Module, paths: dict[str, str], in_channels: int) -> Measured:
+        kind = f"{type(network).__module__}.{type(network).__name__}"
+        key = (kind, repr(network), repr(paths), in_channels)
+        if key not in known:
+            found = measure(network, paths, in_channels)
+            mixed = any(any(tap.uncertainty) for tap in found.taps.values())
+            if mixed or kind not in PLAIN or any(isinstance(part, torch.nn.Upsample) for part in network.modules()):
+                return found
+            known[key] = found
+        return Measured(dict(known[key].taps), known[key].out_channels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "measure", once)
+        yield
 
 
 @pytest.fixture(autouse=True)
