@@ -24,6 +24,16 @@ TINY_NET = {
     }
 }
 
+
+def few(cases, quick):
+    """Cases of one kind: the first ones for every run of the suite, all others marked slow."""
+    cases = [*cases]
+    rest = (
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow) for case in cases[quick:]
+    )
+    return [*cases[:quick], *rest]
+
+
 VISIT_ORDER = '''
 import torch
 import torch.nn.functional as F

@@ -121,6 +121,7 @@ def sources(folder, pattern):
     return {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob(pattern) if "__pycache__" not in path.parts}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(built):
     _, wheel = built
     wanted = {"lssl/py.typed", *(name for name in sources("lssl", "*.py"))}
@@ -131,6 +132,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_what_tests_and_users_of_it_need(built):
     sdist, _ = built
     top = {"README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md", "constraints.txt", "Dockerfile", "environment.yml"}

@@ -83,7 +83,7 @@ def test_another_config_runs_again_what_depends_on_it(tmp_path, monkeypatch):
     assert all("scratch" in name for name in outcome.kept)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_in_the_middle_it_ends_its_cells_and_goes_on_to_the_same_table(how, tmp_path, monkeypatch):
     program = fake(tmp_path, monkeypatch)
     path = write_plan(tmp_path, **SMALL)

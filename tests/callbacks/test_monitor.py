@@ -11,7 +11,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from helpers import ROOT, TINY_NET, fit
+from helpers import ROOT, TINY_NET, few, fit
 
 from lssl.cli.compose import compose
 from lssl.cli.main import main
@@ -41,7 +41,7 @@ def test_it_measures_early_and_then_every_so_often_and_resumes(tmp_path):
     assert list(figures(run, "monitor/feature_std/decoder.0")) == [0, 1, 2, 4, 8]
 
 
-@pytest.mark.parametrize("every", [0, 200])
+@pytest.mark.parametrize("every", few([200, 0], 1))
 def test_a_run_shorter_than_its_first_measurement_pays_nothing(every, tmp_path):
     options = [f"--monitor.every={every}", "--trainer.callbacks=null"]
     run = fit(tmp_path, "demo.yaml", options=options, backbone=TINY_NET)
@@ -90,6 +90,7 @@ def test_a_strategy_made_to_collapse_raises_the_alarm_and_may_stop(tmp_path):
     assert max(figures(run, "monitor/rank/decoder.2")) == 50
 
 
+@pytest.mark.slow
 def test_the_same_with_what_keeps_features_apart_raises_none(tmp_path):
     alive = ["--model.init_args.loss_weights={variance: 25.0, covariance: 1.0}", "--trainer.max_steps=25"]
     run, said = collapse(tmp_path, *alive, "--monitor.every=48", "--monitor.stop=true")

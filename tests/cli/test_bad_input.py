@@ -4,6 +4,7 @@ import pytest
 import yaml
 from helpers import ROOT, TINY_NET, sentence, tiny
 
+SLOW = pytest.mark.slow  # of sentences, those that tests of their own rooms show, too
 DEMO = ["--config", str(ROOT / "configs/demo.yaml")]
 
 
@@ -25,28 +26,50 @@ DEMO = ["--config", str(ROOT / "configs/demo.yaml")]
             ["--views.size=50"],
             "a side of 50 voxels is not divisible by 16, the stride of tap 'bottleneck'; use 48 or 64",
         ),
-        (["--views.size=16"], "leaves a single feature at tap 'bottleneck'"),
+        pytest.param(["--views.size=16"], "leaves a single feature at tap 'bottleneck'", marks=SLOW),
         (["--views.size=80"], "Views of 80×80×80 voxels do not fit"),
         (["--backbone.taps.foo=conv_9"], "tap 'foo' names no submodule 'conv_9'"),
-        (["--model.init_args.encoder_taps=[encoder.7]"], "no tap 'encoder.7'; the backbone has bottleneck, decoder.2"),
-        (["--model.init_args.tap_weights.encoder_1=1"], "tap_weights: 'encoder_1' is none of the taps used"),
+        pytest.param(
+            ["--model.init_args.encoder_taps=[encoder.7]"],
+            "no tap 'encoder.7'; the backbone has bottleneck, decoder.2",
+            marks=SLOW,
+        ),
+        pytest.param(
+            ["--model.init_args.tap_weights.encoder_1=1"],
+            "tap_weights: 'encoder_1' is none of the taps used",
+            marks=SLOW,
+        ),
         (["--model.init_args.loss_weights.similarty=1"], "no term 'similarty'; it has covariance"),
         (["--ckpt_path=nowhere.ckpt"], "There is no checkpoint nowhere.ckpt"),
         (["--views.overlap=0"], "overlap is a share"),
-        (["--views.size=-1"], "a side of -1 voxels is not divisible by 16, the stride of tap 'bottleneck'; use 32."),
-        (["--trainer.accelerator=mps"], "trainer.accelerator: mps was asked for, and torch finds none here"),
+        pytest.param(
+            ["--views.size=-1"],
+            "a side of -1 voxels is not divisible by 16, the stride of tap 'bottleneck'; use 32.",
+            marks=SLOW,
+        ),
+        pytest.param(
+            ["--trainer.accelerator=mps"],
+            "trainer.accelerator: mps was asked for, and torch finds none here",
+            marks=SLOW,
+        ),
         (["--trainer.accelerator=gpuu"], "trainer: You selected an invalid accelerator name"),
         (["--trainer.max_steps=0"], "trainer.max_steps is 0, so nothing would be trained"),
-        (["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps: give a number above 0, not 0"),
+        pytest.param(
+            ["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps: give a number above 0, not 0", marks=SLOW
+        ),
         (["--data.init_args.batch_size=0"], "batch_size is 0 and num_workers 0; give 1 and 0, or more"),
-        (["--data.init_args.num_workers=-1"], "num_workers -1; give 1 and 0, or more"),
-        (["--model.init_args.optimizer.init_args.lr=-1"], "optimizer: Invalid learning rate: -1.0."),
+        pytest.param(["--data.init_args.num_workers=-1"], "num_workers -1; give 1 and 0, or more", marks=SLOW),
+        pytest.param(
+            ["--model.init_args.optimizer.init_args.lr=-1"], "optimizer: Invalid learning rate: -1.0.", marks=SLOW
+        ),
         (
             ["--trainer.precision=bf16-mixed", "--views.size=32", "--trainer.accelerator=cpu"],
             "bfloat16 gradients are wrong on CPUs",
         ),
         (["--data.class_path=NiftiDataModule", "--data.init_args.root=/nowhere"], "/nowhere"),
-        (["--data.init_args.transform=os.system"], "transform is system, which is no function of a visit"),
+        pytest.param(
+            ["--data.init_args.transform=os.system"], "transform is system, which is no function of a visit", marks=SLOW
+        ),
         (["--data.init_args.transform=torchio.RandomFlip"], "RandomFlip moves the head without moving its affine"),
     ],
 )
@@ -60,12 +83,16 @@ def test_sentences(options, words, capsys, tmp_path):
     [
         ("global_contrastive", "objective=MoCO", "There is no class 'MoCO'; did you mean 'MoCo'?"),
         ("global_contrastive", 'objective={"class_path": "MoCo", "init_args": {"queu": 3}}', "did you mean 'queue'?"),
-        ("global_contrastive", "objective.queue=0", "queue: give a number above 0, not 0"),
-        ("global_contrastive", "objective.temperature=0", "temperature: give a number above 0, not 0"),
+        pytest.param("global_contrastive", "objective.queue=0", "queue: give a number above 0, not 0", marks=SLOW),
+        pytest.param(
+            "global_contrastive", "objective.temperature=0", "temperature: give a number above 0, not 0", marks=SLOW
+        ),
         ("global_contrastive", "interval=-1", "interval: give a number above 0, not -1"),
-        ("global_contrastive", "loss_weights.variance=1", "no term 'variance'; it has similarity"),
-        ("prior_guided_local", "objective=BYOL", "There is no class 'BYOL'"),
-        ("prior_guided_local", "momentum=1.5", "momentum rises within 0 and 1"),
+        pytest.param(
+            "global_contrastive", "loss_weights.variance=1", "no term 'variance'; it has similarity", marks=SLOW
+        ),
+        pytest.param("prior_guided_local", "objective=BYOL", "There is no class 'BYOL'", marks=SLOW),
+        pytest.param("prior_guided_local", "momentum=1.5", "momentum rises within 0 and 1", marks=SLOW),
         ("prior_guided_local", "min_points=200", "tap 'bottleneck' has 216 voxels in views of 96×96×96"),
     ],
 )
@@ -150,7 +177,7 @@ def test_an_empty_test_split(capsys, tmp_path):
     assert "no pairs of visits to test on" in text
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=SLOW), 1])
 def test_a_truncated_image(workers, capsys, tmp_path, bids):
     for image in bids.glob("sub-*/ses-*/anat/*.nii.gz"):
         image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])

@@ -93,6 +93,7 @@ def test_checkpoint_explains_itself(run):
     assert config == yaml.safe_load((run / "config.yaml").read_text())
 
 
+@pytest.mark.slow  # also in test_continue.py
 def test_a_second_run_takes_another_folder(tmp_path):
     first = fit(tmp_path, "demo.yaml", options=QUIET, backbone=TINY_NET)
     before = (first / "metrics.csv").read_text()
@@ -120,6 +121,7 @@ def test_a_resumed_run_continues_exactly_and_loses_nothing(tmp_path):
         torch.testing.assert_close(weights["halves"][key], value, rtol=0, atol=0, msg=key)
 
 
+@pytest.mark.slow  # tests/strategies/test_exact_resume.py: every method, in one process
 @pytest.mark.parametrize(
     ("config", "options", "moving"),
     [
@@ -186,17 +188,8 @@ def test_a_users_own_method_is_one_file(tmp_path):
     assert "train/order" in (tmp_path / "run" / "metrics.csv").read_text()
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        "demo.yaml",
-        pytest.param("global_contrastive.yaml", marks=SLOW),
-        pytest.param("prior_guided_local.yaml", marks=SLOW),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["demo.yaml", "global_contrastive.yaml", "prior_guided_local.yaml"])
 def test_two_processes_train_together(config, tmp_path):
     """The report runs on rank zero alone, the monitor on all: nothing may wait for the other process there."""
     options = ["--monitor.every=4"]

@@ -17,7 +17,7 @@ from helpers import TINY_NET, fit, sentence, tiny
 from lssl.cli.complete import complete
 from lssl.cli.main import main
 
-# --- references -------------------------------------------------------------------------------------------------------
+# --- secrets ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_secret_reaches_no_file(tmp_path, monkeypatch):
@@ -111,9 +111,7 @@ def test_prediction_needs_no_labels(tmp_path, bids):
     assert set(volumes["subject"]) == {"sub-09"}
 
 
-# --- how little is written twice --------------------------------------------------------------------------------------
-
-
+@pytest.mark.slow
 def test_two_contrasts_are_learned_and_predicted_on_the_grid_of_the_first(tmp_path, bids, capsys):
     """The FLAIR has voxels of twice the size and its own origin; a visit without it is left out and named."""
     for image in bids.rglob("*_T1w.nii.gz"):

@@ -20,9 +20,17 @@ from lssl.correspondence.matchers import EmbeddingMatcher, Matcher, full_view
 from lssl.datamodules.phantom import PhantomDataModule
 from lssl.synthetic.phantom_image import scan
 
+SLOW = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
-    "config", ["demo.yaml", "longitudinal_infonce.yaml", "longitudinal_local.yaml", "paper/longitudinal_local.yaml"]
+    "config",
+    [
+        pytest.param("demo.yaml", marks=SLOW),
+        pytest.param("longitudinal_infonce.yaml", marks=SLOW),
+        "longitudinal_local.yaml",
+        pytest.param("paper/longitudinal_local.yaml", marks=SLOW),
+    ],
 )
 def test_methods(config, tmp_path):
     heads = ["--model.init_args.hidden=16", "--model.init_args.projection=16"]
@@ -32,7 +40,9 @@ def test_methods(config, tmp_path):
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
-@pytest.mark.parametrize("objective", ["SimCLR", "MoCo", "BYOL", "VICReg"])
+@pytest.mark.parametrize(
+    "objective", ["MoCo", *(pytest.param(name, marks=SLOW) for name in ("SimCLR", "BYOL", "VICReg"))]
+)
 def test_global_contrastive_changes_its_objective_in_one_line(objective, tmp_path):
     run = fit(
         tmp_path,
@@ -53,7 +63,7 @@ def test_global_contrastive_changes_its_objective_in_one_line(objective, tmp_pat
     assert "val/similarity" in (run / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("network", [None, pytest.param("swin_unetr", marks=pytest.mark.slow), "unetr"])
+@pytest.mark.parametrize("network", [None, pytest.param("swin_unetr", marks=SLOW), pytest.param("unetr", marks=SLOW)])
 def test_anatomical_invariance_on_every_kind_of_network(network, tmp_path):
     options = [
         "--model.init_args.hidden=16",
@@ -90,8 +100,8 @@ def test_masked_autoencoder(tmp_path):
 @pytest.mark.parametrize(
     ("config", "options"),
     [
-        ("temporal_order.yaml", []),
-        ("latent_direction.yaml", []),
+        pytest.param("temporal_order.yaml", [], marks=SLOW),  # tests/prediction goes on from a run of it
+        pytest.param("latent_direction.yaml", [], marks=SLOW),
         ("neighbourhood_embedding.yaml", []),
         ("trajectory_prediction.yaml", ["--model.init_args.norm=layer"]),
     ],
@@ -148,8 +158,18 @@ def test_anatomical_embedding_ends_with_its_landmarks_and_plugs_into_the_matcher
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("config", ["prior_guided_local.yaml", "prior_guided_local_multiscale.yaml"])
-@pytest.mark.parametrize("objective", ["Cosine", "InfoNCE", "VICReg"])
+@pytest.mark.parametrize(
+    ("config", "objective"),
+    [
+        ("prior_guided_local_multiscale.yaml", "InfoNCE"),
+        *(
+            pytest.param(config, objective, marks=SLOW)
+            for config in ("prior_guided_local.yaml", "prior_guided_local_multiscale.yaml")
+            for objective in ("Cosine", "InfoNCE", "VICReg")
+            if (config, objective) != ("prior_guided_local_multiscale.yaml", "InfoNCE")
+        ),
+    ],
+)
 def test_prior_guided_local_changes_its_objective_in_one_line(config, objective, tmp_path):
     options = [f"--model.init_args.objective={objective}", "--model.init_args.hidden=16", "--views.size=64"]
     options += ["--data.init_args.size=72", "--data.init_args.spacing=3", "--data.init_args.batch_size=2"]
@@ -160,9 +180,9 @@ def test_prior_guided_local_changes_its_objective_in_one_line(config, objective,
 @pytest.mark.parametrize(
     ("backbone", "size", "smaller"),
     [
-        ("segresnet.yaml", 32, {"init_filters": 8}),
+        pytest.param("segresnet.yaml", 32, {"init_filters": 8}, marks=SLOW),
         ("dynunet.yaml", 32, {"filters": [4, 4, 8, 8, 8]}),
-        pytest.param("swin_unetr.yaml", 64, {"feature_size": 12}, marks=pytest.mark.slow),
+        pytest.param("swin_unetr.yaml", 64, {"feature_size": 12}, marks=SLOW),
     ],
 )
 def test_backbones(backbone, size, smaller, tmp_path):
@@ -172,7 +192,7 @@ def test_backbones(backbone, size, smaller, tmp_path):
     assert (run / "checkpoints" / "last.ckpt").is_file()
 
 
-@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
+@pytest.mark.parametrize("logger", [pytest.param("csv", marks=SLOW), pytest.param("tensorboard", marks=SLOW), "wandb"])
 def test_loggers(logger, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = fit(tmp_path, "demo.yaml", f"logger/{logger}.yaml", options=["--trainer.callbacks=null"], backbone=TINY_NET)
@@ -181,10 +201,12 @@ def test_loggers(logger, tmp_path, monkeypatch):
 
 
 def test_logger_by_one_line(tmp_path):
-    run = fit(tmp_path, "demo.yaml", options=["--trainer.callbacks=null", "--trainer.logger=TensorBoardLogger"])
+    options = ["--trainer.callbacks=null", "--trainer.logger=TensorBoardLogger"]
+    run = fit(tmp_path, "demo.yaml", options=options, backbone=TINY_NET)
     assert list(run.glob("events.out.tfevents.*"))
 
 
+@SLOW
 def test_data_phantom(tmp_path):
     options = ["--data.init_args.subjects=4", "--data.init_args.size=40", "--data.init_args.spacing=5"]
     args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
@@ -214,6 +236,7 @@ def test_data_synthetic_brains(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
+@SLOW  # test_endings.py goes further
 def test_data_visits(tmp_path, bids):
     options = [f"--data.init_args.root={bids}", "--data.init_args.num_workers=0", "--trainer.callbacks=null"]
     args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
@@ -222,6 +245,7 @@ def test_data_visits(tmp_path, bids):
 
 
 @pytest.mark.smoke
+@SLOW
 def test_data_prepared(tmp_path, bids):
     """From a BIDS folder to a trained network, in two commands."""
     for spare in ("sub-03", "sub-04", "sub-05"):
@@ -238,6 +262,7 @@ EARLY = '--trainer.callbacks={"class_path": "EarlyStopping", "init_args": {"moni
 
 
 @pytest.mark.smoke
+@SLOW
 def test_finetuning_from_scratch_and_from_a_checkpoint_is_one_line(tmp_path):
     """tests/test_segmenter.py follows what comes of demo_finetune.yaml."""
     (tmp_path / "pretraining").mkdir()
@@ -278,6 +303,7 @@ def test_paper_preset_is_the_published_recipe(capsys):
     assert model["optimizer"]["init_args"]["betas"] == [0.5, 0.999]
 
 
+@SLOW  # a resumed run that equals a whole one shows it, too: test_cli.py
 def test_two_runs_with_one_seed_agree_to_the_bit(tmp_path):
     losses = []
     for name in ("one", "two"):

@@ -12,6 +12,7 @@ from lssl.cli.main import main
 from lssl.runs.folder import written_into
 from lssl.utils.errors import InputError
 
+QUIET = ["--trainer.callbacks=null"]
 NARROW = {"network": {**TINY_NET["network"], "init_args": TINY_NET["network"]["init_args"] | {"features": [6] * 6}}}
 
 
@@ -21,11 +22,11 @@ def files(folder):
 
 
 def test_a_failed_resume_changes_nothing(tmp_path, capsys):
-    run = fit(tmp_path, "demo.yaml", backbone=TINY_NET)
+    run = fit(tmp_path, "demo.yaml", options=QUIET, backbone=TINY_NET)
     before = files(run)
     assert {"config.yaml", "checkpoints/last.ckpt", "checkpoints/best.ckpt"} <= set(before)
     try:  # another network: found when the weights are loaded
-        fit(tmp_path, "demo.yaml", options=["--ckpt_path=last"], backbone=NARROW)
+        fit(tmp_path, "demo.yaml", options=[*QUIET, "--ckpt_path=last"], backbone=NARROW)
     except (SystemExit, RuntimeError):
         pass
     else:
@@ -46,7 +47,7 @@ def test_a_failed_resume_changes_nothing(tmp_path, capsys):
 
 
 def test_a_moved_run_goes_on_with_its_best_score(tmp_path):
-    run = fit(tmp_path, "demo.yaml", backbone=TINY_NET)
+    run = fit(tmp_path, "demo.yaml", options=QUIET, backbone=TINY_NET)
     moved = run.rename(tmp_path / "moved")
     best = best_of(moved)
     config = moved / "config.yaml"

@@ -126,7 +126,8 @@ def has_read(folder: Path) -> bool:
     return any(folder.glob("read-*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/utils/test_stop.py has workers in a group, tests/callbacks/test_autosave.py runs that save
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_within_an_epoch_the_run_is_saved(tmp_path, start, cohort, number):
     rows = tmp_path / "runs" / "longitudinal_infonce" / "metrics.csv"
     process, log = start(*training("fit", tmp_path, cohort, 0.05))

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import few
 from scipy.ndimage import map_coordinates
 from small_maps import REAL, SPACING, data, maps, row  # noqa: F401
 
@@ -151,7 +152,7 @@ def test_effects_against_moved_surfaces(data):
         torch.testing.assert_close(declared, found, rtol=0, atol=0.01 * float(found.abs().max()))
 
 
-@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("fast", few([True, False], 1))
 def test_volumes_change_as_the_rates_say(data, fast):
     """Of all structures, in a bent subject, over two years, or one if it is fast.
 

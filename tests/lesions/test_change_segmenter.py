@@ -11,7 +11,7 @@ import pandas as pd
 import planted_lesions as planted
 import pytest
 import torch
-from helpers import ROOT, TINY_NET, fit, sentence, tiny
+from helpers import ROOT, TINY_NET, few, fit, sentence, tiny
 from monai.networks.nets import BasicUNet
 
 import lssl
@@ -287,16 +287,19 @@ def test_pretrained_weights_of_one_visit_see_both_as_channels(tmp_path, capsys, 
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [
-        (["--views.geometry=shared"], "set views.geometry to aligned"),
-        (["--views.same_visit=0.5"], "views.same_visit to 0"),
-        (["--model.init_args.combine=add"], "subtract"),
-        (["--model.init_args.min_overlap=0"], "min_overlap a share above 0"),
-        (["--model.init_args.loss_weights={consistency: 1}"], "has no term 'consistency'"),
-        (["--model.init_args.targets=soft"], "ChangeSegmenter has no option 'targets'"),
-        (["--data.init_args.visits=1"], "no labelled visit to train on"),
-        (["--data.init_args.lesions=0"], "no change"),
-    ],
+    few(
+        [
+            (["--views.geometry=shared"], "set views.geometry to aligned"),
+            (["--views.same_visit=0.5"], "views.same_visit to 0"),
+            (["--model.init_args.combine=add"], "subtract"),
+            (["--model.init_args.min_overlap=0"], "min_overlap a share above 0"),
+            (["--model.init_args.loss_weights={consistency: 1}"], "has no term 'consistency'"),
+            (["--model.init_args.targets=soft"], "ChangeSegmenter has no option 'targets'"),
+            (["--data.init_args.visits=1"], "no labelled visit to train on"),
+            (["--data.init_args.lesions=0"], "no change"),
+        ],
+        4,
+    ),
 )
 def test_mistakes_are_one_sentence(options, says, tmp_path, capsys):
     args = ["--config", str(ROOT / "configs/change_segmenter.yaml"), *tiny(tmp_path, data=DATA, backbone=TINY_NET)]

@@ -76,6 +76,7 @@ def test_default_unet_has_the_published_widths():
     }
 
 
+SLOW = pytest.mark.slow
 CUBE = [3, 3, 3, 3], [1, 2, 2, 2]
 FLAT = [[1, 3, 3], 3, 3], [1, [1, 2, 2], [2, 2, 2]]
 
@@ -84,7 +85,7 @@ FLAT = [[1, 3, 3], 3, 3], [1, [1, 2, 2], [2, 2, 2]]
     ("network", "path", "channels", "stride", "offset"),
     [
         (lambda: monai("SegResNet", init_filters=8), "down_layers.3", 64, 8, 0.0),
-        (lambda: dynunet(*CUBE), "bottleneck", 16, 8, 0.0),
+        pytest.param(lambda: dynunet(*CUBE), "bottleneck", 16, 8, 0.0, marks=SLOW),
         (lambda: dynunet(*FLAT), "bottleneck", 16, (2, 4, 4), 0.0),
         (
             lambda: monai(
@@ -112,6 +113,7 @@ def test_monai_networks_are_measured(network, path: str, channels: int, stride: 
     assert tap.offset == (offset,) * 3
 
 
+@SLOW
 def test_windows_of_swinunetr_move_no_coordinates():
     network = monai(
         "SwinUNETR", in_channels=1, out_channels=2, feature_size=12, depths=(2, 1, 1, 1), num_heads=(1,) * 4
@@ -142,10 +144,12 @@ def saliency(network: nn.Module, path: str, stride: int, side: int = 64, short: 
 @pytest.mark.parametrize(
     ("network", "path"),
     [
-        (lambda: unet(features=(8, 8, 16, 16, 16, 8), norm="instance"), "down_3.convs.conv_0.conv"),
+        pytest.param(
+            lambda: unet(features=(8, 8, 16, 16, 16, 8), norm="instance"), "down_3.convs.conv_0.conv", marks=SLOW
+        ),
         (lambda: unet(features=(8, 8, 16, 16, 16, 8), norm="instance"), "upcat_3.convs.conv_0.conv"),
-        (lambda: monai("SegResNet", init_filters=8), "down_layers.3.1"),
-        (lambda: dynunet(*CUBE), "bottleneck"),
+        pytest.param(lambda: monai("SegResNet", init_filters=8), "down_layers.3.1", marks=SLOW),
+        pytest.param(lambda: dynunet(*CUBE), "bottleneck", marks=SLOW),
         (lambda: dynunet(*CUBE), "upsamples.0"),  # the skip at 0 beside the bottleneck, upsampled, at -2
     ],
     ids=["unet encoder", "unet decoder", "SegResNet", "DynUNet", "DynUNet decoder"],

@@ -11,7 +11,7 @@ import pandas as pd
 import planted_rates as planted
 import pytest
 import torch
-from helpers import ROOT, TINY_NET, fit, sentence, tiny
+from helpers import ROOT, TINY_NET, few, fit, sentence, tiny
 
 import lssl
 from lssl.cli.main import main
@@ -242,28 +242,31 @@ def test_a_regressor_starts_from_any_checkpoint(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("config", "options", "says"),
-    [
-        ("classifier.yaml", [], "target"),
-        ("classifier.yaml", ["--model.init_args.target=sex"], "'sex' is to be predicted, but is not among them"),
-        ("regressor.yaml", ["--model.init_args.target=group"], "group holds 'fast', which is no number"),
-        (
-            "classifier.yaml",
-            ["--model.init_args.target=age"],
-            "age has \\d+ different values|class \\S+ has 1 training",
-        ),
-        ("classifier.yaml", ["--model.init_args.target=group", "--model.init_args.classes=[slow]"], "at least two"),
-        ("classifier.yaml", ["--model.init_args.target=group", "--model.init_args.tap=top"], "no tap 'top'"),
-        (
-            "classifier.yaml",
-            ["--model.init_args.target=group", "--model.init_args.pretrained=no.ckpt"],
-            "no checkpoint",
-        ),
-        (
-            "classifier.yaml",
-            ["--data.init_args.targets={sex: visits}", "--model.init_args.target=sex"],
-            "no column 'sex'",
-        ),
-    ],
+    few(
+        [
+            ("classifier.yaml", [], "target"),
+            ("classifier.yaml", ["--model.init_args.target=sex"], "'sex' is to be predicted, but is not among them"),
+            ("regressor.yaml", ["--model.init_args.target=group"], "group holds 'fast', which is no number"),
+            (
+                "classifier.yaml",
+                ["--model.init_args.target=age"],
+                "age has \\d+ different values|class \\S+ has 1 training",
+            ),
+            ("classifier.yaml", ["--model.init_args.target=group", "--model.init_args.classes=[slow]"], "at least two"),
+            ("classifier.yaml", ["--model.init_args.target=group", "--model.init_args.tap=top"], "no tap 'top'"),
+            (
+                "classifier.yaml",
+                ["--model.init_args.target=group", "--model.init_args.pretrained=no.ckpt"],
+                "no checkpoint",
+            ),
+            (
+                "classifier.yaml",
+                ["--data.init_args.targets={sex: visits}", "--model.init_args.target=sex"],
+                "no column 'sex'",
+            ),
+        ],
+        4,
+    ),
 )
 def test_mistakes_are_one_sentence(config, options, says, tmp_path, capsys):
     args = ["--config", str(ROOT / "configs" / config), *tiny(tmp_path, data=DATA, backbone=TINY_NET)]

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import few
 from prepared_cohort import SPACING, bids, master, prepare  # noqa: F401
 from scans import image_path, rigid, save, scan
 
@@ -90,6 +91,7 @@ def test_shards_and_workers_make_the_same_folder(master, tmp_path):
     assert files(out) == files(master / "out")
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_taken_up_again(master, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "lssl", "prepare", str(master / "bids"), str(out), *SPACING]
@@ -155,7 +157,7 @@ def spoil(bids: Path, what: str) -> str:
     return "is constant"
 
 
-@pytest.mark.parametrize("what", ["cut off", "series", "no orientation", "constant"])
+@pytest.mark.parametrize("what", few(["cut off", "no orientation", "series", "constant"], 1))
 def test_a_broken_visit_is_named_and_the_others_are_done(what, bids, tmp_path, capsys):
     reason = spoil(bids, what)
     for _ in range(2):  # the second time from the record

@@ -100,6 +100,7 @@ def test_repetitions_join_one_group(tmp_path):
     assert (named._wandb_init["group"], named._wandb_init["name"]) == ("five folds", "fold-3")
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_pictures_and_monitors(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

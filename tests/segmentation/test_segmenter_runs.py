@@ -204,8 +204,16 @@ def test_no_labelled_visit_and_no_image(capsys, tmp_path, bids, run):
     ("change", "words"),
     [
         (lambda image: nib.Nifti1Image(np.ones(image.shape) * 0.5, image.affine), "not whole numbers"),
-        (lambda image: nib.Nifti1Image(-np.ones(image.shape, np.int16), image.affine), "negative value -1"),
-        (lambda image: nib.Nifti1Image(np.ones(image.shape, np.int16), image.affine * 2), "does not lie on the grid"),
+        pytest.param(
+            lambda image: nib.Nifti1Image(-np.ones(image.shape, np.int16), image.affine),
+            "negative value -1",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda image: nib.Nifti1Image(np.ones(image.shape, np.int16), image.affine * 2),
+            "does not lie on the grid",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_label_maps_that_are_wrong(change, words, capsys, tmp_path, bids):

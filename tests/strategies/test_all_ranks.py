@@ -219,7 +219,7 @@ def batches(make_batch) -> dict[str, Views]:
 def together(batches, tmp_path_factory) -> dict[int, dict]:
     folder = tmp_path_factory.mktemp("ranks")
     torch.save(batches, folder / "batches.pt")
-    multiprocessing.spawn(work, (str(folder),), nprocs=4)
+    multiprocessing.start_processes(work, (str(folder),), nprocs=4, start_method="fork")  # imports take longest
     return {ranks: torch.load(folder / f"ranks{ranks}.pt", weights_only=False) for ranks in (2, 4)}
 
 

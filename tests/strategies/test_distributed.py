@@ -50,7 +50,7 @@ def together(batches, tmp_path_factory) -> list[dict]:
     """What each rank wrote down."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save(batches, folder / "batches.pt")
-    multiprocessing.spawn(work, (str(folder),), nprocs=RANKS)
+    multiprocessing.start_processes(work, (str(folder),), nprocs=RANKS, start_method="fork")  # imports take longest
     return [torch.load(folder / f"results{own}.pt", weights_only=False) for own in range(RANKS)]
 
 

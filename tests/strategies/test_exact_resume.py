@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import test_all_ranks
 import torch
+from helpers import few
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_all_ranks import TASKS
 from torch import nn
@@ -30,6 +31,8 @@ from lssl.runs.loggers import RunCSVLogger
 from lssl.segmentation.segmenter import Segmenter
 
 SIZE = 20
+#: What keeps more than weights and moments: a queue, centres, a teacher, an order of labelled visits.
+STATEFUL = ("GlobalContrastive MoCo", "AnatomicalInvariance", "PriorGuidedLocal", "Segmenter")
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
 
 
@@ -184,7 +187,7 @@ def check(name: str, folder: Path, saves: tuple[str, ...] = Saves.HOOKS, steps: 
     return len(cuts)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", few(sorted(TASKS, key=lambda name: name not in STATEFUL), len(STATEFUL)))
 def test_every_method_resumes_exactly_within_an_epoch(name, tmp_path):
     """After batch 6 of 9. An epoch has 4 batches, of which the Segmenter has only 3 with new labelled visits."""
     assert check(name, tmp_path, ("train_batch_end",), range(6, 7)) == 1
@@ -214,14 +217,16 @@ def test_every_hook_of_a_run_writes_an_exact_checkpoint(name, settings, tmp_path
     assert check(name, tmp_path, **SETTINGS[settings]) > 15
 
 
-@pytest.mark.parametrize("settings", ["steps", "epochs, accumulated"])
+@pytest.mark.parametrize("settings", few(["epochs, accumulated", "steps"], 1))
 def test_checkpoints_around_an_epochs_end_are_exact(settings, tmp_path):
     """In particular a validation that is due is made, and one that is done is not made again."""
     steps = range(4, 5) if settings == "steps" else range(2, 3)
     assert check("GlobalContrastive BYOL", tmp_path, steps=steps, **SETTINGS[settings]) >= 7
 
 
-@pytest.mark.parametrize("batches", [3, 4, 5, 6])
+@pytest.mark.parametrize(
+    "batches", [pytest.param(3, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow), 6]
+)
 @pytest.mark.parametrize("limit", [{}, {"max_steps": -1, "max_epochs": 2, "accumulate_grad_batches": 2}])
 def test_a_run_that_was_stopped_leaves_no_trace(batches, limit, tmp_path):
     """A stop validates and logs once more, and Lightning counts the epoch as done."""
@@ -235,7 +240,7 @@ def test_a_run_that_was_stopped_leaves_no_trace(batches, limit, tmp_path):
         assert (tmp_path / "run" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("name", ["GlobalContrastive MoCo", "Segmenter"])
+@pytest.mark.parametrize("name", few(["Segmenter", "GlobalContrastive MoCo"], 1))
 def test_workers_change_nothing(name, tmp_path):
     """A run without workers, one of two workers, and this one resumed from within an epoch and from its end."""
     whole = train(name, tmp_path / "whole", enable_checkpointing=False)

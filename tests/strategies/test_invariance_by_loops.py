@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import few
 from small_invariance import BOTH, batch, draw, make, objective, terms  # noqa: F401
 from torch import Tensor, nn
 
@@ -98,7 +99,7 @@ def test_info_nce_by_loops(batch):
 # --- the shortcut of the residual -------------------------------------------------------------------------------------
 
 
-@BOTH
+@pytest.mark.parametrize("name", few(["info_nce", "dino"], 1))
 def test_the_published_residual_lets_the_term_fall_without_the_backbone(make_batch, name):
     """A frozen random network, trained heads: with q added on both sides they agree on passing it on."""
     left = {}

@@ -82,7 +82,10 @@ def test_a_worker_within_a_read_ends_with_a_killed_run(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the sender of a signal is not known")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGUSR1))],
+)
 def test_a_signal_to_the_group_is_the_parents(tmp_path, number):
     """The parent here ignores it, and ends one worker later."""
     ignored = f"import signal\nsignal.signal({int(number)}, signal.SIG_IGN)"
