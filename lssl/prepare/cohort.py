@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = ["CohortSubject", "Options", "Session", "add_overlays", "find_subjects
 
 AUTO = "auto"
 MASKS, LABELS = "desc-brain_mask", "dseg"
+MOST = 3  # patterns that are proposed where files of several kinds match
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def find_subjects(root: Path, options: Options) -> tuple[list[CohortSubject], pd
         raise InputError(f"No visit of {root} has images of all of {', '.join(options.suffixes)}; name fewer suffixes.")
     table, excluded = without_visits(table, options.exclude)
     notes += excluded
-    notes += add_overlays(folder, table, options.masks, options.labels)
+    notes += add_overlays(folder, table, options.masks, options.labels)[0]
     table = order_visits(table)
     subjects: dict[str, CohortSubject] = {}
     for row in _rows(table):
@@ -120,41 +122,51 @@ def find_subjects(root: Path, options: Options) -> tuple[list[CohortSubject], pd
     return list(subjects.values()), table, notes + order_notes(table)
 
 
-def add_overlays(folder: Path, table: pd.DataFrame, masks: str = AUTO, labels: str = AUTO) -> list[str]:
-    """Fills the columns mask and label of a visit table that names none; remarks on those that are ambiguous.
+def add_overlays(
+    folder: Path, table: pd.DataFrame, masks: str = AUTO, labels: str = AUTO
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Fills the columns mask and label of a visit table that names none.
 
     Args:
         folder: the BIDS folder, or that of the table.
         table: visits with subject, session, mask and label; it is changed.
         masks: pattern of masks below the folder, ``auto`` or ``none``.
         labels: pattern of label maps, likewise.
+
+    Returns:
+        Remarks on files that are ambiguous, and by option (``labels``) the patterns that would choose among them.
     """
-    notes = []
+    notes, choices = [], {}
     for column, pattern, kind in (("mask", masks, MASKS), ("label", labels, LABELS)):
         if column in table and table[column].any():
             continue
         if pattern == AUTO:
-            table[column], several = _derivatives(folder, table, kind)
+            table[column], several, ambiguous = _derivatives(folder, table, kind)
             if several:
+                what = {"mask": "masks", "label": "label maps"}[column]
+                choices[f"{column}s"] = patterns = [pattern for pattern, _ in several.most_common(MOST)]
                 notes.append(
-                    f"{count(several, 'visit')} with several {column}s, none of which is taken; "
-                    f"say which by --{column}s"
+                    f"{count(ambiguous, 'visit')} with several {what}, none of which is taken; "
+                    f"say which by --{column}s: {' or '.join(patterns)}"
                 )
         else:
             table[column] = "" if pattern == "none" else match_files(folder, pattern, table, f"{column}s")
-    return notes
+    return notes, choices
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def _derivatives(root: Path, table: pd.DataFrame, ending: str) -> tuple[list[str], int]:
+def _derivatives(root: Path, table: pd.DataFrame, ending: str) -> tuple[list[str], Counter[str], int]:
     """The one file of each visit below ``derivatives/`` that ends so, in the image's own space.
 
     A file of the session is preferred to one of the subject; if several match, none is taken.
+
+    Returns:
+        A path per visit or nothing, patterns of the files among which none was taken, and the number of those visits.
     """
-    found, several = [], 0
+    found, several, ambiguous = [], Counter[str](), 0
     pipelines = sorted(glob.glob("derivatives/*/", root_dir=root))
     for subject, session in zip(table["subject"], table["session"], strict=True):
         hits: list[str] = []
@@ -166,6 +178,14 @@ def _derivatives(root: Path, table: pd.DataFrame, ending: str) -> tuple[list[str
                 if "_space-" not in name
             ]
             hits = hits or sorted(names)
-        several += len(hits) > 1
+        if len(hits) > 1:
+            several.update(_pattern(name, subject, session) for name in hits)
+            ambiguous += 1
         found.append(os.path.join(root, hits[0]) if len(hits) == 1 else "")
-    return found, several
+    return found, several, ambiguous
+
+
+def _pattern(name: str, subject: str, session: str) -> str:
+    """What ``--labels`` takes to choose this file, and those of its kind of other visits."""
+    name = name.replace("{", "{{").replace("}", "}}").replace(subject, "{subject}")
+    return name.replace(session, "{session}") if session else name

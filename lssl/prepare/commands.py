@@ -248,17 +248,18 @@ def inspect_command(args: list[str]) -> None:
     if not chosen.json:
         if chosen.sheet:
             print(f"Sheet: {chosen.sheet}")
-        say_next(None, _after_inspection(report, chosen))
+        say_next(None, *_after_inspection(report, chosen))
 
 
-def _after_inspection(report: Any, chosen: argparse.Namespace) -> list[str]:
-    """Training on what is prepared; preparing what is not."""
+def _after_inspection(report: Any, chosen: argparse.Namespace) -> list[list[str]]:
+    """Training on what is prepared; preparing what is not, a command for each kind of label map that may be meant."""
     if report.kind == "prepared":
-        return _fit(chosen.folder, len(report.channels), report.table)
+        return [_fit(chosen.folder, len(report.channels), report.table)]
     given = [] if chosen.suffix == "T1w" else ["--suffix", chosen.suffix]
     given += ["--select", *chosen.select] if chosen.select else []
     given += ["--spacing", f"{report.spacing:g}"] if report.spacing != 1 else []
     place, number = chosen.folder.resolve(), 1
     while (out := Path(f"{place.stem}-prepared{'' if number == 1 else f'-{number}'}")).exists():
         number += 1
-    return ["prepare", str(chosen.folder), str(out), *given]
+    labels = [["--labels", pattern] for pattern in report.choices.get("labels", [])] or [[]]
+    return [["prepare", str(chosen.folder), str(out), *given, *pattern] for pattern in labels]

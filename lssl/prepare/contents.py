@@ -40,7 +40,7 @@ def unusable(
 
 def inspect_overlays(
     folder: Path, table: pd.DataFrame, grids: list[Grid | None], rows: np.ndarray
-) -> tuple[dict[str, str], list[Finding], list[str]]:
+) -> tuple[dict[str, str], list[Finding], list[str], dict[str, list[str]]]:
     """Masks and label maps of a cohort: how many there are, and what is wrong with them.
 
     Args:
@@ -50,9 +50,10 @@ def inspect_overlays(
         rows: of the visits whose masks and label maps are read.
 
     Returns:
-        Words on the masks and on the label maps, findings by visit, and remarks.
+        Words on the masks and on the label maps, findings by visit, remarks, and by option the patterns that choose
+        among files of which none was taken.
     """
-    notes = add_overlays(folder, table)
+    notes, choices = add_overlays(folder, table)
     words: dict[str, str] = {}
     found: list[Finding] = []
     for column in ("mask", "label"):
@@ -71,7 +72,7 @@ def inspect_overlays(
         parts += [f"{count(shared, 'file')} for several visits of a subject"] * (shared > 0)
         words[column] = ", ".join(parts)
         found += unusable(table, column, column, rows)
-    return words, list(dict.fromkeys(found)), notes
+    return words, list(dict.fromkeys(found)), notes, choices
 
 
 def _off_grid(path: str, grid: Any) -> str:

@@ -39,7 +39,8 @@ STORED = 0.56  # of two bytes a voxel
 class Inspection:
     """Everything that is known of a folder, as plain values (see :meth:`as_json`).
 
-    ``spacing`` is what its preparation would bring it to, in mm; ``None`` for a prepared folder.
+    ``spacing`` is what its preparation would bring it to, in mm; ``None`` for a prepared folder. ``choices`` has patterns for
+    ``--masks`` and ``--labels``, where several files match and none is taken.
     """
 
     folder: str
@@ -57,6 +58,7 @@ class Inspection:
     gigabytes: float = 0.0
     hours: float | None = None
     overlays: dict[str, str] = field(default_factory=dict)
+    choices: dict[str, list[str]] = field(default_factory=dict)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -92,6 +94,7 @@ class Inspection:
             "suspicious": [{"visit": visit, "reason": reason} for visit, reason in self.suspicious],
             "masks": self.overlays.get("mask", ""),
             "labels": self.overlays.get("label", ""),
+            "choices": self.choices,
             "prepared_spacing_mm": self.spacing,
             "gigabytes": round(self.gigabytes, 6),
             "hours_with_one_worker": self.hours,
@@ -239,7 +242,7 @@ def _contents(report: Inspection, folder: Path, grids: list[Any], chosen: list[s
     from lssl.prepare.contents import inspect_overlays, unusable
 
     rows = np.flatnonzero(report.table["subject"].isin(chosen) | everything)
-    report.overlays, found, notes = inspect_overlays(folder, report.table, grids, rows)
+    report.overlays, found, notes, report.choices = inspect_overlays(folder, report.table, grids, rows)
     for column in ("image", "mask", "label"):
         if column == "image" or not everything:
             found += unusable(report.table, column, column, read=everything)

@@ -62,7 +62,7 @@ def show(report: Inspection, console: Console) -> None:
     if report.hours is None:
         table.add_row("on disk", f"{report.gigabytes:.3g} GB")
     else:
-        size = f"{report.gigabytes:.3g} GB of {report.spacing:g} mm voxels"
+        size = f"{report.gigabytes:.2g} GB of {report.spacing:g} mm voxels"
         table.add_row("prepared, about", f"{size}, {report.hours:.2g} hours with one worker")
     console.print(table)
     _show_suspicious(report, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import nibabel as nib
@@ -136,3 +137,23 @@ def test_classes_that_resampling_destroys_are_said(bids, tmp_path, capsys):
     table, _ = prepare(bids, tmp_path / "out", "--spacing", "24")
     assert "9 (1 voxels)" in table["lost_classes"][0]
     assert "holds none: 9 in 1 visit; choose a smaller --spacing." in capsys.readouterr().out
+
+
+def test_among_several_label_maps_the_user_chooses_by_pasting(bids, tmp_path, capsys, monkeypatch):
+    """Each kind is a command that can be typed as it is, and takes that kind."""
+    monkeypatch.chdir(tmp_path)
+    for session in ("M000", "M012"):
+        voxels, affine = label_of(bids, session)
+        for kind, number in (("desc-aparc_dseg", 7), ("desc-tissue_dseg", 1)):
+            write(derived(bids, session, kind), voxels // 7 * number, affine)
+    main(["inspect", "bids"])
+    said = capsys.readouterr().out
+    assert "2 visits with several label maps, none of which is taken; say which by --labels" in " ".join(said.split())
+    lines = said[said.index("Next: ") :].strip().splitlines()
+    typed = [shlex.split(line.removeprefix("Next: ").strip())[1:] for line in lines]
+    pattern = "derivatives/x/{subject}/{session}/anat/{subject}_{session}_desc-%s_dseg.nii.gz"
+    assert [words[-2:] for words in typed] == [["--labels", pattern % kind] for kind in ("aparc", "tissue")]
+    main(typed[1])
+    assert "2 label maps found for 2 visits: taken for 2, left for 0." in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "bids-prepared/visits.csv")
+    assert [set(np.unique(label)) for label in labels(tmp_path / "bids-prepared", table)] == [{0, 1}] * 2
