@@ -1,4 +1,4 @@
-"""References in configs: ``${views.size}``, ``${oc.env:NAME}``, ``${times:${views.size},1.3}``."""
+"""References in configs: ``${views.size}``, ``${oc.env:NAME}``, ``${times:${views.size},1.3}``, and a precision by device."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     _resolver("times", _times)
+    _resolver("mixed_on_gpu", _mixed_on_gpu)
     try:
         return OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -69,3 +70,14 @@ def _times(value: Any, factor: float) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_times(one, factor) for one in value]
     return 8 * math.ceil(float(value) * float(factor) / 8)
+
+
+def _mixed_on_gpu(accelerator: Any) -> str:
+    """``bf16-mixed`` where the trainer will take a GPU, and ``32-true`` elsewhere.
+
+    CPUs without instructions for bfloat16 take some hundred times as long for it as for float32.
+    """
+    import torch
+
+    asked = str(accelerator).lower() in ("auto", "gpu", "cuda", "none")
+    return "bf16-mixed" if asked and torch.cuda.is_available() else "32-true"

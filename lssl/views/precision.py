@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lssl.utils.errors import InputError
 
@@ -34,6 +35,11 @@ def check_precision(
         )
     if device.type != "cpu" or "bf16" not in precision:
         return
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        rank_zero_warn(
+            f"trainer.precision: {precision} on a CPU without instructions for bfloat16 may take a hundred times as long "
+            "as 32-true."
+        )
     for name, stride in strides.items():
         if any(side // step <= 2 for side, step in zip(size, stride, strict=True)):
             raise InputError(

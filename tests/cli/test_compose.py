@@ -157,6 +157,23 @@ def test_references_reach_across_files_and_options(tmp_path):
         resolved(compose([two]).values)
 
 
+@pytest.mark.parametrize(
+    ("cuda", "options", "wanted"),
+    [
+        (False, {}, "32-true"),  # where bfloat16 may take a hundred times as long
+        (True, {}, "bf16-mixed"),
+        (True, {"trainer.accelerator": "cpu"}, "32-true"),
+        (True, {"trainer.accelerator": "gpu"}, "bf16-mixed"),
+        (False, {"trainer.precision": "bf16-mixed"}, "bf16-mixed"),
+    ],
+)
+def test_recipes_take_bfloat16_on_gpus_alone(cuda, options, wanted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    for recipe in ("longitudinal_infonce", "masked_autoencoder"):
+        values = resolved(compose([recipe], "PhantomDataModule", [*options.items()]).values)
+        assert values["trainer"]["precision"] == wanted
+
+
 def test_what_comes_from_the_environment_is_known(monkeypatch):
     monkeypatch.setenv("SECRET", "hunter2")
     values = {
