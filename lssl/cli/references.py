@@ -1,4 +1,4 @@
-"""References in configs: ``${views.size}``, ``${oc.env:NAME}``, ``${times:${views.size},1.3}``, and a precision by device."""
+"""References in configs: ``${views.size}``, ``${oc.env:NAME}``, ``${times:${views.size},1.3}``, and others."""
 
 from __future__ import annotations
 

@@ -119,8 +119,9 @@ class PairDataModule(PairLoaders):
             raise InputError(f"split is {list(split)}; give three shares (train, val, test) that add up to 1.")
         if max_interval is not None and max_interval < min_interval:
             raise InputError(f"max_interval ({max_interval:g}) is below min_interval ({min_interval:g}); no pair fits.")
-        if batch_size < 1 or num_workers < 0:
-            raise InputError(f"batch_size is {batch_size} and num_workers {num_workers}; give 1 and 0, or more.")
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise InputError(f"{name} is {value}; give {least} or more.")
         refuse_larger_than_memory(
             EACH_WORKER * num_workers,
             f"num_workers: starting {num_workers:,} processes",

@@ -39,8 +39,8 @@ STORED = 0.56  # of two bytes a voxel
 class Inspection:
     """Everything that is known of a folder, as plain values (see :meth:`as_json`).
 
-    ``spacing`` is what its preparation would bring it to, in mm; ``None`` for a prepared folder. ``choices`` has patterns for
-    ``--masks`` and ``--labels``, where several files match and none is taken.
+    ``spacing`` is what its preparation would bring it to, in mm; ``None`` for a prepared folder. ``choices`` has
+    patterns for ``--masks`` and ``--labels``, where several files match and none is taken.
     """
 
     folder: str

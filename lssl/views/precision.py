@@ -37,8 +37,8 @@ def check_precision(
         return
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         rank_zero_warn(
-            f"trainer.precision: {precision} on a CPU without instructions for bfloat16 may take a hundred times as long "
-            "as 32-true."
+            f"trainer.precision: {precision} may take a hundred times as long as 32-true on this CPU, which has no "
+            "instructions for bfloat16."
         )
     for name, stride in strides.items():
         if any(side // step <= 2 for side, step in zip(size, stride, strict=True)):

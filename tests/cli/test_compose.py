@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from composing import CONFIGS, prepared, write  # noqa: F401
 
 from lssl.cli.arguments import read_arguments
