@@ -177,6 +177,7 @@ def test_validate_test_and_predict(run):
 
 
 @pytest.mark.smoke
+@pytest.mark.slow  # docs/test_developer.py resolves a plan of it, test_continue.py runs another
 def test_a_users_own_method_is_one_file(tmp_path):
     (tmp_path / "my_methods.py").write_text(VISIT_ORDER)
     (tmp_path / "my.yaml").write_text(

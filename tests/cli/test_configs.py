@@ -192,7 +192,8 @@ def test_backbones(backbone, size, smaller, tmp_path):
     assert (run / "checkpoints" / "last.ckpt").is_file()
 
 
-@pytest.mark.parametrize("logger", [pytest.param("csv", marks=SLOW), pytest.param("tensorboard", marks=SLOW), "wandb"])
+@SLOW  # tests/runs/test_loggers.py reads what W&B and TensorBoard hold
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
 def test_loggers(logger, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = fit(tmp_path, "demo.yaml", f"logger/{logger}.yaml", options=["--trainer.callbacks=null"], backbone=TINY_NET)
