@@ -15,6 +15,14 @@ HERE = Path(__file__).parent
 META = json.loads((HERE / "metadata.json").read_text()) if (HERE / "metadata.json").exists() else {}
 
 
+class Finest(nn.Module):
+    """The finest of several outputs, of a network with deep supervision; any other output as it is."""
+
+    def forward(self, output: Any) -> Tensor:
+        """The map of most voxels."""
+        return max(output, key=lambda one: one.shape[2:].numel()) if isinstance(output, list | tuple) else output
+
+
 def load(folder: Path = HERE) -> nn.Module:
     """The network with its weights; with ``META["classes"]``, it gives their logits."""
     meta = META if folder == HERE else json.loads((folder / "metadata.json").read_text())
@@ -27,7 +35,7 @@ def load(folder: Path = HERE) -> nn.Module:
     if meta["classes"]:
         head = nn.Conv3d(meta["head"][0], meta["head"][1], 1)
         _fill(head, folder / "head")
-        network = nn.Sequential(network, head)
+        network = nn.Sequential(network, Finest(), head)
     return network.eval()
 
 
@@ -45,7 +53,7 @@ def features(network: nn.Module, image: Tensor) -> dict[str, Tensor]:
         for name, tap in META["taps"].items()
     ]
     try:
-        return {"output": network(image)} | found
+        return {"output": Finest()(network(image))} | found
     finally:
         for hook in hooks:
             hook.remove()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lssl.export import nnunet
-from lssl.networks.tapped import tapped
+from lssl.networks.tapped import output_maps, tapped
 from lssl.utils.errors import InputError
 from lssl.utils.torch_file import write_torch
 
@@ -49,7 +49,7 @@ class Network:
 def answers(network: Network) -> dict[str, Tensor]:
     """The output for the crop, and the middle plane of every tap: a whole tap of a large crop takes much space."""
     with tapped(network.module, network.paths, stop=False) as features:
-        output = network.module(network.crop)
+        output = output_maps(network.module(network.crop))[0]  # the finest, with deep supervision
     planes = {name: value[..., value.shape[-1] // 2].clone() for name, value in features.items()}
     return {"output": output if network.head is None else network.head(output)} | planes
 

@@ -216,3 +216,39 @@ def test_a_network_of_ones_own_is_rebuilt_from_its_module(tmp_path, monkeypatch,
     main(["export", str(run), "out", "--to", "safetensors"])
     assert "answers differ by 0.0e+00" in capsys.readouterr().out
     sys.modules.pop("my_nets", None)
+
+
+@pytest.mark.parametrize("headed", [False, True])
+def test_of_several_outputs_the_finest_is_exported_and_rebuilt(headed, tmp_path, monkeypatch):
+    """As of nnU-Net's networks with deep supervision, which ended in a traceback."""
+    from lssl.export import targets
+
+    (tmp_path / "deep_nets.py").write_text(
+        "import torch\n\n\nclass Deep(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.fine, self.coarse = torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.Conv3d(4, 4, 2, 2)\n\n"
+        "    def forward(self, image):\n        return [self.fine(image), self.coarse(self.fine(image))]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    network = importlib.import_module("deep_nets").Deep()
+    head = torch.nn.Conv3d(4, 3, 1) if headed else None
+    crop = torch.rand(1, 1, 8, 8, 8)
+    given = targets.answers(targets.Network(network, head, {"fine": "fine"}, {}, crop))
+    with torch.no_grad():
+        wanted = network.fine(crop) if head is None else head(network.fine(crop))
+    assert torch.equal(given["output"], wanted)
+    meta = {
+        "network": {"class": "deep_nets.Deep", "arguments": {}},
+        "padding": "zeros",
+        "classes": CLASSES if headed else {},
+        "head": [4, 3],
+        "taps": {"fine": {"path": "fine"}},
+    }
+    (tmp_path / "metadata.json").write_text(json.dumps(meta))
+    (tmp_path / "rebuild.py").write_text((targets.HERE / "rebuild.py").read_text())
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    if head is not None:
+        torch.save(head.state_dict(), tmp_path / "head.pt")
+    torch.save({"image": crop, "answers": given}, tmp_path / "sample.pt")
+    assert runpy.run_path(str(tmp_path / "rebuild.py"))["compare"]() == 0
+    sys.modules.pop("deep_nets", None)
