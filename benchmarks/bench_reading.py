@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torchio as tio
 
-from lssl.data import STEP
+from lssl.data import STEP, store
 from lssl.data.nifti import automatic_foreground, intensity_range, scale
 from lssl.data.store import StoredVisit, quantise, read_stored, write_stored
 from lssl.datamodules.prepared import VisitFiles
@@ -131,6 +131,19 @@ def slow_storage(path: Path, visits: int = 6, epochs: int = 3) -> None:
         print(f"  slow storage, simulated, {name} cache_gb: {', '.join(spent)} ms a box, epoch by epoch")
 
 
+def checksums(path: Path) -> None:
+    """Prints what a box costs when its chunks are verified, at the first reading of a process, and afterwards."""
+    visit, start, spent = read_stored(path), ((np.array(SIZE) - CROP) // 2).tolist(), ([], [])
+    for _ in range(ROUNDS):
+        store._verified.clear()
+        for times in spent:
+            begin = time.process_time()
+            visit.box(start, [CROP] * 3)
+            times.append(1e3 * (time.process_time() - begin))
+    first, later = map(np.median, spent)
+    print(f"  checksums: {first:.1f} ms a box that is verified, {later:.1f} ms afterwards")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as `lssl fit` does
@@ -157,6 +170,7 @@ def main() -> None:
             sizes = ", ".join(f"{name} {path.stat().st_size / raw:.2f}" for name, path in paths.items())
             print(f"  size of int16: {sizes}")
             error = read_stored(paths["b2nd"]).raw()[0] - image
+            checksums(paths["b2nd"])
             slow_storage(paths["b2nd"])
             print(f"  storage error / sd inside: {error[foreground].std() / image[foreground].std():.1e}")
 

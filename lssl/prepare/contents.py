@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +20,31 @@ __all__ = ["Finding", "inspect_overlays", "unusable"]
 Finding = tuple[str, str]
 
 
-def unusable(
-    table: pd.DataFrame, column: str, kind: str, rows: np.ndarray | None = None, read: bool = True
-) -> list[Finding]:
+def unusable(table: pd.DataFrame, column: str, kind: str, read: bool = True) -> list[Finding]:
     """Reads files of a column once; the visits whose file cannot be used, with the reason.
 
     Args:
         table: the visits.
         column: of paths; empty ones are skipped.
         kind: what the files hold, see :func:`lssl.data.usable.check_files`.
-        rows: reads these only; ``None`` reads all.
         read: otherwise, only what is known from an earlier reading is told.
     """
     paths = table[column].astype(str).tolist()
-    wanted = {row: paths[row] for row in (range(len(paths)) if rows is None else rows.tolist()) if paths[row]}
+    wanted = {row: path for row, path in enumerate(paths) if path}
     present = [path for path in wanted.values() if read or Path(path).exists()]  # headers tell which files are missing
-    problems = check_files(present, kind) if read else known_problems(present, kind)
+    problems = check_files(present, kind, _say) if read else known_problems(present, kind)
     return [(visit_name(table, row), problems[path]) for row, path in wanted.items() if path in problems]
 
 
 def inspect_overlays(
-    folder: Path, table: pd.DataFrame, grids: list[Grid | None], rows: np.ndarray
+    folder: Path, table: pd.DataFrame, grids: list[Grid | None]
 ) -> tuple[dict[str, str], list[Finding], list[str], dict[str, list[str]]]:
-    """Masks and label maps of a cohort: how many there are, and what is wrong with them.
+    """Masks and label maps of a cohort, all of which are read: how many there are, and what is wrong with them.
 
     Args:
         folder: the BIDS folder, or that of the table.
         table: the visits; its columns mask and label are filled in as ``lssl prepare`` would.
         grids: of the images.
-        rows: of the visits whose masks and label maps are read.
 
     Returns:
         Words on the masks and on the label maps, findings by visit, remarks, and by option the patterns that choose
@@ -71,8 +68,13 @@ def inspect_overlays(
         parts += [f"{other} on another grid than the image or unreadable"] * (other > 0)
         parts += [f"{count(shared, 'file')} for several visits of a subject"] * (shared > 0)
         words[column] = ", ".join(parts)
-        found += unusable(table, column, column, rows)
+        found += unusable(table, column, column)
     return words, list(dict.fromkeys(found)), notes, choices
+
+
+def _say(text: str) -> None:
+    """Beside the report, which may be JSON."""
+    print(text, file=sys.stderr)
 
 
 def _off_grid(path: str, grid: Any) -> str:

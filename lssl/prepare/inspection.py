@@ -1,7 +1,7 @@
 """What a BIDS folder or a prepared folder holds, and which visits look wrong.
 
-Headers of all files are read, voxels only of some subjects, as that takes seconds each,
-and of files with the shape of another one, to find the same scan under two names.
+Headers, masks and label maps of all visits are read. Voxels of images are read only of some subjects, as that takes
+seconds each, and of files with the shape of another one, to find the same scan under two names.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class Inspection:
             "without_time": int(table["time"].isna().sum()),
             "left_out": self.left_out,
             "subjects_looked_at": self.looked_at,
+            "not_read": self.not_read(),
             "suspicious": [{"visit": visit, "reason": reason} for visit, reason in self.suspicious],
             "masks": self.overlays.get("mask", ""),
             "labels": self.overlays.get("label", ""),
@@ -99,6 +100,14 @@ class Inspection:
             "gigabytes": round(self.gigabytes, 6),
             "hours_with_one_worker": self.hours,
         }
+
+    def not_read(self) -> str:
+        """What was not looked at, in words; empty if all was."""
+        every = int(self.table["subject"].nunique())
+        if self.looked_at >= every:
+            return ""
+        rest = count(every - self.looked_at, "subject")
+        return f"voxels of the images of {rest} of {every} were not read; --all reads them"
 
     def intervals(self) -> np.ndarray:
         """Years between the visits of every pair of policy ``any``, where known."""
@@ -125,7 +134,7 @@ def inspect_folder(
     Args:
         folder: a BIDS folder, a table of visits, or a folder that ``lssl prepare`` wrote.
         suffix: of the images in a BIDS folder.
-        subjects: of how many subjects of a BIDS folder the voxels are read.
+        subjects: of how many subjects of a BIDS folder the voxels of images are read.
         spacing: mm of the voxels for which size and time of a cache are estimated; ``None`` proposes one, see
             :func:`proposed_spacing`.
         select: which image of a visit is taken, see :func:`lssl.data.selection.choose`.
@@ -178,7 +187,7 @@ def _prepared(folder: Path, options: dict[str, Any], everything: bool) -> Inspec
         report.suspicious += unusable(
             table.assign(image=table["image"].where(~table["image"].isin(missing), "")), "image", "stored"
         )
-    report.looked_at = int(table["subject"].nunique())
+    report.looked_at = int(table["subject"].nunique()) if everything else 0
     return report
 
 
@@ -225,7 +234,7 @@ def _raw(folder: Path, suffix: str, subjects: int, spacing: float | None, select
     chosen = _evenly(list(dict.fromkeys(table["subject"])), subjects)
     boxes = [_look(report, table, subject, grids) for subject in chosen]
     report.looked_at = len(chosen)
-    _contents(report, folder.parent if listed else folder, grids, chosen, everything)
+    _contents(report, folder.parent if listed else folder, grids, everything)
     volume = [size for found in boxes for size in found]
     typical = float(np.median(volume)) if volume else 180.0 * 220.0 * 190.0  # mm³ of an adult head and its margin
     report.gigabytes = len(table) * typical / spacing**3 * 2 * STORED / 1e9
@@ -234,18 +243,15 @@ def _raw(folder: Path, suffix: str, subjects: int, spacing: float | None, select
     return report
 
 
-def _contents(report: Inspection, folder: Path, grids: list[Any], chosen: list[str], everything: bool) -> None:
-    """Masks and label maps of the chosen subjects; with ``everything`` those of all, and all images.
+def _contents(report: Inspection, folder: Path, grids: list[Any], everything: bool) -> None:
+    """Masks and label maps of all visits; with ``everything`` all images, too.
 
-    What an earlier look at everything found in files that have not changed is reported again.
+    What an earlier look at everything found in images that have not changed is reported again.
     """
     from lssl.prepare.contents import inspect_overlays, unusable
 
-    rows = np.flatnonzero(report.table["subject"].isin(chosen) | everything)
-    report.overlays, found, notes, report.choices = inspect_overlays(folder, report.table, grids, rows)
-    for column in ("image", "mask", "label"):
-        if column == "image" or not everything:
-            found += unusable(report.table, column, column, read=everything)
+    report.overlays, found, notes, report.choices = inspect_overlays(folder, report.table, grids)
+    found += unusable(report.table, "image", "image", read=everything)
     if everything:
         report.looked_at = int(report.table["subject"].nunique())
     report.suspicious = list(dict.fromkeys([*report.suspicious, *found]))

@@ -69,9 +69,7 @@ def show(report: Inspection, console: Console) -> None:
 
 
 def _show_suspicious(report: Inspection, console: Console) -> None:
-    every = report.table["subject"].nunique()
-    some = f" (voxels were read of {report.looked_at} of {every} subjects; --all reads those of all)"
-    looked = "" if report.kind == "prepared" or report.looked_at == every else some
+    looked = f" ({report.not_read()})" if report.not_read() else ""
     if not report.suspicious:
         console.print(f"No suspicious visits{looked}.")
         return

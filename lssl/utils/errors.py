@@ -20,7 +20,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def input_error(error: BaseException | None) -> InputError | None:
-    """Finds an InputError in an exception, its causes, or a worker's message.
+    """Finds an InputError in an exception, its causes, or a worker's message; a place without permission makes one.
 
     An error that was raised while an InputError was handled is a separate bug and does not count.
     """
@@ -28,6 +28,8 @@ def input_error(error: BaseException | None) -> InputError | None:
         if isinstance(error, InputError):
             _, quoted, sentence = str(error).rpartition("lssl.utils.errors.InputError: ")
             return InputError(sentence.strip()) if quoted else error
+        if isinstance(error, PermissionError) and error.filename:
+            return InputError(f"{error.filename} may not be used by this user (no permission); name another place.")
         error = error.__cause__
     return None
 

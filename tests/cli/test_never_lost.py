@@ -10,7 +10,7 @@ from helpers import TINY_NET, fit, sentence
 
 from lssl.cli.main import main
 from lssl.runs.folder import written_into
-from lssl.utils.errors import InputError
+from lssl.utils.errors import InputError, input_error
 
 QUIET = ["--trainer.callbacks=null"]
 NARROW = {"network": {**TINY_NET["network"], "init_args": TINY_NET["network"]["init_args"] | {"features": [6] * 6}}}
@@ -67,6 +67,15 @@ def test_a_moved_run_goes_on_with_its_best_score(tmp_path):
 def best_of(run):
     callbacks = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
     return next(state for name, state in callbacks.items() if "val/loss" in name)
+
+
+def test_a_place_without_permission_is_one_sentence(monkeypatch, capsys):
+    def forbidden(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/closed/run")
+
+    monkeypatch.setattr("lssl.runs.show.show_command", forbidden)
+    assert "/closed/run may not be used by this user (no permission)" in sentence(capsys, "show", "x")
+    assert input_error(PermissionError("of no place")) is None
 
 
 @pytest.mark.parametrize(("number", "found"), [(errno.EACCES, "no permission"), (errno.ENOENT, "is gone")])

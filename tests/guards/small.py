@@ -10,6 +10,7 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from lssl import Backbone, PairBatch, PairDataModule, Segmenter, Strategy, Task, View, ViewSampler, Visit
@@ -142,3 +143,13 @@ def saved(folder, name="last"):
 
 def finite(checkpoint):
     return not broken(checkpoint["state_dict"]) and not broken(checkpoint["optimizer_states"])
+
+
+def scaled(scale: float, growth: int = 2000) -> MixedPrecision:
+    """Mixed float16 on a CPU; by itself, Lightning would take bfloat16."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth))
+
+
+def mixed(precision: str) -> dict[str, Any]:
+    """Options of the trainer for a precision."""
+    return {"precision": precision} if precision != "16-mixed" else {"plugins": scaled(128.0)}

@@ -12,8 +12,7 @@ import lightning as L
 import pytest
 import torch
 from helpers import ROOT, TINY_NET, few, sentence, tiny
-from lightning.pytorch.plugins.precision import MixedPrecision
-from small import TASKS, Noise, Plant, broken, finite, one_nan, saved, strategy, trainer
+from small import TASKS, Noise, Plant, broken, finite, mixed, one_nan, saved, strategy, trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lssl.guards import FiniteGuard
@@ -146,11 +145,11 @@ def test_skipping_for_ever_is_no_training(tmp_path):
     assert len(list((tmp_path / "nonfinite").glob("*.pt"))) == 5
 
 
-@pytest.mark.parametrize("precision", few(PRECISIONS, 1))
+@pytest.mark.parametrize("precision", few([*PRECISIONS, "16-mixed"], 1))
 @pytest.mark.parametrize("task", TASKS)
 def test_a_learning_rate_of_a_thousand_ends_finite_or_with_a_sentence(task, precision, tmp_path):
     made = TASKS[task](optimizer=partial(torch.optim.AdamW, lr=1e3), schedule=None)
-    run = trainer(tmp_path, max_steps=20, precision=precision)
+    run = trainer(tmp_path, max_steps=20, **mixed(precision))
     with contextlib.suppress(InputError):
         run.fit(made, datamodule=Noise())
         assert all(value.isfinite() for value in run.callback_metrics.values())
@@ -210,10 +209,8 @@ def test_weights_that_start_broken_are_refused(tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_constant_and_bright_crops(task, change, precision, tmp_path):
     """Every step is finite, or stops the run by its name; here all are finite."""
-    options = {"precision": precision}
-    if precision == "16-mixed":  # Lightning would take bfloat16 on a CPU
-        options = {"plugins": MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=128.0))}
-    run = trainer(tmp_path, Plant(change, *range(1, 9), everywhere=True), max_steps=4, limit_val_batches=0, **options)
+    bad = Plant(change, *range(1, 9), everywhere=True)
+    run = trainer(tmp_path, bad, max_steps=4, limit_val_batches=0, **mixed(precision))
     run.fit(TASKS[task](), datamodule=Noise(subjects=4, split=(1.0, 0.0, 0.0)))
     assert run.global_step == 4
     assert finite(saved(tmp_path))

@@ -7,16 +7,11 @@ import copy
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
-from small import Noise, Plant, broken, finite, network, one_nan, saved, strategy, trainer
+from small import Noise, Plant, broken, finite, network, one_nan, saved, scaled, strategy, trainer
 
 from lssl import Strategy, ViewSampler
 from lssl.guards import FiniteGuard
 from lssl.utils.errors import InputError
-
-
-def scaled(scale, growth=2000):
-    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth))
 
 
 @pytest.mark.parametrize("choice", ["stop", "skip"])

@@ -195,7 +195,7 @@ def test_everything_is_read_once_and_fit_knows(tmp_path, capsys, monkeypatch):
 
 
 def test_what_was_found_once_is_told_again_and_once(tmp_path, capsys, monkeypatch):
-    """A label map of a subject that a quick look leaves out; a relative path names the same files."""
+    """Label maps of all subjects are read, images of those asked for; a relative path names the same files."""
     root = tmp_path / "bids"
     for subject in "abc":
         volume = scan(None, (12.0, 12.0, 12.0), ord(subject))
@@ -209,12 +209,17 @@ def test_what_was_found_once_is_told_again_and_once(tmp_path, capsys, monkeypatc
     monkeypatch.chdir(tmp_path)
     main(["inspect", "bids", "--subjects", "1"])
     text = capsys.readouterr().out
-    assert "voxels were read of 1 of 3 subjects; --all reads those of all" in text
-    assert "negative" not in text
-    found = told(capsys, "bids", "--all")["suspicious"]
-    assert sorted(entry["visit"] for entry in found) == ["sub-b ses-M000", "sub-c ses-M000"]
+    assert "voxels of the images of 2 subjects of 3 were not read; --all reads them" in text
+    assert "sub-c ses-M000" in text
+    assert "negative" in text
+    assert "sub-b ses-M000" not in text
+    report = told(capsys, "bids", "--all")
+    assert report["not_read"] == ""
+    found = sorted((entry["visit"], entry["reason"]) for entry in report["suspicious"])
+    assert [visit for visit, _ in found] == ["sub-b ses-M000", "sub-c ses-M000"]
     monkeypatch.setattr(usable, "READERS", {})  # nothing more is read
-    assert told(capsys, "bids", "--subjects", "0")["suspicious"] == found
+    again = told(capsys, "bids", "--subjects", "0")["suspicious"]
+    assert sorted((entry["visit"], entry["reason"]) for entry in again) == found
 
 
 def mistake(capsys, *args: str) -> str:
