@@ -202,8 +202,8 @@ def inspect_parser() -> Parser:
         type=int,
         default=10,
         metavar="N",
-        help="of how many subjects of a BIDS folder the images' voxels are read, some seconds each (10); headers, masks "
-        "and label maps are read of all",
+        help="of how many subjects of a BIDS folder images are read, some seconds each (10); headers, masks and label "
+        "maps are read of all",
     )
     add(
         "--all",
