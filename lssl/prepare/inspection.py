@@ -104,10 +104,9 @@ class Inspection:
     def not_read(self) -> str:
         """What was not looked at, in words; empty if all was."""
         every = int(self.table["subject"].nunique())
-        if self.looked_at >= every:
-            return ""
-        rest = count(every - self.looked_at, "subject")
-        return f"voxels of the images of {rest} of {every} were not read; --all reads them"
+        rest = every - self.looked_at
+        text = f"voxels of the images of {count(rest, 'subject')} of {every} were not read; --all reads them"
+        return text if rest > 0 else ""
 
     def intervals(self) -> np.ndarray:
         """Years between the visits of every pair of policy ``any``, where known."""
@@ -233,7 +232,7 @@ def _raw(folder: Path, suffix: str, subjects: int, spacing: float | None, select
     report.suspicious += _repeated(table)
     chosen = _evenly(list(dict.fromkeys(table["subject"])), subjects)
     boxes = [_look(report, table, subject, grids) for subject in chosen]
-    report.looked_at = len(chosen)
+    report.looked_at = int(table["subject"].nunique()) if everything else len(chosen)
     _contents(report, folder.parent if listed else folder, grids, everything)
     volume = [size for found in boxes for size in found]
     typical = float(np.median(volume)) if volume else 180.0 * 220.0 * 190.0  # mm³ of an adult head and its margin
@@ -252,8 +251,6 @@ def _contents(report: Inspection, folder: Path, grids: list[Any], everything: bo
 
     report.overlays, found, notes, report.choices = inspect_overlays(folder, report.table, grids)
     found += unusable(report.table, "image", "image", read=everything)
-    if everything:
-        report.looked_at = int(report.table["subject"].nunique())
     report.suspicious = list(dict.fromkeys([*report.suspicious, *found]))
     report.left_out += notes
 
