@@ -14,8 +14,8 @@ from lssl.benchmark.output_folder import read_done, writing
 from lssl.benchmark.plan import Cell, Plan
 from lssl.benchmark.results import Result, collect, differences, entries
 from lssl.benchmark.tables import as_html, as_markdown, ceiling_warnings, sheets
-from lssl.pictures.page import image_tag, write_page
 from lssl.utils.files import atomic_write
+from lssl.utils.page import image_tag, write_page
 
 __all__ = ["write_results"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lssl.pictures.canvas import cut, figure, show
 from lssl.pictures.overlay import label_colours
+from lssl.utils.canvas import cut, figure, show
 from lssl.views import geometry as geo
 
 __all__ = ["draw_pair"]

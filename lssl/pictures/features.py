@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lssl.pictures.canvas import caption, figure, show
 from lssl.pictures.scene import Scene, index_of
 from lssl.task import Task
+from lssl.utils.canvas import caption, figure, show
 from lssl.views import geometry as geo
 
 __all__ = ["draw_features", "principal_colours"]

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from lssl.pictures.canvas import cut, figure, show
+from lssl.utils.canvas import cut, figure, show
 
 __all__ = ["draw_segmentations", "label_colours"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from lssl.pictures.canvas import figure, show
 from lssl.pictures.scene import Scene, index_of
 from lssl.task import Task
+from lssl.utils.canvas import figure, show
 
 __all__ = ["draw_reconstruction"]
 

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from lssl.data.batch import PairBatch
-from lssl.pictures.canvas import cut, show
 from lssl.task import Task
+from lssl.utils.canvas import cut, show
 from lssl.views import geometry as geo
 from lssl.views.sampler import View
 

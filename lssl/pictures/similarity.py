@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lssl.pictures.canvas import figure, show
 from lssl.pictures.scene import Scene, draw_pair, index_of
 from lssl.task import Task
+from lssl.utils.canvas import figure, show
 from lssl.views import geometry as geo
 from lssl.views.points import at_points
 

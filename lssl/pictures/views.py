@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lssl.pictures.canvas import figure
 from lssl.pictures.scene import Scene, draw_pair
+from lssl.utils.canvas import figure
 
 __all__ = ["draw_views"]
 

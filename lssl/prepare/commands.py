@@ -187,7 +187,8 @@ def _print_fates(outcome: Any, table: Path) -> None:
     parts += [f"{len(outcome.failed)} failed"] if outcome.failed else []
     parts += [f"{len(outcome.left)} visits left out"] if outcome.left else []
     parts += [f"{len(outcome.flagged)} visits to look at"] if outcome.flagged else []
-    print(f"Subjects: {', '.join(parts)}. The visits are listed in {table}.")
+    look = f"; look at {table.with_name('quality.html')}" if outcome.done or outcome.kept else ""
+    print(f"Subjects: {', '.join(parts)}. The visits are listed in {table}{look}.")
 
 
 def inspect_parser() -> Parser:

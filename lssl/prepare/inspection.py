@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,9 @@ from lssl.data.tables import csv_table, quality_table, with_sizes
 from lssl.prepare.quality import THICKEST, other_person, too_small
 from lssl.utils.errors import InputError
 from lssl.utils.files import read_json
+
+if TYPE_CHECKING:
+    from lssl.prepare.samples import Sample
 
 __all__ = ["Inspection", "inspect_folder", "proposed_spacing"]
 
@@ -59,7 +62,7 @@ class Inspection:
     hours: float | None = None
     overlays: dict[str, str] = field(default_factory=dict)
     choices: dict[str, list[str]] = field(default_factory=dict)
-    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    pictures: dict[str, Sample] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -311,6 +314,7 @@ def _look(report: Inspection, table: pd.DataFrame, subject: str, grids: list[Any
     from lssl.data.nifti import automatic_foreground, intensity_range, read_image
     from lssl.prepare.people import same_person
     from lssl.prepare.register import roughly
+    from lssl.prepare.samples import raw_sample
     from lssl.prepare.transforms import displacement
     from lssl.prepare.volumes import Volume
 
@@ -332,7 +336,7 @@ def _look(report: Inspection, table: pd.DataFrame, subject: str, grids: list[Any
             volumes.append((row, volume))
         high = intensity_range(voxels, volume.foreground)[1]
         report.brightest.append(high)
-        report.pictures[name] = (voxels[:, :, voxels.shape[2] // 2][::-1, ::-1].T / max(high, 1e-6)).clip(0, 1)
+        report.pictures[name] = raw_sample(voxels, affine, high, str(table["image"].iat[row]))
     for (before, one), (row, two) in pairwise(volumes):
         name, matrix = _names(table.iloc[[row]])[0], roughly(one, two)
         apart = displacement(matrix, np.eye(4), one.points())

@@ -13,7 +13,8 @@ from lssl.data.nifti import intensity_range, scale, without_hot_voxels
 from lssl.data.store import Native, write_stored
 from lssl.prepare import quality
 from lssl.prepare.cohort import Options
-from lssl.prepare.picture import draw_subject
+from lssl.prepare.looks import look_at
+from lssl.prepare.picture import draw_subject, draw_visit, middle
 from lssl.prepare.scans import Overlay, Scans
 from lssl.prepare.transforms import motion
 from lssl.prepare.volumes import FrameGrid, Volume, common_grid, resample, resample_label, resample_mask
@@ -166,10 +167,13 @@ def judge(
     notes = [
         "" if np.isnan(row["ncc_after"]) else f"NCC {row['ncc_before']:.2f} → {row['ncc_after']:.2f}" for row in rows
     ]
-    what = "before and after registration" if len(names) > 1 else "seen once"
-    title = f"{subject}, {options.suffixes[0]}: {what}"
-    picture = out / "pictures" / f"{subject}.png"
-    draw_subject(picture, title, names, (before, LOOK), (after, LOOK), notes)
+    place = after_grid.affine @ [*middle(after[0], LOOK), 1.0]
+    spacing, looks = look_at(firsts, maps, (before_grid, after_grid), place, names, notes)
+    what = f"edges of later visits on {names[0]}" if len(names) > 1 else "seen once"
+    draw_subject(out / "pictures" / f"{subject}.png", f"{subject}, {options.suffixes[0]}: {what}", looks, spacing)
+    for row, look in zip(rows, looks, strict=True):
+        row["picture"] = f"pictures/{Path(row['image']).stem}.jpg"
+        draw_visit(out / row["picture"], look, spacing)
 
 
 def _looks(volumes: list[Volume], maps: list[np.ndarray], grid: FrameGrid) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -24,6 +24,7 @@ import lssl
 from lssl.data.pairs import count
 from lssl.prepare.cohort import CohortSubject, Options, find_subjects
 from lssl.prepare.overlays import overlay_lines
+from lssl.prepare.quality_page import write_quality_page
 from lssl.prepare.subject import current, prepare_subject, read_record, record_path, settings
 from lssl.utils.errors import InputError, input_error
 from lssl.utils.files import atomic_write, digest, read_json, write_json
@@ -111,6 +112,7 @@ def prepare(
                 record_path(out, subject.name).unlink(missing_ok=True)  # what lies there is of an earlier state
     finally:
         assembled = assemble(out, table, options)
+        write_quality_page(out, assembled)
     names = {subject.name for subject in mine}
     outcome.flagged = _flagged(assembled, names)
     records = [record for name in sorted(names) if (record := read_record(out, name))]

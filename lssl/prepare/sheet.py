@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -13,10 +14,13 @@ from rich.table import Table
 from lssl.prepare.inspection import EDGES, Inspection
 from lssl.utils.files import atomic_write
 
+if TYPE_CHECKING:
+    from lssl.prepare.samples import Sample
+
 __all__ = ["draw", "show"]
 
 MOST = 20  # suspicious visits on the screen
-SHOWN = 12  # images on the sheet
+SHOWN, ACROSS = 12, 3  # visits on the sheet, and in a row of it
 
 
 def interval_names() -> list[str]:
@@ -81,47 +85,68 @@ def _show_suspicious(report: Inspection, console: Console) -> None:
 
 
 def draw(report: Inspection, path: Path) -> None:
-    """Writes the sheet: visits per subject, intervals, brightness, and some images (radiological convention)."""
+    """Writes the sheet: visits per subject, intervals, brightness, and three slices of some visits."""
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    images = list(_images(report).items())[:SHOWN]
-    rows = 1 + math.ceil(len(images) / 6)
-    figure = Figure(figsize=(13.5, 2.9 * rows), facecolor="white", layout="constrained")
-    parts = figure.subfigures(2 if images else 1, 1, height_ratios=[1, rows - 1] if images else [1], squeeze=False)
-    axes = parts[0, 0].subplots(1, 3)
+    from lssl.utils.canvas import show_slice
+
+    samples = list(_samples(report).items())
+    rows = math.ceil(len(samples) / ACROSS)
+    with mpl.rc_context({"font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=(15, 3.2 + 2.4 * rows), facecolor="white", layout="constrained")
+        parts = figure.subfigures(
+            2 if samples else 1, 1, height_ratios=[3, 2.4 * rows][: 1 + bool(rows)], squeeze=False
+        )
+        _draw_counts(parts[0, 0].subplots(1, 3), report)
+        if samples:
+            axes = parts[1, 0].subplots(rows, 3 * ACROSS, squeeze=False)
+            for axis in axes.ravel()[3 * len(samples) :]:
+                axis.axis("off")
+            for three, (name, sample) in zip(axes.reshape(-1, 3), samples, strict=False):
+                for plane, (axis, image) in enumerate(zip(three, sample.slices, strict=True)):
+                    show_slice(axis, image, sample.affine, plane=plane)
+                three[0].set_title(f"{name}\n{sample.note}", fontsize=8, loc="left")
+        every = f"{report.table['subject'].nunique()} subjects, {len(report.table)} visits"
+        figure.suptitle(f"{report.folder}: {every}; the patient's right is on the left", fontsize=11)
+        with atomic_write(path) as part:
+            figure.savefig(part, dpi=100, format="png")
+
+
+def _draw_counts(axes: np.ndarray, report: Inspection) -> None:
     visits = report.table.groupby("subject").size().value_counts().sort_index()
-    axes[0].bar([str(number) for number in visits.index], visits.to_numpy(), color="#4477aa")
-    axes[0].set_title("subjects by number of visits", fontsize=10)
-    axes[1].bar(interval_names(), report.histogram(), color="#4477aa")
-    axes[1].set_title("pairs by years between visits", fontsize=10)
-    axes[1].tick_params(axis="x", labelsize=7)
-    axes[2].hist(report.brightest or [0.0], bins=20, color="#4477aa")
-    axes[2].set_title("99.9th percentile inside, by visit", fontsize=10)
-    if images:
-        grid = parts[1, 0].subplots(rows - 1, 6, squeeze=False).ravel()
-        for axis in grid:
-            axis.axis("off")
-        for axis, (name, image) in zip(grid, images, strict=False):
-            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
-            axis.set_title(name, fontsize=7)
-    figure.suptitle(
-        f"{report.folder}: {report.table['subject'].nunique()} subjects, {len(report.table)} visits", fontsize=11
-    )
-    with atomic_write(path) as part:
-        figure.savefig(part, dpi=80, format="png")
+    bright = np.array(report.brightest)
+    edges = np.linspace(0.9 * bright.min(), 1.1 * bright.max(), 13) if len(bright) else np.arange(2.0)
+    classes = [f"{edge:.3g}" for edge in (edges[1:] + edges[:-1]) / 2]
+    for axis, names, counts, title, unit in (
+        (axes[0], [str(number) for number in visits.index], visits.to_numpy(), "Visits of a subject", "visits"),
+        (axes[1], interval_names(), report.histogram(), "Time between two visits", "years"),
+        (
+            axes[2],
+            classes,
+            np.histogram(bright, edges)[0],
+            "Brightest tissue (99.9th percentile) of a visit",
+            "raw value",
+        ),
+    ):
+        bars = axis.bar(names, counts, color="#4477aa", width=0.85)
+        axis.bar_label(bars, [str(number) if number else "" for number in counts], fontsize=9)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel(unit, fontsize=9)
+        axis.set_yticks([])
+        axis.tick_params(axis="x", labelsize=8, rotation=30 if len(names) > 6 else 0)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.margins(y=0.15)
 
 
-def _images(report: Inspection) -> dict[str, np.ndarray]:
-    """Middle axial slices; of a prepared folder, only those slices are read."""
+def _samples(report: Inspection) -> dict[str, Sample]:
+    """Of a prepared folder they are read here."""
+    from lssl.prepare.samples import stored_sample
+
     if report.kind != "prepared":
-        return report.pictures
-    from lssl.data import STEP
-    from lssl.data.store import read_stored
-
-    found = {}
-    for row in range(min(SHOWN, len(report.table))):
-        stored = read_stored(str(report.table["image"].iat[row]))
-        d, h, w = stored.shape
-        slab = stored.box((0, 0, w // 2), (d, h, 1))[0][0, :, :, 0] * STEP
-        found[f"{report.table['subject'].iat[row]} {report.table['session'].iat[row]}"] = slab[::-1, ::-1].T.clip(0, 1)
-    return found
+        return dict(list(report.pictures.items())[:SHOWN])
+    rows = report.table.iloc[:SHOWN]
+    return {
+        f"{subject} {session}": stored_sample(str(image))
+        for subject, session, image in zip(rows["subject"], rows["session"], rows["image"], strict=True)
+    }

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
+from lssl.utils.canvas import planes
+
 __all__ = [
     "FrameGrid",
     "Volume",
@@ -20,6 +22,7 @@ __all__ = [
     "resample",
     "resample_label",
     "resample_mask",
+    "slices",
     "thick",
     "to_itk",
     "to_itk_map",
@@ -183,6 +186,27 @@ def resample(volume: Volume, grid: FrameGrid, matrix: np.ndarray, outside: float
     image = _without_alias(to_itk(volume.voxels, volume.affine), grid.spacing)
     values = _onto(image, grid, matrix, sitk.sitkLinear if volume.linear else sitk.sitkBSpline3, outside)
     return np.clip(values, volume.voxels.min(), volume.voxels.max()).astype(np.float32)
+
+
+def slices(volume: Volume, matrix: np.ndarray, place: np.ndarray, grid: FrameGrid, spacing: float) -> list[np.ndarray]:
+    """Axial, coronal and sagittal slice ``(rows, columns)`` of a visit through a place, interpolated linearly.
+
+    Args:
+        volume: the visit.
+        matrix: frame → visit, mm.
+        place: ``(3,)`` mm in the frame.
+        grid: whose extent they have.
+        spacing: mm of a pixel.
+    """
+    image = _without_alias(to_itk(volume.voxels, volume.affine), spacing)
+    whole = [math.ceil(number * grid.spacing / spacing) for number in grid.size]
+    found, outside = [], min(0.0, float(volume.voxels.min()))
+    for plane, axis in enumerate((2, 1, 0)):
+        size, origin = whole.copy(), list(grid.origin)
+        size[axis], origin[axis] = 1, float(place[axis])
+        thin = FrameGrid((size[0], size[1], size[2]), spacing, (origin[0], origin[1], origin[2]))
+        found.append(planes(_onto(image, thin, matrix, sitk.sitkLinear, outside), (0, 0, 0))[plane])
+    return found
 
 
 def resample_mask(mask: np.ndarray, affine: np.ndarray, grid: FrameGrid, matrix: np.ndarray) -> np.ndarray:

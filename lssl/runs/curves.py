@@ -10,8 +10,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
-from lssl.pictures.canvas import GREY, figure
 from lssl.runs.log import RunLog, ordered_kinds, ordered_taps
+from lssl.utils.canvas import GREY, figure
 
 __all__ = ["draw_monitors", "draw_terms"]
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lssl.pictures.canvas import cut, figure, show
 from lssl.pictures.overlay import label_colours
 from lssl.segmentation.scores import SegmentedVisit
+from lssl.utils.canvas import cut, figure, show
 
 __all__ = ["draw_subject"]
 

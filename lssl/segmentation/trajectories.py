@@ -14,8 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from lssl.pictures.canvas import GREY, cut, figure, show
 from lssl.pictures.overlay import label_colours
+from lssl.utils.canvas import GREY, cut, figure, show
 
 __all__ = ["SegmentedSlice", "draw_cohort", "draw_subject", "slice_of"]
 

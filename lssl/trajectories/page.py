@@ -11,9 +11,9 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from lssl.pictures.canvas import GREY, figure
-from lssl.pictures.page import image_tag, write_page
 from lssl.trajectories.model import Course
+from lssl.utils.canvas import GREY, figure
+from lssl.utils.page import image_tag, write_page
 
 __all__ = ["draw_spaghetti", "write_report"]
 

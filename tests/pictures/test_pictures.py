@@ -12,13 +12,13 @@ from matplotlib.image import imread
 from torch import nn
 
 from lssl import Backbone, Strategy, ViewSampler
-from lssl.pictures.canvas import cut, show, spot
 from lssl.pictures.features import draw_features, principal_colours
 from lssl.pictures.overlay import draw_segmentations, label_colours
 from lssl.pictures.reconstruction import draw_reconstruction
 from lssl.pictures.scene import index_of, outline, scene
 from lssl.pictures.similarity import draw_similarity, similarity_map
 from lssl.pictures.views import draw_views
+from lssl.utils.canvas import cut, show, spot
 from lssl.views import geometry as geo
 
 RAS = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -74,7 +74,7 @@ def test_letters_say_where_the_sides_are_also_in_mirrored_and_turned_views():
 def test_the_scale_is_as_long_as_it_says_and_voxels_keep_their_shape():
     axes = Figure().subplots()
     drawn = show(axes, np.zeros((40, 40, 40)), RAS, (20, 20, 20), plane=1)
-    bar = axes.lines[-1].get_xdata()
+    bar = axes.lines[0].get_xdata()
     assert (bar[1] - bar[0]) * 40 * 2.0 == pytest.approx(20)  # share of the width × voxels × mm
     assert axes.get_aspect() == pytest.approx(1.5)
     assert drawn.get_array().shape == (40, 40)

@@ -17,11 +17,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
-from lssl.prepare.picture import planes
 from lssl.utils.files import atomic_write
 
-__all__ = ["GREY", "MARK", "caption", "cut", "figure", "show", "spot"]
+__all__ = ["GREY", "MARK", "caption", "cut", "figure", "planes", "show", "show_slice", "spot"]
 
 GREY, MARK = "#888888", "#ffcc00"
 ACROSS, UP = (0, 0, 1), (1, 2, 2)  # array axes of the axial, coronal and sagittal picture; both run backwards
@@ -47,6 +47,12 @@ def figure(path: Path, rows: int, columns: int, title: str, panel: float = 3.2) 
             drawn.savefig(part, dpi=90, format="png")
 
 
+def planes(volume: np.ndarray, index: tuple[int, int, int]) -> list[np.ndarray]:
+    """Axial, coronal and sagittal slices ``(rows, columns)`` of ``(D, H, W)``, as a viewer shows them."""
+    i, j, k = index
+    return [volume[::-1, ::-1, k].T, volume[::-1, j, ::-1].T, volume[i, ::-1, ::-1].T]
+
+
 def cut(volume: np.ndarray, point: Sequence[float], plane: int = 0) -> np.ndarray:
     """The slice of ``(D, H, W)`` or ``(D, H, W, 3)`` through an index: 0 axial, 1 coronal, 2 sagittal."""
     i, j, k = (int(np.clip(round(float(p)), 0, n - 1)) for p, n in zip(point, volume.shape[:3], strict=True))
@@ -70,7 +76,7 @@ def show(
     plane: int = 0,
     mark: str | None = MARK,
     **look: Any,
-) -> Any:
+) -> AxesImage:
     """Draws a slice with letters and a scale, and marks the point; gives matplotlib's image.
 
     Args:
@@ -83,14 +89,31 @@ def show(
         mark: colour of the cross at the point; ``None`` draws none.
         **look: for ``imshow``; grey from 0 to 1.1 by default.
     """
+    drawn = show_slice(axes, cut(volume, point, plane), affine, title, plane, **look)
+    if mark:
+        axes.plot(*spot(volume.shape, point, plane), "+", color=mark, markersize=12, markeredgewidth=1.8)
+    return drawn
+
+
+def show_slice(
+    axes: Axes, image: np.ndarray, affine: np.ndarray, title: str = "", plane: int = 0, **look: Any
+) -> AxesImage:
+    """Draws a slice of :func:`planes` with letters and a scale.
+
+    Args:
+        axes: to draw on.
+        image: ``(rows, columns)``, or ``(rows, columns, 3)`` colours.
+        affine: ``(4, 4)`` of its volume, index → frame in mm (RAS+).
+        title: over the slice.
+        plane: 0 axial, 1 coronal, 2 sagittal.
+        **look: for ``imshow``; grey from 0 to 1.1 by default.
+    """
     drawing: dict[str, Any] = {"cmap": "gray", "vmin": 0.0, "vmax": 1.1, "interpolation": "nearest"} | look
     step = np.linalg.norm(affine[:3, :3], axis=0)
     across, up = ACROSS[plane], UP[plane]
-    drawn = axes.imshow(cut(volume, point, plane), aspect=step[up] / step[across], **drawing)
-    if mark:
-        axes.plot(*spot(volume.shape, point, plane), "+", color=mark, markersize=12, markeredgewidth=1.8)
+    drawn = axes.imshow(image, aspect=step[up] / step[across], **drawing)
     _letters(axes, affine, plane)
-    _scale(axes, volume.shape[across] * step[across], 1 / step[across])
+    _scale(axes, image.shape[1] * step[across])
     caption(axes, title)
     return drawn
 
@@ -115,10 +138,10 @@ def _letter(direction: np.ndarray) -> str:
     return ("RAS" if direction[axis] > 0 else "LPI")[axis]
 
 
-def _scale(axes: Axes, width: float, pixels: float) -> None:
+def _scale(axes: Axes, width: float) -> None:
     """A bar of a round length, a quarter of the picture's width or less."""
     length = max((mm for mm in (1, 2, 5, 10, 20, 50) if mm <= width / 4), default=1)
-    share = length * pixels / (width * pixels)
+    share = length / width
     axes.plot([0.05, 0.05 + share], [0.06, 0.06], color=MARK, linewidth=2, transform=axes.transAxes)
     _text(axes, (0.05 + share / 2, 0.105), f"{length} mm", size=6.5)
 
