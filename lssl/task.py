@@ -68,8 +68,6 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
     PRETRAINS: ClassVar[bool] = False
     #: Whether ``lssl test`` prints a table of the task's own.
     OWN_TABLE: ClassVar[bool] = False
-    #: Whether its network answers for one image alone, so that ``lssl export`` can pass it on.
-    EXPORTS: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -165,6 +163,11 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
     def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
         """The network's input for a view and its reconstruction, for pictures; ``None`` without reconstruction."""
         return None
+
+    @property
+    def exports(self) -> bool:
+        """Whether the network answers for one image alone, so that ``lssl export`` can pass it on."""
+        return True
 
     @property
     def data_source(self) -> DataSource:

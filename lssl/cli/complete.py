@@ -21,6 +21,8 @@ from lssl.segmentation.foreign import is_foreign
 from lssl.utils.errors import InputError
 from lssl.utils.trust import check_classes, refuse_commands
 
+IN_CHANNELS = ("in_channels", "in_chans", "input_channels")  # of MONAI, timm and nnU-Net
+
 __all__ = ["at", "complete", "refuse_missing_weights"]
 
 
@@ -44,17 +46,33 @@ def complete(files: Sequence[str], data: str | None = None, options: Sequence[tu
             )
         theirs = yaml.safe_load(about["config"])
         views = {"size": theirs["views"]["size"], **({"spacing": [round(mm, 5) for mm in spacing]} if spacing else {})}
-        network = {"backbone": theirs["backbone"], "views": views}
+        both = _shows_both_visits(config.values)
+        network = {"backbone": _of_two_visits(theirs["backbone"]) if both else theirs["backbone"], "views": views}
         check_classes(network, path)
         config = compose(files, data, options, network, path)
         name = (theirs["backbone"].get("network") or {}).get("class_path", "the default U-Net").rpartition(".")[2]
         size = "×".join(str(side) for side in np.broadcast_to(views["size"], 3))
         at_mm = f" of {spacing_text(spacing)} mm" if spacing else ""
-        rank_zero_info(
-            f"{path}: network ({name}), taps, padding and channels are its own, as are views of {size} voxels{at_mm}."
-        )
+        channels = "padding and, for two visits, twice its channels" if both else "padding and channels"
+        rank_zero_info(f"{path}: network ({name}), taps, {channels} are its own, as are views of {size} voxels{at_mm}.")
     _leave_out_unknown(config)
     return config
+
+
+def _shows_both_visits(values: Mapping[str, Any]) -> bool:
+    """Whether the task shows its network a visit and the one before as channels."""
+    options = at(values, "model", "init_args") or {}
+    return options.get("context") == "previous" or options.get("combine") == "concatenate"
+
+
+def _of_two_visits(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """The same backbone for twice as many channels; the network's own option is found by its usual names."""
+    wide = {**backbone, "in_channels": 2 * backbone.get("in_channels", 1)}
+    if network := backbone.get("network"):
+        own = dict(network.get("init_args") or {})
+        own |= {name: 2 * own[name] for name in IN_CHANNELS if isinstance(own.get(name), int)}
+        wide["network"] = {**network, "init_args": own}
+    return wide
 
 
 def refuse_missing_weights(model: str, path: Any) -> None:

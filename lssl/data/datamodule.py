@@ -142,6 +142,7 @@ class PairDataModule(PairLoaders):
         self.supervised = self.unlabelled_pairs = self.predicting = False
         self.predict_pairs: np.ndarray | None = None
         self.previous: np.ndarray | None = None
+        self.requires_previous = False
         self.label_names: dict[int, str] = {}
         self.voxels_per_step: np.ndarray | None = None  # of the working spacing, once a task has set it
         self.table: pd.DataFrame = pd.DataFrame()

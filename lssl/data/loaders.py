@@ -17,7 +17,7 @@ from lssl.data.batch import Visit
 from lssl.data.few_shot import FewShot, repeated
 from lssl.data.loading import PairDataset, PairSampler, continue_training, pair_loader, reading_rate, same_length
 from lssl.data.pairs import count, name_bytes
-from lssl.data.previous import previous_visits
+from lssl.data.previous import Previous, previous_visits
 from lssl.data.read_errors import SkipList
 from lssl.data.spacing import BoxReader
 from lssl.data.targets import Target
@@ -44,6 +44,7 @@ class PairLoaders(L.LightningDataModule):
     voxels_per_step: np.ndarray | None
     supervised: bool
     previous: np.ndarray | None
+    requires_previous: bool
     unlabelled_pairs: bool
     predicting: bool
     table: pd.DataFrame
@@ -69,7 +70,7 @@ class PairLoaders(L.LightningDataModule):
     def has_label(self) -> np.ndarray:
         """``(visits,)`` bool."""
 
-    def use_labels(self, unlabelled_pairs: bool, previous: bool = False) -> None:
+    def use_labels(self, unlabelled_pairs: bool, previous: Previous = "no") -> None:
         """Switches the loaders to training on labels.
 
         Training then gives a dict of batches: ``labelled`` visits, each as a same-visit pair, and optionally
@@ -78,12 +79,16 @@ class PairLoaders(L.LightningDataModule):
 
         Args:
             unlabelled_pairs: whether training gives them.
-            previous: pairs every visit with its previous one instead, see :func:`.previous.previous_visits`. Visits
-                without one are left out, also in prediction; test takes labelled visits alone.
+            previous: ``required`` pairs every visit with its previous one instead, see
+                :func:`.previous.previous_visits`. Visits without one are left out, also in prediction; test takes
+                labelled visits alone. ``where known`` does so too, but keeps visits without one as same-visit pairs.
         """
         self.supervised, self.unlabelled_pairs = True, unlabelled_pairs
-        self.previous = previous_visits(self.table, self._subject) if previous else None
-        if self.previous is not None:
+        self.requires_previous = previous == "required"
+        self.previous = None if previous == "no" else previous_visits(self.table, self._subject)
+        if self.previous is not None and previous == "where known":
+            self.previous = np.where(self.previous < 0, np.arange(len(self.table)), self.previous).astype(np.int32)
+        if self.previous is not None and self.requires_previous:
             rows = np.arange(len(self.table)) if self.predicting else np.flatnonzero(self.has_label())
             if lost := int((self.previous[rows] < 0).sum()):
                 kind = "visit" if self.predicting else "labelled visit"
@@ -138,7 +143,7 @@ class PairLoaders(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every test pair with its centred box, in fixed order."""
-        if self.supervised and self.previous is not None:
+        if self.supervised and self.requires_previous:
             return self._whole(self.labelled_rows("test"))
         if self.supervised:
             return self._whole(np.flatnonzero(self.table["split"] == "test"))
@@ -182,7 +187,7 @@ class PairLoaders(L.LightningDataModule):
         self, pairs: np.ndarray, size: tuple[int, int, int] | None, visible: np.ndarray | None = None
     ) -> PairDataset:
         folder = self.trainer.default_root_dir if self.trainer else None
-        same_visit = self.single_visits == "same" and self.previous is None
+        same_visit = self.single_visits == "same" and not self.requires_previous
         skips = SkipList(folder, same_visit) if self.on_error == "skip" else None
         rest = (self._subject, self._age, self._time, size, self.transform, visible, name_bytes(self.table), skips)
         columns = [target.values for target in self.targets.values()]

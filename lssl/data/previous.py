@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 
-__all__ = ["previous_visits"]
+__all__ = ["Previous", "previous_visits"]
+
+#: Whether a visit comes with its previous one: not; always, so visits without one are left out; or where there is one,
+#: and with itself where there is none.
+Previous = Literal["no", "required", "where known"]
 
 
 def previous_visits(table: pd.DataFrame, subject: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import pandas as pd
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lssl.data.previous import Previous
 from lssl.data.samples import SampleKind, Samples
 from lssl.data.targets import Target
 
@@ -55,7 +56,7 @@ class DataSource(Protocol):
             ``(N, 3)`` mm in the recorded frame of the second visit; NaN where nothing is known.
         """
 
-    def use_labels(self, unlabelled_pairs: bool, previous: bool = False) -> None:
+    def use_labels(self, unlabelled_pairs: bool, previous: Previous = "no") -> None:
         """Switches the loaders to labelled visits, each with its previous one if asked, and to unlabelled pairs."""
 
     def use_targets(self, name: str, kind: SampleKind) -> Samples:

@@ -101,7 +101,7 @@ def export_network(
     if "structure" in stored["lssl"]:
         raise InputError(f"{checkpoint} comes from a Trainer in Python, without a config; export runs of lssl fit.")
     task: Any = load_task(checkpoint)
-    if not task.EXPORTS:
+    if not task.exports:
         raise InputError(
             f"{checkpoint} is of a {type(task).__name__}, whose answer needs two visits; export writes networks of one "
             f"image."

@@ -14,8 +14,7 @@ connection; taps of any network cannot do that, as what follows in the encoder w
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,13 +22,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lssl.data.batch import PairBatch
-from lssl.data.spacing import TOLERANCE
+from lssl.data.previous import Previous
 from lssl.losses import deep_supervision
 from lssl.networks.backbone import Backbone
 from lssl.segmentation.segmentation_task import SegmentationTask
-from lssl.segmentation.volumes import check_memory, resampled, segment_grid, working_grid
+from lssl.segmentation.volumes import both_visits, segment_grid, shown
 from lssl.utils.errors import InputError
-from lssl.views import geometry as geo
 from lssl.views.sampler import View, ViewSampler
 
 __all__ = ["ChangeSegmenter"]
@@ -56,8 +54,6 @@ class ChangeSegmenter(SegmentationTask):
     """
 
     LOSS_WEIGHTS: ClassVar = {"supervised": 1.0}
-    WITH_PREVIOUS: ClassVar[bool] = True
-    EXPORTS: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -69,11 +65,7 @@ class ChangeSegmenter(SegmentationTask):
         **common: Any,
     ) -> None:
         super().__init__(backbone, views=views or ViewSampler(geometry="aligned"), **common)
-        if self.views.geometry != "aligned" or self.views.same_visit:
-            raise InputError(
-                "views: a change is seen where both views show two visits at one place; set views.geometry to aligned "
-                "and views.same_visit to 0."
-            )
+        self.require_aligned("a change is seen")
         if combine not in ("subtract", "concatenate"):
             raise InputError(f"combine is {combine!r}; choose subtract or concatenate.")
         if min_lesion < 0 or not 0 < min_overlap <= 1:
@@ -82,6 +74,16 @@ class ChangeSegmenter(SegmentationTask):
                 f"not {min_lesion:g} and {min_overlap:g}."
             )
         self.combine, self.min_lesion, self.min_overlap = combine, min_lesion, min_overlap
+
+    @property
+    def previous(self) -> Previous:
+        """A change is one since an earlier visit."""
+        return "required"
+
+    @property
+    def exports(self) -> bool:
+        """It needs two visits."""
+        return False
 
     @property
     def head_channels(self) -> int:
@@ -93,13 +95,7 @@ class ChangeSegmenter(SegmentationTask):
         if self.combine == "subtract":
             super().check_channels()
             return
-        names, taken = self.data_source.channels(), self.backbone.in_channels
-        if 2 * len(names) != taken:
-            raise InputError(
-                f"combine: concatenate shows the network both visits as channels, two times {len(names)} "
-                f"({', '.join(names)}), and it takes {taken}: set backbone.in_channels (and the network's own option, "
-                f"if it is given by class_path) to {2 * len(names)}, or combine to subtract."
-            )
+        self.check_both_channels("combine: concatenate", "combine to subtract")
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -115,7 +111,7 @@ class ChangeSegmenter(SegmentationTask):
         if second.label is None:
             raise InputError("The later visits of a batch have no label map, from which change could be learned.")
         maps = [self.unmirrored(logits, second) for logits in self.logits(first.image, second.image)]
-        known = _shown(first.source_affine, first.source_extent, second.affine, second.size)
+        known = shown(first.source_affine, first.source_extent, second.affine, second.size)
         target = self.to_class_index(second.label[:, 0]).masked_fill(~known, -1)
         return {"supervised": deep_supervision(self.supervised, maps, target)}
 
@@ -133,19 +129,10 @@ class ChangeSegmenter(SegmentationTask):
 
         Beyond the earlier visit's field of view, nobody knows, and there is none.
         """
-        earlier, later = (
-            image[:, :d, :h, :w] for image, (d, h, w) in zip(batch.images[0], batch.extent[0].tolist(), strict=True)
-        )
-        before, after = batch.affines[0].cpu()
-        own, shape, wanted = geo.spacing(after), later.shape[1:], self.spacing.double().cpu()
-        channels = 2 * len(later)
-        check_memory([channels, *shape], own.tolist(), wanted.tolist(), self.known_classes().number, later.device)
-        size, matrix = working_grid(shape, own, wanted)
-        seen = torch.cat(
-            [_brought(earlier, geo.inverse(before) @ after @ matrix, size), resampled(later, size, matrix)]
-        )
+        seen, matrix = both_visits(batch, self.spacing, self.known_classes().number)
+        shape = batch.extent[0, 1].tolist()
         change = segment_grid(seen, matrix, shape, self._probabilities, self.views.size, self.window_overlap)
-        known = _shown(batch.affines[:, 0], batch.extent[:, 0], batch.affines[:, 1], shape)[0]
+        known = shown(batch.affines[:, 0], batch.extent[:, 0], batch.affines[:, 1], shape)[0]
         return change.where(known, 0)
 
     def _probabilities(self, both: Tensor) -> Tensor:
@@ -169,27 +156,3 @@ class ChangeSegmenter(SegmentationTask):
         if (theirs := checkpoint.get("combine", self.combine)) != self.combine:
             raise InputError(f"ckpt_path: it was trained with combine: {theirs}, and combine is {self.combine} here.")
         super().on_load_checkpoint(checkpoint)
-
-
-def _shown(affine: Tensor, extent: Tensor, onto: Tensor, size: Sequence[int]) -> Tensor:
-    """``(B, *size)`` bool: voxels of a grid that lie within a visit.
-
-    Args:
-        affine: ``(B, 4, 4)`` of the visit.
-        extent: ``(B, 3)`` its voxels.
-        onto: ``(B, 4, 4)`` of the grid.
-        size: of the grid.
-    """
-    index = geo.transform(geo.inverse(affine) @ onto, geo.lattice(size, affine.device))
-    return geo.contains(index, extent[:, None]).unflatten(1, tuple(size))
-
-
-def _brought(image: Tensor, matrix: Tensor, size: list[int]) -> Tensor:
-    """An image ``(C, ...)`` on another grid, by ``matrix`` from its index, in one resampling; 0 beyond the image.
-
-    As in views, and in the other visit: where the grid is coarser, a voxel is the mean of samples within it.
-    """
-    if size == list(image.shape[1:]) and torch.allclose(matrix, torch.eye(4, dtype=matrix.dtype), atol=1e-6):
-        return image
-    samples = [max(1, math.ceil(step - TOLERANCE)) for step in geo.spacing(matrix).tolist()]
-    return geo.resample_mean(image[None], matrix[None].to(image.device), size, samples)[0]

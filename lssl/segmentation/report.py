@@ -19,6 +19,7 @@ from lssl.runs.outputs import Score, write_scores
 from lssl.runs.predictions import prediction_folder
 from lssl.runs.result_folder import ResultFolder
 from lssl.segmentation.scores import METRICS, SegmentedVisit, score_subject
+from lssl.segmentation.volumes import later_visit
 
 __all__ = ["SegmentationReport", "averages"]
 
@@ -68,7 +69,8 @@ class SegmentationReport(ResultFolder):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps a visit; the visits of a subject follow one another."""
-        visit = trainer.datamodule.table.iloc[int(batch.session[0, 0])]  # type: ignore[attr-defined]
+        batch = later_visit(batch)
+        visit = trainer.datamodule.table.iloc[int(batch.session[0, 1])]  # type: ignore[attr-defined]
         if visit["subject"] != self._subject:
             self._finish(trainer, pl_module)
             self._subject = visit["subject"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lssl.data.batch import PairBatch
 from lssl.data.few_shot import require_labels
 from lssl.data.pairs import visit_names
+from lssl.data.previous import Previous
 from lssl.data.source import DataSource
 from lssl.losses import DiceCE
 from lssl.networks.backbone import Backbone
@@ -49,8 +50,6 @@ class SegmentationTask(FineTuned[PairBatch | Mapping[str, PairBatch]]):
     spacing: Tensor
 
     OWN_TABLE: ClassVar = True
-    #: Whether a label belongs to a visit and its previous one, not to the visit alone.
-    WITH_PREVIOUS: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -73,6 +72,11 @@ class SegmentationTask(FineTuned[PairBatch | Mapping[str, PairBatch]]):
     @abstractmethod
     def segmented(self, batch: PairBatch) -> Tensor:
         """``(D, H, W)`` class of each voxel of the later visit of a batch of one pair."""
+
+    @property
+    def previous(self) -> Previous:
+        """Whether a visit is segmented with its previous one; if that is required, its label belongs to both."""
+        return "no"
 
     @property
     def head_channels(self) -> int:
@@ -103,7 +107,7 @@ class SegmentationTask(FineTuned[PairBatch | Mapping[str, PairBatch]]):
     def setup(self, stage: str) -> None:
         """Requests loaders of labelled visits; before training, finds the classes and loads the pretrained weights."""
         data = self.data_source
-        data.use_labels(unlabelled_pairs=self.uses_unlabelled, previous=self.WITH_PREVIOUS)
+        data.use_labels(unlabelled_pairs=self.uses_unlabelled, previous=self.previous)
         self.check_channels()
         if stage == "fit":
             super().setup(stage)
@@ -122,7 +126,7 @@ class SegmentationTask(FineTuned[PairBatch | Mapping[str, PairBatch]]):
         held_out = count_labels(data, val)
         refuse_unknown(classes, held_out, visit_names(data.table, val))
         refuse_empty(classes, held_out)
-        sides = None if self.WITH_PREVIOUS else counts  # what has changed may lie on one side of a few brains
+        sides = None if self.previous == "required" else counts  # what has changed may lie on one side of a few brains
         mirrored_class = classes.mirrored_class(sides, flips=self.views.flip[0] > 0)
         spacing = torch.tensor(self.working_spacing.mm, dtype=torch.float64)
         self.build(classes, spacing, mirrored_class, classes.weights(counts, self.balance))
@@ -136,6 +140,33 @@ class SegmentationTask(FineTuned[PairBatch | Mapping[str, PairBatch]]):
         """Also refuses a visit whose grid at this spacing cannot fit into memory."""
         super().use_spacing(data, announce)
         check_visits(data, self.working_spacing.mm or (), self.backbone.in_channels, self.device)
+
+    def require_aligned(self, what: str) -> None:
+        """Refuses views that show two visits at different places.
+
+        Args:
+            what: needs them, as the beginning of a sentence.
+        """
+        if self.views.geometry != "aligned" or self.views.same_visit:
+            raise InputError(
+                f"views: {what} where both views show two visits at one place; set views.geometry to aligned and "
+                f"views.same_visit to 0."
+            )
+
+    def check_both_channels(self, option: str, instead: str) -> None:
+        """Refuses a network that does not take the channels of two visits.
+
+        Args:
+            option: that shows it both.
+            instead: another setting.
+        """
+        names, taken = self.data_source.channels(), self.backbone.in_channels
+        if 2 * len(names) != taken:
+            raise InputError(
+                f"{option} shows the network both visits as channels, two times {len(names)} ({', '.join(names)}), and "
+                f"it takes {taken}: set backbone.in_channels (and the network's own option, if it is given by "
+                f"class_path) to {2 * len(names)}, or {instead}."
+            )
 
     def to_class_index(self, label: Tensor) -> Tensor:
         """Classes of label values; -1 where there is no label, background where no class has the value."""
@@ -189,7 +220,7 @@ class SegmentationTask(FineTuned[PairBatch | Mapping[str, PairBatch]]):
         if not (data.table["split"] == "test").any():
             raise InputError(f"There are no visits to test on, because of this: {data.summary}")
         if not len(rows := data.labelled_rows("test")):
-            what = "label and an earlier visit" if self.WITH_PREVIOUS else "label"
+            what = "label and an earlier visit" if self.previous == "required" else "label"
             raise InputError(f"No test visit has a {what}; give labels, or use `lssl predict` to segment without them.")
         refuse_unknown(self.known_classes(), count_labels(data, rows), visit_names(data.table, rows))
         if self.trainer.world_size > 1:
@@ -205,7 +236,7 @@ class SegmentationTask(FineTuned[PairBatch | Mapping[str, PairBatch]]):
         if "spacing" in checkpoint["state_dict"]:  # of checkpoints that were written before the run kept it
             checkpoint.setdefault("spacing", checkpoint["state_dict"]["spacing"].tolist())
         super().on_load_checkpoint(checkpoint)
-        if "classes" not in checkpoint or ("combine" in checkpoint) != self.WITH_PREVIOUS:
+        if "classes" not in checkpoint or ("combine" in checkpoint) != (self.previous == "required"):
             raise InputError(
                 f"ckpt_path: not a checkpoint of a {type(self).__name__}; give it as model.init_args.pretrained in fit."
             )

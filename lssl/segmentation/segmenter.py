@@ -12,6 +12,10 @@ Published (Ren et al., NeurIPS 2022): DiceCE with the background and without cla
 hard pseudo-labels, every voxel and every pair alike; its step and that of the supervised term in turn. Here, one step
 optimises both terms. Both visits may differ, so options restrict the consistency to confident voxels (``threshold``),
 late steps (``ramp``), soft targets (``targets``) or short intervals (``interval``).
+
+With ``context: previous`` the network also sees the visit before the one it segments, without its labels, as further
+channels (as the baseline of LongiSeg, Rokuss et al., 2024, arXiv:2409.13416, which takes its labels, too). First visits
+have none, and in training it is dropped from some samples; then these channels are 0.
 """
 
 from __future__ import annotations
@@ -25,11 +29,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lssl.data.batch import PairBatch
+from lssl.data.previous import Previous
 from lssl.data.source import DataSource
 from lssl.losses import Consistency, deep_supervision
 from lssl.networks.backbone import Backbone
 from lssl.segmentation.segmentation_task import SegmentationTask
-from lssl.segmentation.volumes import check_memory, segment
+from lssl.segmentation.volumes import both_visits, check_memory, later_visit, segment, segment_grid
 from lssl.utils.errors import InputError, positive
 from lssl.utils.intervals import interval_weight, require_intervals
 from lssl.views import geometry as geo
@@ -50,6 +55,10 @@ class Segmenter(SegmentationTask):
             ``None``: equal weights.
         ramp: share of the steps over which the consistency's weight rises, as ``exp(-5 (1 - t)²)`` (Laine and Aila,
             ICLR 2017).
+        context: ``previous``: the network sees the previous visit, too, where its order is known: its ``in_channels``
+            are twice the images', those of the earlier visit first. Views must be ``aligned``; pretrained weights need
+            ``input_channels: adapt``; there is no consistency then.
+        context_dropout: share of the samples whose context is dropped in training.
         **common: see :class:`.segmentation_task.SegmentationTask`.
     """
 
@@ -63,6 +72,8 @@ class Segmenter(SegmentationTask):
         absent: bool = True,
         interval: float | None = None,
         ramp: float = 0.0,
+        context: Literal["none", "previous"] = "none",
+        context_dropout: float = 0.25,
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
@@ -72,6 +83,33 @@ class Segmenter(SegmentationTask):
             raise InputError(f"ramp is a share of the steps, not {ramp}.")
         self.consistency = Consistency(targets, threshold, absent)
         self.interval, self.ramp = interval, ramp
+        if context not in ("none", "previous") or not 0 <= context_dropout <= 1:
+            raise InputError(
+                f"context is none or previous and context_dropout a share of the samples, not {context!r} and "
+                f"{context_dropout}."
+            )
+        self.context, self.context_dropout = context, context_dropout
+        if context == "previous":
+            self.require_aligned("context: previous helps")
+            if self.uses("consistency"):
+                raise InputError("context: previous and loss_weights.consistency exclude each other; choose one.")
+
+    @property
+    def previous(self) -> Previous:
+        """The context, where it is known."""
+        return "no" if self.context == "none" else "where known"
+
+    @property
+    def exports(self) -> bool:
+        """Not with a context."""
+        return self.context == "none"
+
+    def check_channels(self) -> None:
+        """Refuses a network that does not take the channels of a visit, and of its context."""
+        if self.context == "none":
+            super().check_channels()
+        else:
+            self.check_both_channels("context: previous", "context to none")
 
     @property
     def uses_unlabelled(self) -> bool:
@@ -89,6 +127,8 @@ class Segmenter(SegmentationTask):
         Labelled visits are drawn first, so their crops do not depend on unlabelled pairs. Views without label are
         excluded from the supervised term.
         """
+        if self.context == "previous":
+            return self._in_context(batch if isinstance(batch, PairBatch) else batch["labelled"])
         if isinstance(batch, PairBatch):
             return self.terms(*self._draw(batch))
         terms: dict[str, Tensor] = {}
@@ -100,6 +140,18 @@ class Segmenter(SegmentationTask):
     def _draw(self, batch: PairBatch) -> tuple[View, View]:
         with self.phase("views"):
             return self.views(batch, self.generator)
+
+    def _in_context(self, batch: PairBatch) -> dict[str, Tensor]:
+        """The supervised term of later visits, each with its earlier one where there is one and it is not dropped."""
+        first, second = self._draw(batch)
+        if second.label is None:
+            raise InputError("The labelled visits of a batch have no label map.")
+        kept = torch.rand(len(batch), generator=self.generator) >= self.context_dropout
+        kept = kept.to(batch.session.device, non_blocking=True) & (batch.session[:, 0] != batch.session[:, 1])
+        image = torch.cat([first.image * kept[:, None, None, None, None], second.image], 1)
+        maps = [self.unmirrored(self.head(out), second) for out in self.backbone.outputs(image)]
+        target = self.to_class_index(second.label[:, 0])
+        return {"supervised": deep_supervision(self.supervised, maps, target)}
 
     def logits(self, image: Tensor) -> Tensor:
         """``(B, C, ...) → (B, K, ...)``."""
@@ -142,14 +194,35 @@ class Segmenter(SegmentationTask):
     # --- whole visits -------------------------------------------------------------------------------------------------
 
     def segment(self, image: Tensor, affine: Tensor) -> Tensor:
-        """``(D, H, W)`` class of each voxel of a visit ``(C, D, H, W)`` of any spacing."""
+        """``(D, H, W)`` class of each voxel of a visit ``(C, D, H, W)`` of any spacing, without context."""
         own, window, overlap = geo.spacing(affine), self.views.size, self.window_overlap
+        if self.context == "previous":
+            image = torch.cat([torch.zeros_like(image), image])
         check_memory(image.shape, own.tolist(), self.spacing.tolist(), self.known_classes().number, image.device)
-        return segment(image, own, self.spacing, lambda crop: self.logits(crop).float().softmax(1), window, overlap)
+        return segment(image, own, self.spacing, self._probabilities, window, overlap)
 
     def segmented(self, batch: PairBatch) -> Tensor:
-        """Classes of the only visit of a batch."""
-        return self.segment(batch.images[0, 1], batch.affines[0, 1])
+        """Classes of the later visit of a batch, in the context of the earlier one; or of the only visit."""
+        if self.context == "none" or bool(batch.session[0, 0] == batch.session[0, 1]):
+            only = later_visit(batch)
+            return self.segment(only.images[0, 1], only.affines[0, 1])
+        seen, matrix = both_visits(batch, self.spacing, self.known_classes().number)
+        shape = batch.extent[0, 1].tolist()
+        return segment_grid(seen, matrix, shape, self._probabilities, self.views.size, self.window_overlap)
+
+    def _probabilities(self, crop: Tensor) -> Tensor:
+        return self.logits(crop).float().softmax(1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also the context."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["context"] = self.context
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint with another context."""
+        if (theirs := checkpoint.get("context", "none")) != self.context:
+            raise InputError(f"ckpt_path: it was trained with context: {theirs}, and context is {self.context} here.")
+        super().on_load_checkpoint(checkpoint)
 
     def configure_callbacks(self) -> list[Callback]:
         """Also scores in ``test``, files in ``predict``."""

@@ -11,12 +11,23 @@ from torch import Tensor
 
 from lssl.data.batch import PairBatch
 from lssl.data.source import DataSource
-from lssl.data.spacing import spacing_text
+from lssl.data.spacing import TOLERANCE, spacing_text
 from lssl.utils.errors import InputError
 from lssl.utils.memory import refuse_larger_than_memory
 from lssl.views import geometry as geo
 
-__all__ = ["check_memory", "check_visits", "later_label", "resampled", "segment", "segment_grid", "working_grid"]
+__all__ = [
+    "both_visits",
+    "check_memory",
+    "check_visits",
+    "later_label",
+    "later_visit",
+    "resampled",
+    "segment",
+    "segment_grid",
+    "shown",
+    "working_grid",
+]
 
 CHUNK = 8  # classes resampled at a time, to limit memory
 
@@ -161,3 +172,58 @@ def later_label(batch: PairBatch) -> Tensor:
         raise InputError("The visit has no label map.")
     d, h, w = batch.extent[0, 1].tolist()  # an earlier visit may be larger
     return batch.labels[0, 1, :d, :h, :w]
+
+
+def later_visit(batch: PairBatch) -> PairBatch:
+    """The later visit of a batch of one pair, as a same-visit pair without padding."""
+    d, h, w = batch.extent[0, 1].tolist()
+    batch = batch.visits(torch.ones(1, 2, dtype=torch.long))
+    batch.images, batch.foreground = batch.images[..., :d, :h, :w], batch.foreground[..., :d, :h, :w]
+    batch.labels = None if batch.labels is None else batch.labels[..., :d, :h, :w]
+    return batch
+
+
+def both_visits(batch: PairBatch, wanted: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Both visits of a batch of one pair on the working grid of the later one, the earlier one through the frame.
+
+    Args:
+        batch: one pair.
+        wanted: ``(3,)`` working spacing in mm.
+        classes: number of classes, for :func:`check_memory`.
+
+    Returns:
+        ``(2 C, *size)``, channels of the earlier visit first, and ``(4, 4)`` index → index of the later visit.
+    """
+    earlier, later = (
+        image[:, :d, :h, :w] for image, (d, h, w) in zip(batch.images[0], batch.extent[0].tolist(), strict=True)
+    )
+    before, after = batch.affines[0].cpu()
+    own, shape, wanted = geo.spacing(after), later.shape[1:], wanted.double().cpu()
+    check_memory([2 * len(later), *shape], own.tolist(), wanted.tolist(), classes, later.device)
+    size, matrix = working_grid(shape, own, wanted)
+    there = _brought(earlier, geo.inverse(before) @ after @ matrix, size)
+    return torch.cat([there, resampled(later, size, matrix)]), matrix
+
+
+def shown(affine: Tensor, extent: Tensor, onto: Tensor, size: Sequence[int]) -> Tensor:
+    """``(B, *size)`` bool: voxels of a grid that lie within a visit.
+
+    Args:
+        affine: ``(B, 4, 4)`` of the visit.
+        extent: ``(B, 3)`` its voxels.
+        onto: ``(B, 4, 4)`` of the grid.
+        size: of the grid.
+    """
+    index = geo.transform(geo.inverse(affine) @ onto, geo.lattice(size, affine.device))
+    return geo.contains(index, extent[:, None]).unflatten(1, tuple(size))
+
+
+def _brought(image: Tensor, matrix: Tensor, size: list[int]) -> Tensor:
+    """An image ``(C, ...)`` on another grid, by ``matrix`` from its index, in one resampling; 0 beyond the image.
+
+    As in views, and in the other visit: where the grid is coarser, a voxel is the mean of samples within it.
+    """
+    if size == list(image.shape[1:]) and torch.allclose(matrix, torch.eye(4, dtype=matrix.dtype), atol=1e-6):
+        return image
+    samples = [max(1, math.ceil(step - TOLERANCE)) for step in geo.spacing(matrix).tolist()]
+    return geo.resample_mean(image[None], matrix[None].to(image.device), size, samples)[0]

@@ -26,6 +26,7 @@ from lssl.runs.visit_log import VisitLog
 from lssl.segmentation.change import yearly_change
 from lssl.segmentation.classes import Classes
 from lssl.segmentation.native import to_native
+from lssl.segmentation.volumes import later_visit
 from lssl.utils.distributed import every_rank
 from lssl.utils.files import atomic_write, digest
 
@@ -87,7 +88,8 @@ class SegmentationWriter(ResultFolder):
         dataloader_idx: int = 0,
     ) -> None:
         """Writes one visit; Lightning keeps what predict_step returned, so the label map is taken out of it."""
-        visit = trainer.datamodule.table.iloc[int(batch.session[0, 0])]  # type: ignore[attr-defined]
+        batch = later_visit(batch)
+        visit = trainer.datamodule.table.iloc[int(batch.session[0, 1])]  # type: ignore[attr-defined]
         label = outputs.pop("label").cpu().numpy()
         self._visits.add(batch)
         affine = batch.affines[0, 1].cpu().numpy()

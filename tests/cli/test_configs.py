@@ -278,7 +278,7 @@ def test_finetuning_from_scratch_and_from_a_checkpoint_is_one_line(tmp_path):
 def test_every_config_is_run():
     """A new YAML must be named in a test above, among the plans in tests/benchmark, or as a base of one that is."""
     others = ("benchmark/test_benchmark_command.py", "cli/test_cluster.py", "prediction/test_prediction.py")
-    others += ("lesions/test_change_segmenter.py",)
+    others += ("lesions/test_change_segmenter.py", "segmentation/test_context.py")
     text = Path(__file__).read_text() + "".join((Path(__file__).parents[1] / path).read_text() for path in others)
     names = {f"configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")}
     named = {name for name in names if (Path(name).stem if "/logger/" in name else Path(name).name) in text}

@@ -43,7 +43,7 @@ def phantom():
 
 def test_labelled_visits_come_after_their_previous_ones(phantom, caplog):
     caplog.set_level("INFO")
-    phantom.use_labels(unlabelled_pairs=False, previous=True)
+    phantom.use_labels(unlabelled_pairs=False, previous="required")
     firsts = np.flatnonzero(phantom.table["visit"] == 0)
     assert f"{len(firsts)} labelled visits left out, without an earlier visit of known order" in caplog.text
     chosen = phantom.labelled_rows("train")
@@ -65,7 +65,7 @@ def test_prediction_of_visits_without_an_order_is_one_sentence(bids):
         path.unlink()
     data = NiftiDataModule(bids)
     data.setup("predict")
-    data.use_labels(unlabelled_pairs=False, previous=True)
+    data.use_labels(unlabelled_pairs=False, previous="required")
     with pytest.raises(InputError, match="No visit has an earlier one of known order"):
         data.predict_dataloader()
 
@@ -73,5 +73,5 @@ def test_prediction_of_visits_without_an_order_is_one_sentence(bids):
 def test_a_damaged_visit_is_not_replaced_by_a_visit_with_itself(phantom):
     """The label of a pair of one visit would be wrong: nothing has changed in it."""
     phantom.on_error = "skip"
-    phantom.use_labels(unlabelled_pairs=False, previous=True)
+    phantom.use_labels(unlabelled_pairs=False, previous="required")
     assert not phantom.train_dataloader()["labelled"].dataset.skips.same_visit

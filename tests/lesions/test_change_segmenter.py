@@ -276,12 +276,12 @@ def test_pretrained_weights_of_one_visit_see_both_as_channels(tmp_path, capsys, 
     start = [f"--model.init_args.pretrained={before / 'checkpoints/last.ckpt'}", "--trainer.max_steps=1"]
     args = ["fit", "--config", str(ROOT / "configs/change_segmenter.yaml"), *tiny(tmp_path, data=DATA)]
     args.append("--model.init_args.combine=concatenate")
-    said = sentence(capsys, *args, *SMALL, *start)
+    assert "input_channels to adapt" in sentence(capsys, *args, *SMALL, *start)
+    narrow = [f"--backbone={json.dumps(TINY_NET)}"]
+    said = sentence(capsys, *args, *SMALL, *start, *narrow)
     assert "concatenate shows the network both visits as channels, two times 1" in said
-    wide = {"network": {**TINY_NET["network"], "init_args": {**TINY_NET["network"]["init_args"], "in_channels": 2}}}
-    both = [f"--backbone={json.dumps({**wide, 'in_channels': 2})}"]
-    assert "input_channels to adapt" in sentence(capsys, *args, *SMALL, *start, *both)
-    main([*args, *SMALL, *start, *both, "--model.init_args.input_channels=adapt"])
+    main([*args, *SMALL, *start, "--model.init_args.input_channels=adapt"])
+    assert "padding and, for two visits, twice its channels are its own" in caplog.text
     assert "The first convolution was averaged over channels and repeated" in caplog.text
 
 

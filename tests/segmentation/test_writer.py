@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from lssl.data.batch import Visit, collate
 from lssl.data.nifti import read_image
 from lssl.data.store import Native
 from lssl.segmentation.native import to_native
@@ -80,11 +81,9 @@ def test_distinct_visits_have_distinct_files(tmp_path):
     for row in range(len(table)):
         label = torch.zeros(4, 4, 4)
         label.view(-1)[: row + 1] = 1
-        batch = SimpleNamespace(
-            session=torch.tensor([[row, row]]),
-            affines=torch.eye(4).expand(1, 2, 4, 4),
-            images=torch.zeros(1, 2, 1, 4, 4, 4),
-        )
+        empty = torch.zeros(4, 4, 4)
+        visit = Visit(empty[None], torch.eye(4).double(), empty.bool(), session=row)
+        batch = collate([(visit, visit)])
         writer.on_predict_batch_end(trainer, model, {"label": label}, batch, row)
     files = list(tmp_path.rglob("*.nii.gz"))
     assert all((tmp_path / "run") in path.parents for path in files)
