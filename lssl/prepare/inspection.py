@@ -344,11 +344,4 @@ def _look(report: Inspection, table: pd.DataFrame, subject: str, grids: list[Any
             report.suspicious.append((name, doubt))
         elif grids[row].same(grids[before]) and apart > APART:
             report.suspicious.append((name, f"not aligned with the visit before, by about {apart:.0f} mm"))
-    return [_box_volume(volume) for _, volume in volumes]
-
-
-def _box_volume(volume: Any) -> float:
-    index = np.argwhere(volume.foreground[::2, ::2, ::2]) * 2
-    if not len(index):
-        return 0.0
-    return float(np.prod((index.max(0) - index.min(0)) * volume.spacing() + 16))
+    return [volume.box_mm3() for _, volume in volumes]
