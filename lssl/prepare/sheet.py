@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lssl.data.pairs import count
 from lssl.prepare.inspection import EDGES, Inspection
 from lssl.utils.files import atomic_write
 
@@ -67,7 +68,8 @@ def show(report: Inspection, console: Console) -> None:
         table.add_row("on disk", f"{report.gigabytes:.3g} GB")
     else:
         size = f"{report.gigabytes:.2g} GB of {report.spacing:g} mm voxels"
-        table.add_row("prepared, about", f"{size}, {report.hours:.2g} hours with one worker")
+        span = f"{report.hours:.2g} hours" if report.hours >= 1 else count(max(1, round(60 * report.hours)), "minute")
+        table.add_row("prepared, about", f"{size}, {span} with one worker")
     console.print(table)
     _show_suspicious(report, console)
 

@@ -86,7 +86,7 @@ def trained(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 def test_all_views_have_the_median_of_the_training_visits(trained):
     _, said, seen = trained
     assert said == (
-        "Voxel sizes of the 12 visits: 8 of 2.5×2.5×8 mm, 4 of 4×4×4 mm; all views have the working spacing 4×4×4 mm "
+        "Voxel sizes of 12 visits: 8 of 2.5×2.5×8 mm, 4 of 4×4×4 mm; all views have the working spacing 4×4×4 mm "
         "(the median of the training visits; views.spacing sets another)."
     )
     assert len(seen) == 4
