@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+import torch
 import yaml
 
 from lssl.cli.main import main
@@ -134,3 +135,12 @@ def sentence(capsys, *args):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lssl: error: ")]
     assert len(lines) == 1
     return lines[0].removeprefix("lssl: error: ")
+
+
+def unlike(strategy):
+    """The strategy, its teacher (if any) moved off the online network, so that one cannot stand for the other."""
+    if strategy.teacher is not None:
+        with torch.no_grad():
+            for parameter in strategy.teacher.parameters():
+                parameter += 0.2 * torch.randn_like(parameter)
+    return strategy

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from helpers import unlike
 from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
@@ -34,11 +35,7 @@ def make(name: str = "moco", views: dict | None = None, **settings) -> GlobalCon
     backbone = Backbone(network, {"fine": "0", "bottleneck": "2", "normed": "3"})
     sampler = ViewSampler((12, 12, 8), **{"transforms": None, **(views or {})})
     strategy = GlobalContrastive(backbone, objective=SMALL[name], views=sampler, **settings)
-    if strategy.teacher is not None:
-        with torch.no_grad():
-            for parameter in strategy.teacher.parameters():
-                parameter += 0.2 * torch.randn_like(parameter)
-    return strategy
+    return unlike(strategy)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import unlike
 from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
@@ -39,11 +40,7 @@ def make(views: ViewSampler | None = None, objective: str = "cosine", **settings
     own = {name: settings.pop(name) for name in ("temperature", "exclusion") if name in settings}
     settings = {**narrow, **settings, "objective": partial(OBJECTIVES[objective], **own)}
     strategy = PriorGuidedLocal(backbone, views=views or sampler(), **settings)
-    if strategy.teacher is not None:
-        with torch.no_grad():
-            for parameter in strategy.teacher.parameters():
-                parameter += 0.2 * torch.randn_like(parameter)
-    return strategy
+    return unlike(strategy)
 
 
 @pytest.fixture
