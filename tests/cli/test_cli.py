@@ -3,7 +3,6 @@
 import platform
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 
 import lightning as L
@@ -24,12 +23,12 @@ def lssl(*args, cwd=None):
     return subprocess.run([sys.executable, "-m", "lssl", *args], capture_output=True, text=True, cwd=cwd, check=False)
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
-    start = time.perf_counter()
+def test_help_imports_nothing_heavy():
+    """Which makes it quick; `benchmarks/bench_start.py` measures how quick."""
+    heavy = ("torch", "lightning", "monai", "jsonargparse", "numpy", "pandas", "matplotlib", "rich")
     code = "import sys; from lssl.cli.main import main; main(['--help']); "
-    code += "print([m for m in ['torch'] if m in sys.modules])"
+    code += f"print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 2
     assert "lssl fit" in result.stdout
     assert result.stdout.rstrip().endswith("[]")
 
