@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from lssl.networks.backbone import Backbone
 from lssl.networks.heads import mean_and_max
 from lssl.networks.teacher import Teacher
 from lssl.task import Task
+from lssl.utils.errors import InputError
 from lssl.views.sampler import View, ViewSampler
 
 __all__ = ["Strategy"]
@@ -45,6 +46,8 @@ class Strategy(Task[PairBatch]):
 
         With ``views.same_visit`` both views may show one visit of the pair: ``view.age`` is the age at the visit in the
         view, ``batch.ages`` are the ages at the two visits of the batch.
+
+        What is no dict of scalar tensors, and a sum without gradient in training, are an InputError.
         """
 
     def draw_views(self, batch: PairBatch) -> tuple[View, View]:
@@ -55,7 +58,9 @@ class Strategy(Task[PairBatch]):
         """Draws views and computes their terms."""
         with self.phase("views"):
             first, second = self.draw_views(batch)
-        return self.terms(first, second, batch)
+        terms = self.terms(first, second, batch)
+        self._check_terms(terms)
+        return terms
 
     def on_step_end(self, progress: float) -> None:
         """Moves the teacher; an override must call ``super().on_step_end(progress)``."""
@@ -80,3 +85,16 @@ class Strategy(Task[PairBatch]):
             name: mean_and_max(value.detach(), F.adaptive_avg_pool3d(view.foreground, value.shape[2:]))
             for name, value in features.items()
         }
+
+    def _check_terms(self, terms: Any) -> None:
+        """Raises InputError unless :meth:`terms` gave what it must: its mistakes end deep inside torch otherwise."""
+        if not isinstance(terms, Mapping):
+            raise InputError(
+                f"{type(self).__name__}.terms gives a {type(terms).__name__}; give a dict: name → scalar tensor."
+            )
+        for name, value in terms.items():
+            if not isinstance(value, Tensor) or value.ndim:
+                found = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise InputError(
+                    f"{type(self).__name__}.terms: '{name}' is {found}; give a scalar tensor, such as its mean."
+                )

@@ -210,6 +210,8 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
             return None
         self.seed("fit", self.global_step, batch_idx)
         loss, terms = self._step(batch)
+        if not loss.requires_grad:
+            raise InputError(f"{type(self).__name__}: the terms {', '.join(terms)} have no gradient; is one detached?")
         for name, value in self.logged.items():
             total, count = self._since_log.get(name, (torch.zeros_like(value), 0))
             self._since_log[name] = total + value, count + 1

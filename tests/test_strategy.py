@@ -94,6 +94,24 @@ def test_loss_is_the_weighted_sum(make_batch, monkeypatch):
         strategy._step(make_batch(2, (10, 10, 10)))
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda image: image.mean(), r"terms gives a Tensor; give a dict"),
+        (lambda image: {"mean": image.mean((1, 2, 3, 4))}, r"'mean' is a tensor \(2,\); give a scalar tensor"),
+        (lambda image: {"mean": 0.5}, r"'mean' is a float; give a scalar tensor"),
+        (lambda image: {"mean": image.mean()}, r"the terms mean have no gradient; is one detached\?"),
+    ],
+)
+def test_terms_of_ones_own_that_cannot_be_learned_from_are_refused(given, words, make_batch, monkeypatch):
+    """Each ended in a traceback of torch."""
+    monkeypatch.setattr(Mean, "terms", lambda self, first, second, batch: given(first.image))
+    monkeypatch.setattr(Mean, "global_step", 0)
+    monkeypatch.setattr(Mean, "global_rank", 0)
+    with pytest.raises(InputError, match=words):
+        make().training_step(make_batch(2, (8, 8, 8), affine="unit"), 0)
+
+
 def test_no_decay_on_biases_and_norms(monkeypatch):
     strategy = make(schedule=None)
     monkeypatch.setattr(Strategy, "trainer", None)
