@@ -1,11 +1,15 @@
 """Does a long run leak? Memory, open files and processes of ``lssl fit``, with workers, monitor and checkpoints.
 
+Memory is told apart: blocks in use (what a leak would grow), what the allocator holds of freed ones, and the process's
+own resident memory, which is both and Python's. Batches of workers lie in shared memory and count as no one's own.
+
 python benchmarks/bench_soak.py [STEPS] [RECIPE]    # 2000 steps of longitudinal_infonce, tiny network
 
 Prints every fiftieth step, and the slope over the second half of the run per 1000 steps with its standard error: what
 is allocated once (kernels, caches of visits) has been allocated by then.
 """
 
+import ctypes
 import json
 import os
 import sys
@@ -19,7 +23,19 @@ from lssl.cli.main import main
 
 EVERY = 50
 NETWORK = {"spatial_dims": 3, "in_channels": 1, "out_channels": 4, "features": [4] * 6, "norm": "batch"}
-ROWS: list[tuple[int, float, float, int, int]] = []
+COLUMNS = ["own MB", "in use MB", "freed MB", "shared MB", "workers MB", "files", "processes"]
+ROWS: list[tuple[float, ...]] = []
+
+
+class Heap(ctypes.Structure):
+    """glibc's ``struct mallinfo2``, all arenas together: bytes."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks")]
+    _fields_ += [(name, ctypes.c_size_t) for name in ("fsmblks", "uordblks", "fordblks", "keepcost")]
+
+
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Heap
 
 
 def processes(pid: int) -> list[int]:
@@ -31,22 +47,25 @@ def processes(pid: int) -> list[int]:
     return found
 
 
-def memory(pid: int) -> float:
-    """Resident MB."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+def memory(pid: int) -> dict[str, float]:
+    """Resident MB: ``RssAnon`` is the process's own, ``RssFile`` libraries, ``RssShmem`` batches in shared memory."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("Rss")}
 
 
 class Soak(L.Callback):
-    """Notes memory (own and of the workers), open files and processes."""
+    """Notes memory, of the workers too, open files and processes."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step % EVERY:
             return
         pids = processes(os.getpid())
-        workers = sum(map(memory, pids[1:]))
+        own, workers = memory(pids[0]), sum(memory(pid)["RssAnon"] for pid in pids[1:])
+        heap = mallinfo()
+        used, freed = (heap.uordblks + heap.hblkhd) / 1e6, heap.fordblks / 1e6
         files = len(os.listdir("/proc/self/fd"))
-        ROWS.append((trainer.global_step, memory(os.getpid()), workers, files, len(pids)))
-        print("{:6d} {:9.0f} {:9.0f} {:6d} {:6d}".format(*ROWS[-1]), flush=True)
+        ROWS.append((trainer.global_step, own["RssAnon"], used, freed, own["RssShmem"], workers, files, len(pids)))
+        print(("{:10.0f}" + 5 * "{:12.2f}" + 2 * "{:12.0f}").format(*ROWS[-1]), flush=True)
 
 
 def slope(steps, values):
@@ -60,6 +79,7 @@ def slope(steps, values):
 if __name__ == "__main__":
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     recipe = sys.argv[2] if len(sys.argv) > 2 else "longitudinal_infonce"
+    print("      step" + "".join(f"{name:>12}" for name in COLUMNS))
     sys.modules["bench_soak"] = sys.modules["__main__"]
     data = ["--data", "PhantomDataModule", "--data.init_args.subjects=12", "--data.init_args.size=40"]
     data += ["--data.init_args.spacing=5.0", "--data.init_args.num_workers=2", "--data.init_args.batch_size=2"]
@@ -69,6 +89,7 @@ if __name__ == "__main__":
         run += ["--trainer.callbacks+=bench_soak.Soak", "--monitor.every=200", "--trainer.enable_progress_bar=false"]
         run += ["--trainer.check_val_every_n_epoch=20", "--views.size=32"]
         main(["fit", "--config", recipe, f"--backbone.network={json.dumps(network)}", *data, *run])
+    print("slopes over the second half, per 1000 steps:")
     late = np.array([row for row in ROWS if row[0] > steps / 2], float)
-    for name, column in (("memory, MB", 1), ("memory of workers, MB", 2), ("open files", 3), ("processes", 4)):
-        print("{:<22} {:+.2f} ± {:.2f} per 1000 steps".format(name, *slope(late[:, 0], late[:, column])))
+    for column, name in enumerate(COLUMNS, 1):
+        print("{:<12} {:+.2f} ± {:.2f}".format(name, *slope(late[:, 0], late[:, column])))
