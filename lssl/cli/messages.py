@@ -46,6 +46,11 @@ NO_OPTION = (
     re.compile(r"Option '(?P<option>[\w.]+)' is not accepted. Got value: Namespace\(class_path='(?P<path>[\w.]+)'"),
 )
 NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
+NO_SUBCLASS = re.compile(
+    r"(?:Import path |Expected ')(?P<path>[\w.]+)(?: does not correspond to a subclass of |' to be .+? (?:of|returns) )"
+    r"(?:<class ')?(?P<base>\w+)"
+)
+NO_PATH = re.compile(r"- Expected a path but \S+ either not accessible or invalid - ")
 OF_A_UNION = re.compile(
     r"Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.+?)\] Errors: - (?P<first>.+) "
     r"Given value type: .+? Given value: (?P<value>.+)$"
@@ -59,7 +64,7 @@ def explain(error: ArgumentError, classes: Iterable[type]) -> InputError:
         error: as raised by jsonargparse.
         classes: the classes that ``class_path`` may give by their short names.
     """
-    text = " ".join(str(error).split())
+    text = NO_PATH.sub("", " ".join(str(error).split()))
     classes = list(classes)
     if found := NO_OPTION[0].search(text) or NO_OPTION[1].search(text):
         name, option = found["path"].rpartition(".")[2], found["option"]
@@ -75,6 +80,12 @@ def explain(error: ArgumentError, classes: Iterable[type]) -> InputError:
         return InputError(f"{name} has no option '{option}'{nearest(option, _options(cls))}")
     if found := NO_CLASS.search(text):
         return InputError(f"There is no class '{found['name']}'{nearest(found['name'], (c.__name__ for c in classes))}")
+    if found := NO_SUBCLASS.search(text):
+        key = ("class_path", *re.findall(r'Parser key "([\w.]+)"', text[: found.start()]))[-1]
+        return InputError(
+            f"{key}: {found['path']} is no {found['base']}; give a class that is one, or a function that says in its "
+            f"return annotation that it makes one."
+        )
     text = re.sub(r"^Problem with given class_path '[\w.]+\.(\w+)': ", r"\1: ", _first_reason(text))
     text = re.sub(r"a typing\.Literal\[(.+?)\]\.?", r"one of \1.", text.replace('Parser key "', '"'))
     return InputError(re.sub(r"<class '([\w.]+)'>", r"\1", text))

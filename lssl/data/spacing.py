@@ -67,9 +67,10 @@ def spacing_sentence(sizes: np.ndarray, spacing: Sequence[float] | np.ndarray, s
     order = np.argsort(-counts, kind="stable")
     listed = [f"{counts[row]} of {spacing_text(kinds[row])} mm" for row in order[:4]]
     more = f", and {int(counts[order[4:]].sum())} of {len(order) - 4} other sizes" if len(order) > 4 else ""
+    other = "" if source == "views.spacing" else "; views.spacing sets another"
     return (
         f"Voxel sizes of {count(len(sizes), 'visit')}: {', '.join(listed)}{more}; all views have the working spacing "
-        f"{spacing_text(spacing)} mm ({source}; views.spacing sets another)."
+        f"{spacing_text(spacing)} mm ({source}{other})."
     )
 
 

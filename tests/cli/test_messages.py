@@ -47,6 +47,20 @@ def test_a_class_that_is_not_there():
     assert NO_CLASS.search(said({"class_path": "FantomDataModule"}))["name"] == "FantomDataModule"
 
 
+@pytest.mark.parametrize("kind", [Objective, Callable[[], Objective]])
+@pytest.mark.parametrize("path", ["lssl.InputError", "lssl.networks.heads.mean_and_max"])
+def test_what_makes_no_instance_of_the_class_that_is_asked_for(kind, path):
+    """As a function without a return annotation, which a user of TorchIO gives as a dataset."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--factory", type=kind)
+    with pytest.raises(ArgumentError) as refused:
+        parser.parse_object({"factory": path})
+    assert str(explain(refused.value, [])) == (
+        f"factory: {path} is no Objective; give a class that is one, or a function that says in its return annotation "
+        "that it makes one."
+    )
+
+
 def test_a_value_of_the_wrong_type():
     """The first of the reasons is the one that counts; the type's names are said plainly."""
     text = said(phantom(max_interval="soon"))

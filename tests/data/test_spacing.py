@@ -30,6 +30,7 @@ def test_the_sentence_counts_visits_by_voxel_size():
         "Voxel sizes of 9 visits: 4 of 1×1×1 mm, 3 of 0.8×0.8×5 mm, 2 of 3×3×3 mm; all views have the working "
         "spacing 0.8×0.8×5 mm (the median of the training visits; views.spacing sets another)."
     )
+    assert spacing_sentence(SIZES, [0.8, 0.8, 5.0], "views.spacing").endswith("mm (views.spacing).")
     assert spacing_sentence(SIZES[:3], [0.8, 0.8, 5.0], "") == ""
 
 
