@@ -93,8 +93,8 @@ class FrameMatcher(Matcher):
 class FieldMatcher(Matcher):
     """A displacement field of a non-rigid registration carries the frame of ``first`` to that of ``second``.
 
-    The score is 1 if ``second`` shows the match, else 0. ``lssl prepare`` makes no such fields yet; use those of
-    another tool, for the matched pairs.
+    The score is 1 if ``second`` shows the match, else 0. ``lssl prepare --nonrigid`` makes such fields (see
+    :func:`lssl.prepare.change.field_between`), and so do other tools.
 
     Args:
         field: ``(B, 3, D, H, W)`` mm, see :func:`lssl.views.geometry.displace`.

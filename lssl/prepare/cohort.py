@@ -41,6 +41,7 @@ class Options:
         template: image whose space the half-way frame is brought into by an affine map.
         margin: mm kept around the foreground.
         floor: correlation with the other visits below which a visit is flagged.
+        nonrigid: whether fields say how tissue moved between visits; images stay as they are.
         exclude: subjects and visits that are left out, see :func:`lssl.data.usable.without_visits`.
     """
 
@@ -54,6 +55,7 @@ class Options:
     template: str | None = None
     margin: float = 8.0
     floor: float = 0.5
+    nonrigid: bool = False
     exclude: tuple[str, ...] = ()
 
 

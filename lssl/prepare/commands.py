@@ -94,6 +94,12 @@ def prepare_parser() -> Parser:
     _add_selection(add)
     add("--spacing", type=_positive, default=1.0, metavar="MM", help="side of the isotropic voxels (1.0)")
     add("--transform", choices=["rigid", "affine"], default="rigid", help="between visits (rigid)")
+    add(
+        "--nonrigid",
+        action="store_true",
+        help="also find how tissue moved between visits: a field and a map of local volume change beside each visit, "
+        "and percent volume changes in change.tsv; images are not warped",
+    )
     add("--n4", action="store_true", help="even out the bias field by N4 before anything else")
     add(
         "--masks",
@@ -129,7 +135,7 @@ def prepare_command(args: list[str]) -> None:
     import pandas as pd
 
     from lssl.prepare.cohort import Options
-    from lssl.prepare.runner import TABLE, prepare
+    from lssl.prepare.runner import CHANGE, TABLE, prepare
 
     options = Options(
         suffixes=tuple(chosen.suffix),
@@ -142,6 +148,7 @@ def prepare_command(args: list[str]) -> None:
         template=chosen.template,
         margin=chosen.margin,
         floor=chosen.floor,
+        nonrigid=chosen.nonrigid,
         exclude=tuple(chosen.exclude),
     )
     outcome = prepare(chosen.bids, chosen.out, options, chosen.workers, chosen.shard)
@@ -149,6 +156,8 @@ def prepare_command(args: list[str]) -> None:
         picture = chosen.out / "pictures" / f"{visit.split()[0]}.png"
         print(f"look at {visit}: {'; '.join(reasons)} ({picture})")
     _print_fates(outcome, chosen.out / TABLE)
+    if chosen.nonrigid:
+        print(f"Percent volume changes are listed in {chosen.out / CHANGE}.")
     say_next(
         chosen.out,
         *(

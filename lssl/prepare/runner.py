@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import lssl
 from lssl.data.pairs import count
+from lssl.prepare.change import change_rows, write_changes
 from lssl.prepare.cohort import CohortSubject, Options, find_subjects
 from lssl.prepare.overlays import overlay_lines
 from lssl.prepare.quality_page import write_quality_page
@@ -30,9 +31,9 @@ from lssl.utils.errors import InputError, input_error
 from lssl.utils.files import atomic_write, digest, read_json, write_json
 from lssl.utils.stop import end_with_parent
 
-__all__ = ["COLUMNS", "DATASET", "QUALITY", "TABLE", "PrepareOutcome", "assemble", "prepare"]
+__all__ = ["CHANGE", "COLUMNS", "DATASET", "QUALITY", "TABLE", "PrepareOutcome", "assemble", "prepare"]
 
-DATASET, TABLE, QUALITY = "dataset.json", "visits.csv", "quality.csv"
+DATASET, TABLE, QUALITY, CHANGE = "dataset.json", "visits.csv", "quality.csv", "change.tsv"
 #: What training reads, in the table; all else is in the second one, as it would only slow reading down.
 COLUMNS = (
     "subject",
@@ -276,15 +277,19 @@ def assemble(out: Path, table: pd.DataFrame, options: Options) -> pd.DataFrame:
     while True:
         seen = _records(out)
         rows: list[dict[str, Any]] = []
+        changes: list[dict[str, Any]] = []
         for name in dict.fromkeys(table["subject"]):
             record = read_record(out, name) if f"{name}.json" in seen else None
             if record and record["settings"] == wanted:
                 rows += _table_rows(name, record, times)
+                changes += change_rows(name, record, times)
         frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
         rest = ["subject", "session", *(name for name in frame if name not in COLUMNS)]
         for name, columns in ((QUALITY, rest), (TABLE, list(COLUMNS))):
             with atomic_write(out / name) as part:
                 frame.reindex(columns=columns).to_csv(part, index=False)
+        if options.nonrigid:
+            write_changes(out / CHANGE, changes)
         if _records(out) == seen:
             return frame
 

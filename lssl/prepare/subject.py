@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from lssl.data.duplicates import voxel_hash
 from lssl.data.nifti import automatic_foreground, read_image, scale
+from lssl.prepare.change import measure_change
 from lssl.prepare.cohort import CohortSubject, Options
 from lssl.prepare.outputs import LOOK, judge, write_visit
 from lssl.prepare.people import by_visit, same_person
@@ -39,6 +40,8 @@ def settings(options: Options) -> dict[str, Any]:
     chosen["suffixes"] = list(options.suffixes)
     del chosen["exclude"]  # which visits there are is no setting
     chosen["version"] = VERSION
+    if not options.nonrigid:  # folders that were prepared before there were fields stay finished
+        del chosen["nonrigid"]
     if options.template:
         chosen["template"] = fingerprint(options.template)["hash"]
     return chosen
@@ -80,7 +83,7 @@ def current(subject: CohortSubject, options: Options, out: Path) -> dict[str, An
     if not record or record.get("error"):
         return None
     inputs = _inputs(subject, record["inputs"])
-    files = [out / row["image"] for row in record["visits"]]
+    files = [out / row[key] for row in record["visits"] for key in ("image", "field") if row.get(key)]
     if _keys(subject, options, inputs)[1] != record["key"] or not all(path.is_file() for path in files):
         return None
     return record
@@ -131,6 +134,7 @@ def prepare_subject(subject: CohortSubject, options: Options, out: Path) -> dict
         row["voxel_hash"] = voxel_hash(session.images[options.suffixes[0]])
         row["image_hash"] = inputs[session.images[options.suffixes[0]]]["hash"]
     judge(subject.name, scans, rows, maps, found, options, out)
+    change = measure_change(scans, rows, maps, options, out) if options.nonrigid else []
     record = {
         "subject": subject.name,
         "key": key,
@@ -139,6 +143,7 @@ def prepare_subject(subject: CohortSubject, options: Options, out: Path) -> dict
         "inputs": inputs,
         "registration": found,
         "visits": rows,
+        "change": change,
         "left": scans.left,
         "overlays_left": scans.overlays_left,
     }

@@ -61,6 +61,14 @@ def test_visits_end_on_one_grid_aligned_and_listed(master):
     assert not list(out.rglob("*.part"))
 
 
+def test_without_nonrigid_there_is_no_trace_of_it(master):
+    out = master / "out"
+    assert not (out / "change.tsv").exists()
+    assert not list(out.rglob("*_field.npz"))
+    assert "field" not in pd.read_csv(out / "quality.csv")
+    assert "nonrigid" not in read_json(out / "dataset.json")["options"]  # folders of earlier versions stay finished
+
+
 def test_both_visits_move_half_way(master):
     """The stored matrices take the frame to each scan; their quotient is the true motion."""
     table = pd.read_csv(master / "out/quality.csv")
