@@ -91,15 +91,18 @@ def measure(args: Sequence[str], folder: str, seconds: float, alone: bool = Fals
         seconds: how long steps are timed.
         alone: in a process of its own, whose output goes to a file of the folder.
     """
-    from lssl.callbacks import Pace
-    from lssl.cli.start import BRIEF, train
-
     if alone:
         os.setpgrp()
         end_with_parent(os.getppid())  # the server that forked it, which ends with `lssl tune`
-        log = os.open(Path(folder, LOG), os.O_WRONLY | os.O_CREAT)
+        try:
+            log = os.open(Path(folder, LOG), os.O_WRONLY | os.O_CREAT)
+        except FileNotFoundError:  # `lssl tune` was stopped while the server was importing, and took the folder with it
+            return
         os.dup2(log, 1)
         os.dup2(log, 2)
+    from lssl.callbacks import Pace
+    from lssl.cli.start import BRIEF, train
+
     pace = {"class_path": "lssl.callbacks.Pace", "init_args": {"seconds": seconds}}
     length = ("--trainer.max_steps=1000000", f"--trainer.callbacks={json.dumps(pace)}")
     try:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from multiprocessing import get_context
 
 import pytest
 from helpers import ROOT, TINY_NET, sentence, tiny
@@ -114,6 +115,15 @@ def test_a_trial_in_a_process_of_its_own(tmp_path):
     assert try_settings(recipe, 0.0, 300.0).pairs_per_second > 0
     assert "no option 'fuzed'" in try_settings([*recipe, "--model.init_args.fuzed=1"], 0.0, 300.0).why
     assert try_settings(recipe, 0.0, 0.1).why == "not done within 0 s"
+
+
+def test_a_trial_whose_folder_is_gone_ends_without_a_word(tmp_path, capfd):
+    """As when Ctrl-C comes while the process is made: it had ended in a traceback below `lssl tune`'s sentence."""
+    process = get_context("fork").Process(target=measure, args=([], str(tmp_path / "gone"), 1, True))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_its_options_are_checked_and_completed(capsys):
