@@ -13,9 +13,11 @@ by a polynomial, as gamma and contrast differ between visits, and normalised wit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.sparse import csr_array
 
 __all__ = ["KNOT", "compose", "determinant", "exponential", "interpolation", "knot_step", "on_grid", "velocities"]
 
@@ -65,7 +67,7 @@ def _step(
 ) -> list[np.ndarray]:
     """One Gauss-Newton step of all fields; voxels of ``spacing`` mm, ``factor`` of them between knots."""
     spread = [interpolation(n, factor) for n in images[0].shape]
-    gather = [matrix.T for matrix in spread]
+    gather = [csr_array(matrix.T) for matrix in spread]
     knot = spacing * factor
     moved = [
         _sample(image, _along_axes(spread, exponential(field / knot) * np.float32(factor)))
@@ -158,11 +160,12 @@ def _laplacian(field: np.ndarray) -> np.ndarray:
     return found
 
 
-def interpolation(number: int, factor: int) -> np.ndarray:
-    """``(number, k)`` float32: linear interpolation to so many voxels from knots at every ``factor``-th of them."""
+def interpolation(number: int, factor: int) -> Any:
+    """Sparse ``(number, k)`` float32: linear interpolation to so many voxels from knots at every ``factor``-th."""
     knots = -(-(number - 1) // factor) + 1
     place = np.arange(number) / factor
-    return np.maximum(1 - np.abs(place[:, None] - np.arange(knots)), 0).astype(np.float32)
+    weight = np.maximum(1 - np.abs(place[:, None] - np.arange(knots)), 0)
+    return csr_array(weight.astype(np.float32))  # sparse products take one thread, as `lssl prepare` promises
 
 
 def on_grid(field: np.ndarray, size: Sequence[int], factor: int) -> np.ndarray:
@@ -170,16 +173,18 @@ def on_grid(field: np.ndarray, size: Sequence[int], factor: int) -> np.ndarray:
     return _along_axes([interpolation(n, factor) for n in size], field)
 
 
-def _mean_matrix(number: int, factor: int) -> np.ndarray:
-    """``(k, number)``: weighted means around every ``factor``-th voxel."""
+def _mean_matrix(number: int, factor: int) -> Any:
+    """Sparse ``(k, number)``: weighted means around every ``factor``-th voxel."""
     matrix = interpolation(number, factor).T
-    return matrix / matrix.sum(1, keepdims=True)
+    return csr_array(matrix / matrix.sum(1)[:, None])
 
 
-def _along_axes(matrices: Sequence[np.ndarray], values: np.ndarray) -> np.ndarray:
-    """Applies a matrix ``(new, old)`` along each of the last three axes."""
+def _along_axes(matrices: Sequence[Any], values: np.ndarray) -> np.ndarray:
+    """Applies a sparse matrix ``(new, old)`` along each of the last three axes."""
     for axis, matrix in enumerate(matrices, values.ndim - 3):
-        values = np.moveaxis(np.tensordot(matrix, values, (1, axis)), 0, axis)
+        ahead = np.moveaxis(values, axis, 0)
+        flat = matrix @ np.ascontiguousarray(ahead).reshape(len(ahead), -1)
+        values = np.moveaxis(flat.reshape(-1, *ahead.shape[1:]), 0, axis)
     return np.ascontiguousarray(values)
 
 
