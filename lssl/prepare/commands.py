@@ -156,8 +156,8 @@ def prepare_command(args: list[str]) -> None:
         picture = chosen.out / "pictures" / f"{visit.split()[0]}.png"
         print(f"look at {visit}: {'; '.join(reasons)} ({picture})")
     _print_fates(outcome, chosen.out / TABLE)
-    if chosen.nonrigid:
-        print(f"Percent volume changes are listed in {chosen.out / CHANGE}.")
+    if chosen.nonrigid and (outcome.done or outcome.kept):
+        print(_about_change(chosen.out / CHANGE))
     say_next(
         chosen.out,
         *(
@@ -183,6 +183,15 @@ def _fit(data: Path, channels: int, table: Any) -> list[str]:
     fits = int(sides.min()) // VIEWS[0] * VIEWS[0] if len(sides) else VIEWS[1]
     smaller = ["--views.size", str(fits)] if 2 * VIEWS[0] <= fits < VIEWS[1] else []
     return ["fit", "--config", RECIPE, "--data", str(data), *several, *smaller]
+
+
+def _about_change(path: Path) -> str:
+    import pandas as pd
+
+    if pd.read_csv(path, sep="\t").empty:
+        maps = "Maps of local change, where a subject has two aligned visits, are beside the visits"
+        return f"{maps}; no percent volume changes, as these take label maps or brain masks (--labels, --masks)."
+    return f"Percent volume changes are listed in {path}."
 
 
 def _print_fates(outcome: Any, table: Path) -> None:

@@ -16,8 +16,9 @@ from lssl.data.fields import VisitField, read_field, write_field
 from lssl.data.nifti import automatic_foreground
 from lssl.prepare import change as module
 from lssl.prepare import runner
-from lssl.prepare.change import field_between, measure_change, tissue_fields
+from lssl.prepare.change import field_between, measure_change, tissue_fields, write_changes
 from lssl.prepare.cohort import Options, Session
+from lssl.prepare.commands import _about_change
 from lssl.prepare.scans import Overlay, Scans
 from lssl.prepare.velocity import determinant, exponential, velocities
 from lssl.prepare.volumes import FrameGrid, Volume
@@ -205,6 +206,11 @@ def test_percent_changes_come_from_one_label_map_of_any_visit(pair, tmp_path):
     i, j, k = np.rint(np.linalg.inv(factor.affine) @ [*CENTRE, 1])[:3].astype(int)
     assert factor.get_fdata()[i, j, k] > 1.2  # where the first visit has it: the map of the second ends 3 mm away
     assert not (tmp_path / "visits/a/0_jacobian.nii.gz").exists()
+
+
+def test_a_table_without_rows_is_explained(tmp_path):
+    write_changes(tmp_path / "change.tsv", [])
+    assert "as these take label maps or brain masks" in _about_change(tmp_path / "change.tsv")
 
 
 @pytest.mark.slow
