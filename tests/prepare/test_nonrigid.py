@@ -150,6 +150,13 @@ def test_volumes_tell_growth_from_shrinkage():
     np.testing.assert_allclose(determinant(growth, 2.0), 1.1 * 0.95, rtol=1e-5)
 
 
+def test_volumes_of_any_linear_map():
+    matrix = np.random.default_rng(3).normal(0, 0.2, (3, 3))
+    places = 2.0 * np.indices((5, 6, 7), dtype=np.float64)
+    moved = np.einsum("ij,j...->i...", matrix, places)
+    np.testing.assert_allclose(determinant(moved, 2.0), np.linalg.det(np.eye(3) + matrix), rtol=1e-5)
+
+
 def test_a_velocity_and_its_negative_undo_each_other():
     index = np.stack(np.meshgrid(*[np.arange(16.0)] * 3, indexing="ij")).astype(np.float32)
     velocity = np.sin(index[[1, 2, 0]] * np.pi / 15) * np.prod(np.sin(index * np.pi / 15), 0)
