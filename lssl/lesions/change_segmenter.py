@@ -7,9 +7,9 @@ supervised  batch Dice without background + cross-entropy weighted by class (:cl
             grid of the later visit
 =========== ===================================================================================================== ======
 
-Two baselines of longitudinal segmentation, as LongiSeg (Rokuss et al., 2024, arXiv:2409.13416) names them: both visits
-as channels, and a difference of features. Its third one, difference weighting, changes the features of every skip
-connection; taps of any network cannot do that, as what follows in the encoder would change, too.
+Three baselines of longitudinal segmentation, as LongiSeg (Rokuss et al., 2024, arXiv:2409.13416) names them: both
+visits as channels, a difference of features, and difference weighting of skip connections
+(:mod:`lssl.networks.difference_weighting`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
 from lssl.data.previous import Previous
 from lssl.losses import deep_supervision
 from lssl.networks.backbone import Backbone
+from lssl.networks.difference_weighting import DifferenceWeighting
 from lssl.segmentation.segmentation_task import SegmentationTask
 from lssl.segmentation.volumes import both_visits, segment_grid, shown
 from lssl.utils.errors import InputError
@@ -43,9 +44,11 @@ class ChangeSegmenter(SegmentationTask):
     Args:
         backbone: network; see ``combine`` for its input channels.
         combine: ``subtract``: the network sees each visit alone, and the head the later one's output and what was
-            added since the earlier one's. ``concatenate``: the network sees both as channels, those of the earlier
-            visit first, so its ``in_channels`` are twice the images'; pretrained weights need
-            ``input_channels: adapt``.
+            added since the earlier one's. ``weight``: the encoder sees each visit alone, and the decoder the later
+            one's features, weighted by their difference at every skip connection and the bottleneck; see
+            :class:`lssl.networks.difference_weighting.DifferenceWeighting`, whose norms belong to the part ``head``.
+            ``concatenate``: the network sees both as channels, those of the earlier visit first, so its
+            ``in_channels`` are twice the images'; pretrained weights need ``input_channels: adapt``.
         min_lesion: mm³; smaller components are no lesions in scores and tables.
         min_overlap: share of a lesion's voxels for it to be found, or confirmed; see
             :func:`lssl.metrics.lesions.lesion_scores`.
@@ -58,7 +61,7 @@ class ChangeSegmenter(SegmentationTask):
     def __init__(
         self,
         backbone: Backbone,
-        combine: Literal["subtract", "concatenate"] = "subtract",
+        combine: Literal["subtract", "weight", "concatenate"] = "subtract",
         min_lesion: float = 3.0,
         min_overlap: float = 0.1,
         views: ViewSampler | None = None,
@@ -66,14 +69,17 @@ class ChangeSegmenter(SegmentationTask):
     ) -> None:
         super().__init__(backbone, views=views or ViewSampler(geometry="aligned"), **common)
         self.require_aligned("a change is seen")
-        if combine not in ("subtract", "concatenate"):
-            raise InputError(f"combine is {combine!r}; choose subtract or concatenate.")
+        if combine not in ("subtract", "weight", "concatenate"):
+            raise InputError(f"combine is {combine!r}; choose subtract, weight or concatenate.")
         if min_lesion < 0 or not 0 < min_overlap <= 1:
             raise InputError(
                 f"min_lesion is a volume in mm³ and min_overlap a share above 0, "
                 f"not {min_lesion:g} and {min_overlap:g}."
             )
         self.combine, self.min_lesion, self.min_overlap = combine, min_lesion, min_overlap
+        self.weighting: DifferenceWeighting | None = None
+        if combine == "weight":
+            self.weighting = DifferenceWeighting(backbone.network, backbone.in_channels, self.views.size)
 
     @property
     def previous(self) -> Previous:
@@ -90,9 +96,14 @@ class ChangeSegmenter(SegmentationTask):
         """Those of the network's output; of both visits if they are subtracted."""
         return self.backbone.out_channels * (2 if self.combine == "subtract" else 1)
 
+    @property
+    def trained_head(self) -> nn.Module:
+        """The 1×1×1 convolution, with the norms of the differences if there are any."""
+        return self.head if self.weighting is None else nn.ModuleList([self.head, self.weighting])
+
     def check_channels(self) -> None:
         """Refuses a network that does not take the channels of one visit, or of both if they are concatenated."""
-        if self.combine == "subtract":
+        if self.combine != "concatenate":
             super().check_channels()
             return
         self.check_both_channels("combine: concatenate", "combine to subtract")
@@ -119,7 +130,11 @@ class ChangeSegmenter(SegmentationTask):
         """``(B, K, ...)`` of images ``(B, C, ...)``, from each output of the network, the finest first."""
         if self.combine == "concatenate":
             return [self.head(each) for each in self.backbone.outputs(torch.cat([earlier, later], 1))]
-        both = [each.chunk(2) for each in self.backbone.outputs(torch.cat([earlier, later]))]
+        images = torch.cat([earlier, later])
+        if self.weighting is not None:
+            with self.weighting.within(self.backbone.network, len(later)):
+                return [self.head(each) for each in self.backbone.outputs(images)]
+        both = [each.chunk(2) for each in self.backbone.outputs(images)]
         return [self.head(torch.cat([new, new - old], 1)) for old, new in both]
 
     # --- whole visits -------------------------------------------------------------------------------------------------

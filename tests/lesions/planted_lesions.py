@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
+from monai.networks.nets import DynUNet
 from torch import nn
 
 from lssl import Backbone, ChangeSegmenter, PairDataModule, ViewSampler, Visit
@@ -76,14 +77,22 @@ class Cohort(PairDataModule):
         return super().read_pair(later if self.twice else row, later, size, seed)
 
 
-def train(combine: str, twice: bool, folder, steps: int = 300) -> tuple[ChangeSegmenter, Cohort, L.Trainer]:
-    """A tiny task after its training."""
-    torch.manual_seed(0)
+def network(combine: str) -> Backbone:
+    """Three layers; for ``weight``, which is about skip connections, two levels and a bottleneck."""
+    if combine == "weight":
+        net = DynUNet(3, 1, 16, [3] * 3, [1, 2, 2], [2] * 2, filters=[16] * 3, norm_name="batch")
+        return Backbone(net, {"decoder.0": "upsamples.1"})
     channels = 2 if combine == "concatenate" else 1
     layers: list[nn.Module] = []
     for width in (channels, 16, 16):
         layers += [nn.Conv3d(width, 16, 3, padding=1), nn.BatchNorm3d(16), nn.ReLU()]
-    backbone = Backbone(nn.Sequential(*layers), {"decoder.0": "6"}, in_channels=channels)
+    return Backbone(nn.Sequential(*layers), {"decoder.0": "6"}, in_channels=channels)
+
+
+def train(combine: str, twice: bool, folder, steps: int = 300) -> tuple[ChangeSegmenter, Cohort, L.Trainer]:
+    """A tiny task after its training."""
+    torch.manual_seed(0)
+    backbone = network(combine)
     task = ChangeSegmenter(
         backbone,
         combine=combine,

@@ -162,6 +162,17 @@ def test_concatenation_tells_which_visit_is_which():
     assert not torch.equal(found, made.logits(later, earlier)[0])
 
 
+def test_weighting_shows_the_decoder_later_features_and_the_head_one_output():
+    made = task(combine="weight", size=32)
+    earlier, later = torch.rand(2, 1, 1, 32, 32, 32)
+    assert made.head.in_channels == 4
+    alone = made.head(made.backbone.outputs(later)[0])
+    torch.testing.assert_close(made.logits(later, later)[0], alone)
+    assert (made.logits(earlier, later)[0] - alone).abs().max() > 1e-3
+    trained = {id(parameter) for group in made.parameter_groups().values() for parameter in group}
+    assert trained == {id(parameter) for parameter in made.parameters()}
+
+
 # --- the summary ------------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +201,9 @@ def test_the_summary_counts_subjects_and_keeps_pairs_without_change_apart():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("combine", "twice"), [("subtract", False), ("concatenate", False), ("subtract", True)])
+@pytest.mark.parametrize(
+    ("combine", "twice"), [("subtract", False), ("concatenate", False), ("weight", False), ("subtract", True)]
+)
 def test_new_spots_are_told_from_known_ones_by_time_alone(combine, twice, tmp_path):
     """In 16 held-out subjects; without the earlier visit, both kinds are reported."""
     made, data, trainer = planted.train(combine, twice, tmp_path)
@@ -228,6 +241,10 @@ PHANTOM = {
     "labels": "change",
 }
 DATA = {"class_path": "PhantomDataModule", "init_args": PHANTOM}
+SUMS = {
+    "network": {"class_path": "monai.networks.nets.SegResNet", "init_args": {"init_filters": 8, "out_channels": 4}},
+    "taps": {"bottleneck": "down_layers.3"},
+}
 SMALL = ["--data.init_args.source_size=null", "--data.init_args.few_shot.steps=2", "--model.init_args.window_overlap=0"]
 
 
@@ -267,22 +284,39 @@ def test_from_fit_to_predict(tmp_path, capsys, caplog):
     assert "whose answer needs two visits" in sentence(capsys, "export", str(run), str(tmp_path / "out"))
 
 
-def test_pretrained_weights_of_one_visit_see_both_as_channels(tmp_path, capsys, caplog):
-    caplog.set_level("INFO")
+def from_one_visit(tmp_path):
+    """Arguments that start from a network of one visit."""
     (tmp_path / "before").mkdir()
     plain = {"class_path": "PhantomDataModule", "init_args": {**PHANTOM, "labels": "anatomy"}}
     off = "--trainer.callbacks=null"
     before = fit(tmp_path / "before", "masked_autoencoder.yaml", options=[SMALL[0], off], data=plain, backbone=TINY_NET)
-    start = [f"--model.init_args.pretrained={before / 'checkpoints/last.ckpt'}", "--trainer.max_steps=1"]
-    args = ["fit", "--config", str(ROOT / "configs/change_segmenter.yaml"), *tiny(tmp_path, data=DATA)]
-    args.append("--model.init_args.combine=concatenate")
-    assert "input_channels to adapt" in sentence(capsys, *args, *SMALL, *start)
+    args = ["fit", "--config", str(ROOT / "configs/change_segmenter.yaml"), *tiny(tmp_path, data=DATA), *SMALL]
+    return [*args, f"--model.init_args.pretrained={before / 'checkpoints/last.ckpt'}", "--trainer.max_steps=1"]
+
+
+def test_pretrained_weights_of_one_visit_see_both_as_channels(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    args = [*from_one_visit(tmp_path), "--model.init_args.combine=concatenate"]
+    assert "input_channels to adapt" in sentence(capsys, *args)
     narrow = [f"--backbone={json.dumps(TINY_NET)}"]
-    said = sentence(capsys, *args, *SMALL, *start, *narrow)
+    said = sentence(capsys, *args, *narrow)
     assert "concatenate shows the network both visits as channels, two times 1" in said
-    main([*args, *SMALL, *start, "--model.init_args.input_channels=adapt"])
+    main([*args, "--model.init_args.input_channels=adapt"])
     assert "padding and, for two visits, twice its channels are its own" in caplog.text
     assert "The first convolution was averaged over channels and repeated" in caplog.text
+
+
+@pytest.mark.slow
+def test_pretrained_weights_of_one_visit_are_weighted_from_fit_to_predict(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    main([*from_one_visit(tmp_path), "--model.init_args.combine=weight"])
+    tensors = len(BasicUNet(3, 1, 4, (4,) * 6, norm="batch").state_dict())
+    assert f"{tensors} of {tensors} tensors" in caplog.text
+    later = ["--config", str(tmp_path / "run/config.yaml"), "--ckpt_path", "last"]
+    main(["test", *later])
+    main(["predict", *later])
+    assert len(list((tmp_path / "run/predict/phantom").glob("sub-*/ses-*/anat/*.nii.gz"))) == 14
+    assert "trained with combine: weight" in sentence(capsys, "test", *later, "--model.init_args.combine=subtract")
 
 
 @pytest.mark.parametrize(
@@ -292,13 +326,14 @@ def test_pretrained_weights_of_one_visit_see_both_as_channels(tmp_path, capsys, 
             (["--views.geometry=shared"], "set views.geometry to aligned"),
             (["--views.same_visit=0.5"], "views.same_visit to 0"),
             (["--model.init_args.combine=add"], "subtract"),
+            (["--model.init_args.combine=weight", f"--backbone={json.dumps(SUMS)}"], "modules of SegResNet get them"),
             (["--model.init_args.min_overlap=0"], "min_overlap a share above 0"),
             (["--model.init_args.loss_weights={consistency: 1}"], "has no term 'consistency'"),
             (["--model.init_args.targets=soft"], "ChangeSegmenter has no option 'targets'"),
             (["--data.init_args.visits=1"], "no labelled visit to train on"),
             (["--data.init_args.lesions=0"], "no change"),
         ],
-        4,
+        5,
     ),
 )
 def test_mistakes_are_one_sentence(options, says, tmp_path, capsys):
