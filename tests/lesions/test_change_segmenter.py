@@ -224,7 +224,7 @@ def test_new_spots_are_told_from_known_ones_by_time_alone(combine, twice, tmp_pa
     else:
         assert np.mean(stable) < 0.1
         assert scores.loc["f1", "value"] > 0.85
-        assert scores.loc["false_lesions", "value"] < 0.5
+        assert scores.loc["false_lesions", "value"] < 1  # of two subjects without new spots
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
