@@ -28,6 +28,7 @@ from lssl.strategies.neighbourhood_embedding import NeighbourhoodEmbedding
 from lssl.strategies.prior_guided_local import InfoNCE as LocalInfoNCE
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 from lssl.strategies.prior_guided_local import VICReg as LocalVICReg
+from lssl.strategies.siamese_masked_autoencoder import SiameseMaskedAutoencoder
 from lssl.strategies.temporal_order import TemporalOrder
 from lssl.strategies.trajectory_prediction import TrajectoryPrediction
 from lssl.utils.operations import CountOperations
@@ -67,6 +68,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "TemporalOrder": TemporalOrder,
     "LatentDirection": LatentDirection,
     "NeighbourhoodEmbedding": NeighbourhoodEmbedding,
+    "SiameseMaskedAutoencoder": SiameseMaskedAutoencoder,
     "TrajectoryPrediction": partial(TrajectoryPrediction, norm="layer"),
 }
 

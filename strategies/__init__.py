@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .masked_autoencoder import MaskedAutoencoder
     from .neighbourhood_embedding import NeighbourhoodEmbedding
     from .prior_guided_local import PriorGuidedLocal
+    from .siamese_masked_autoencoder import SiameseMaskedAutoencoder
     from .temporal_order import TemporalOrder
     from .trajectory_prediction import TrajectoryPrediction
 
@@ -30,6 +31,7 @@ __all__ = [
     "MaskedAutoencoder",
     "NeighbourhoodEmbedding",
     "PriorGuidedLocal",
+    "SiameseMaskedAutoencoder",
     "TemporalOrder",
     "TrajectoryPrediction",
 ]
@@ -43,6 +45,7 @@ _HOMES = {
     "MaskedAutoencoder": "lssl.strategies.masked_autoencoder",
     "NeighbourhoodEmbedding": "lssl.strategies.neighbourhood_embedding",
     "PriorGuidedLocal": "lssl.strategies.prior_guided_local",
+    "SiameseMaskedAutoencoder": "lssl.strategies.siamese_masked_autoencoder",
     "TemporalOrder": "lssl.strategies.temporal_order",
     "TrajectoryPrediction": "lssl.strategies.trajectory_prediction",
 }

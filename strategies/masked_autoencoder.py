@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
+from lssl.metrics.masked import explained_share, masked_mean
 from lssl.networks.backbone import Backbone
 from lssl.networks.heads import feature_std, to_rows
 from lssl.strategy import Strategy
@@ -84,27 +85,15 @@ class MaskedAutoencoder(Strategy):
         difference = self.to_image(output).float() - clean
         error = difference.square() if self.distance == "l2" else difference.abs()
         chosen = torch.ones_like(masked) if self.full else masked
-        self.log_metric("explained", self._explained(difference, clean, masked))
+        self.log_metric("explained", explained_share(difference, clean, masked))
         self.log_metric("feature_std", feature_std(to_rows(output[:, :, ::4, ::4, ::4]).flatten(0, 1)))
-        return {"reconstruction": _mean(error, chosen).mean()}
+        return {"reconstruction": masked_mean(error, chosen).mean()}
 
     def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:
         """The masked view and its reconstruction."""
         masked = self.masking.draw(len(view.image), torch.Generator().manual_seed(0), view.image.device)
         made = self.to_image(self.masking(self.backbone, view.image, masked, output=True)["output"])
         return view.image.masked_fill(masked, 0), made
-
-    @staticmethod
-    @torch.no_grad()
-    def _explained(difference: Tensor, clean: Tensor, masked: Tensor) -> Tensor:
-        """Explained share of the masked voxels' variance about each view's own mean, the best constant prediction."""
-        centre = _mean(clean, masked)[:, None, None, None, None]
-        return 1 - _mean(difference.square(), masked).sum() / _mean((clean - centre).square(), masked).sum()
-
-
-def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    """``(B,)`` means of ``values (B, C, ...)`` over the chosen voxels ``(B, 1, ...)`` of each sample."""
-    return (values * chosen).flatten(1).sum(1) / (chosen.flatten(1).sum(1) * values.shape[1])
 
 
 def _sides(image: Tensor) -> str:

@@ -104,6 +104,7 @@ def test_masked_autoencoder(tmp_path):
         pytest.param("latent_direction.yaml", [], marks=SLOW),
         ("neighbourhood_embedding.yaml", []),
         ("trajectory_prediction.yaml", ["--model.init_args.norm=layer"]),
+        pytest.param("siamese_masked_autoencoder.yaml", [], marks=SLOW),
     ],
 )
 def test_methods_of_time(config, options, tmp_path):

@@ -32,6 +32,7 @@ from lssl.strategies.longitudinal_local import LongitudinalLocal
 from lssl.strategies.masked_autoencoder import MaskedAutoencoder
 from lssl.strategies.neighbourhood_embedding import NeighbourhoodEmbedding
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
+from lssl.strategies.siamese_masked_autoencoder import SiameseMaskedAutoencoder
 from lssl.strategies.temporal_order import TemporalOrder
 from lssl.strategies.trajectory_prediction import TrajectoryPrediction
 from lssl.strategy import Strategy
@@ -119,6 +120,12 @@ def prior_guided(objective: Callable) -> PriorGuidedLocal:
     )
 
 
+def siamese() -> SiameseMaskedAutoencoder:
+    """Without a bound, so that the divergence of untrained networks, which is small, has a gradient."""
+    narrow = {"width": 12, "depth": 1, "heads": 2, "variables": 3, "categories": 4, "free": 0.0}
+    return SiameseMaskedAutoencoder(tap="deep", block=5, mask_ratio=0.5, **narrow, **common())
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "LongitudinalLocal": partial(longitudinal, longitudinal_local.Cosine, "projected"),
     "LongitudinalLocal InfoNCE": partial(longitudinal, longitudinal_local.InfoNCE, "raw"),
@@ -137,6 +144,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "LatentDirection": lambda: LatentDirection(tap="deep", latent=8, hidden=8, **common()),
     "NeighbourhoodEmbedding": lambda: NeighbourhoodEmbedding(tap="deep", latent=8, hidden=8, neighbours=2, **common()),
     "TrajectoryPrediction": lambda: TrajectoryPrediction(tap="deep", **HEADS, **common()),
+    "SiameseMaskedAutoencoder": siamese,
     "Segmenter": segmenter,
 }
 BATCHES = ("full", "uneven", "nothing")
