@@ -10,10 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from lssl.data.batch import Visit
 from lssl.data.boxes import around
 from lssl.data.datamodule import PairDataModule
+from lssl.data.fields import moved_by, read_field
 from lssl.data.pairs import count
 from lssl.data.recognise import is_prepared, prepared_options
 from lssl.data.store import StoredVisit, read_stored
@@ -38,6 +40,7 @@ WANTED = (
     "channels",
     "aligned",
     "flags",
+    "field",
 )
 
 
@@ -134,6 +137,8 @@ class PreparedDataModule(PairDataModule):
         """Keeps the files and shapes of the sorted table."""
         self.files = VisitFiles(table["image"].tolist(), self._budget)
         self._shapes = table[list(SIZES)].to_numpy(int)
+        names = table["field"].fillna("").astype(str).tolist() if "field" in table else [""] * len(table)
+        self._fields = np.array([os.fsencode(self.root / name) if name else b"" for name in names])
 
     def channels(self) -> list[str]:
         """Channels of the prepared folder, in stored order."""
@@ -155,6 +160,31 @@ class PreparedDataModule(PairDataModule):
     def read(self, row: int) -> Visit:
         """The whole visit in a row of the table."""
         return self.read_pair(row, row, None, None)[0]
+
+    def use_motion(self) -> None:
+        """See :meth:`PairDataModule.use_motion`."""
+        self.setup()
+        without = int((self._fields == b"").sum())
+        if without == len(self._fields):
+            raise InputError(
+                f"views.correspondence is field, and {self.root} has no fields between visits; run `lssl prepare "
+                f"--nonrigid`, or leave views.correspondence at rigid."
+            )
+        if missing := sorted({path for path in self._fields if path and not os.path.exists(path)}):
+            raise InputError(
+                f"{os.fsdecode(missing[0])} does not exist; run `lssl prepare --nonrigid` again to restore it."
+            )
+        if without:
+            rank_zero_info(f"{count(without, 'visit')} without a field; where its tissue lies, the frame tells.")
+        self.moving = True
+
+    def moved(self, points: np.ndarray, row: int, other: int) -> np.ndarray:
+        """See :meth:`PairDataModule.moved`: through the mean of the subject's visits, by their fields."""
+        here, there = self._fields[row], self._fields[other]
+        if not here or not there:
+            return points
+        middle = moved_by(points, read_field(os.fsdecode(here)), "from_visit")
+        return moved_by(middle, read_field(os.fsdecode(there)), "to_visit")
 
     def reader(self) -> PairDataModule:
         """Also drops the table and the names: workers need only the flat arrays."""

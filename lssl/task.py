@@ -197,6 +197,8 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
             self.use_spacing(data, announce=stage == "fit")
             if stage == "fit":
                 data.check_crop(self.views.size)
+            if self.views.moving and stage != "predict":
+                data.use_motion()
             self.check_channels()
         strides = {name: tap.stride for name, tap in self.backbone.taps.items()}
         check_precision(str(self.trainer.precision), self.device, self.views.size, strides)

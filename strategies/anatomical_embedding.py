@@ -53,7 +53,8 @@ from lssl.utils.errors import InputError, positive
 from lssl.utils.random import host_generator, seeded
 from lssl.utils.transfer import send
 from lssl.views.alignment import lattice_parts
-from lssl.views.points import at_grid, draw_distinct, feature_affines, plan_points, sampling_grids
+from lssl.views.draws import draw_distinct
+from lssl.views.points import at_grid, feature_affines, plan_points, sampling_grids
 from lssl.views.sampler import View
 
 __all__ = ["AnatomicalEmbedding", "CoarseMap", "FineMap"]
@@ -205,14 +206,15 @@ class AnatomicalEmbedding(Strategy):
             subject: ``(B,)`` ids.
             keys: draws among the hardest candidates, on the device.
         """
-        grid, index, points_mm, weight, *position, drawn, own = plan
+        grid, index, shown, weight, *position, drawn, own = plan
         d, h, w = position
         places = (d[:, :, None, None] + h[:, None, :, None] + w[:, None, None]).flatten(1, 3)
         swapped = torch.cat(maps.chunk(2)[::-1])
         rows = torch.cat([to_rows(maps), to_rows(swapped)], 1)  # (2 B, 2 N, D)
         with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
-            candidates = torch.cat([places, torch.cat(places.chunk(2)[::-1])], 1)
-            apart = torch.cdist(points_mm, candidates, compute_mode="donot_use_mm_for_euclid_dist")
+            candidates = torch.stack([places, torch.cat(places.chunk(2)[::-1])])
+            apart = torch.cdist(shown, candidates, compute_mode="donot_use_mm_for_euclid_dist")
+            apart = torch.cat(apart.unbind(), 2)
             others = to_rows(rank)
             ranking = pick(others, index) @ torch.cat([others, torch.cat(others.chunk(2)[::-1])], 1).mT
         return self.mined[name](
@@ -230,22 +232,25 @@ class AnatomicalEmbedding(Strategy):
         """A seed for the device, and for each level what :meth:`_term` needs of the host, in its order.
 
         These are, for anchors of view 1 and then of view 2: where the other map is sampled, indices in the own map,
-        positions in mm and weights; the lattices' positions in parts; rows of other subjects and whose they are. Both
-        directions draw alike, so the views may be swapped.
+        positions in mm in the own view and, where tissue moves, in the other, and weights; the lattices' positions in
+        parts; rows of other subjects and whose they are. Both directions draw alike, so the views may be swapped.
         """
         draws, views = host_generator(self.generator), (first.host, second.host)
         seed, taps = int(draws.integers(2**62)), [self.backbone.taps[tap] for tap in self.taps]
         most = max(level.anchors for level in self.levels.values())
         points = plan_points(*views, taps, most, seeded(seed), self.foreground, both_ways=True)
-        grids = sampling_grids(views, taps * 2, points.mm)  # (2 T, 2, B, K, 3): of both views' anchors, in both views
-        mm, affines = points.mm.astype(np.float32), np.concatenate([view.affine for view in views])
+        grids = sampling_grids(
+            views, taps * 2, points.places
+        )  # (2 T, 2, B, K, 3): of both views' anchors, in both views
+        places, affines = points.places.astype(np.float32), np.concatenate([view.affine for view in views])
         plans, count = [], len(taps)
         for n, (level, lattices) in enumerate(zip(self.levels.values(), feature_affines(affines, taps), strict=True)):
             size = [side // s for side, s in zip(first.size, taps[n].stride, strict=True)]
             features = math.prod(size)
             anchors = min(level.anchors, features)
             grid = np.concatenate([grids[n, 1], grids[n + count, 0]])[:, :anchors]
-            index, place = (part[n::count].reshape(-1, *part.shape[2:])[:, :anchors] for part in (points.index, mm))
+            index = points.index[n::count].reshape(-1, points.index.shape[2])[:, :anchors]
+            place = np.concatenate([places[n], places[n + count, ::-1]], 1)[:, :, :anchors]  # (V, 2 B, K, 3), own first
             position = [part.astype(np.float32) for part in lattice_parts(lattices[:, :3], size)]
             drawn = self._strangers(level, len(subject) * 2 * features, draws)
             weight = points.weight[n::count].reshape(-1)

@@ -252,7 +252,7 @@ class LongitudinalLocal(Strategy):
         points = plan_points(*views, lattices, self.samples, draws, self.foreground)
         place = [kinds.index(tap) for tap in drawn]
         mm, weight = points.mm[place], points.weight[place]
-        grids = sampling_grids(views, taps, mm)
+        grids = sampling_grids(views, taps, points.places[place])
         points_mm, weights, grid = send([mm, weight, grids], first.image.device)
         return points_mm, weights, [at_grid(features[tap], grid[n].flatten(0, 1)) for n, tap in enumerate(self.taps)]
 

@@ -54,6 +54,8 @@ def landmark_errors(
         for number, pair in enumerate(pairs):
             other = pairs[(number + step) % len(pairs)]
             first, second = full_view(pair, 0), displaced(full_view(other, 1), generator)
+            if other is not pair:
+                first = replace(first, motion=None)  # which is between the visits of a subject
             points_mm = landmarks(first, points, generator)
             rows = int(pair.session[0, 0]), int(other.session[0, 1])
             true = points_mm if truth is None else truth(points_mm[0].cpu(), *rows)[None].to(points_mm)

@@ -14,7 +14,7 @@ from lssl.utils.errors import InputError, positive
 from lssl.utils.random import host_generator
 from lssl.utils.transfer import send
 from lssl.views import affines as algebra
-from lssl.views.points import first_true
+from lssl.views.draws import first_true
 from lssl.views.sampler import ViewSampler
 from lssl.views.view import Placement, View, nearest
 
@@ -113,8 +113,8 @@ class MatchedViews:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Matches and scores of points of the queries, on the host; a matcher that sees images runs on the device."""
         pairs = batch.host.visits(visit, rows)
-        second = Placement.of(pairs.affines[:, 1], pairs, 1, batch.size)
-        found = self.matcher.match_on_host(points, second)
+        sources = (Placement.of(pairs.affines[:, n], pairs, n, batch.size, self.views.moving) for n in range(2))
+        found = self.matcher.match_on_host(points, *sources)
         if found is None:
             chosen = batch.visits(torch.from_numpy(visit), torch.from_numpy(rows))
             there = torch.from_numpy(points).to(batch.images.device)

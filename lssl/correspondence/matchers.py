@@ -71,22 +71,28 @@ class Matcher(nn.Module, ABC):
             without a match scores 0, and its position is undefined. No gradient.
         """
 
-    def match_on_host(self, points: np.ndarray, second: Placement) -> tuple[np.ndarray, np.ndarray] | None:
+    def match_on_host(
+        self, points: np.ndarray, first: Placement, second: Placement
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """The same from the views' places alone, as arrays; ``None`` for a matcher that needs images."""
         return None
 
 
 class FrameMatcher(Matcher):
-    """Both visits share a frame: the match is the point itself, with score 1 if ``second`` shows it, else 0."""
+    """Both visits share a frame: the match is the point itself, or where the data's field says that its tissue lies.
+
+    The score is 1 if ``second`` shows the match, else 0.
+    """
 
     @torch.no_grad()
     def match(self, points: Tensor, first: View, second: View) -> tuple[Tensor, Tensor]:
         """See :meth:`Matcher.match`."""
-        points = points.double()
+        points = first.follow(points.double())
         return points, second.contains(points).float()
 
-    def match_on_host(self, points: np.ndarray, second: Placement) -> tuple[np.ndarray, np.ndarray]:
+    def match_on_host(self, points: np.ndarray, first: Placement, second: Placement) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`Matcher.match_on_host`."""
+        points = first.follow(points)
         return points, second.contains(points).astype(np.float32)
 
 
@@ -225,17 +231,7 @@ def descriptors(maps: Sequence[tuple[Tensor, Tap]]) -> Tensor:
 def full_view(batch: PairBatch, visit: int) -> View:
     """The sources of visit 0 or 1 of a batch, unaugmented, as views."""
     image, affine = batch.images[:, visit], batch.affines[:, visit]
-    return View(
-        image=image,
-        clean=image,
-        affine=affine,
-        source_affine=affine,
-        source_extent=batch.extent[:, visit],
-        source_foreground=batch.foreground[:, visit],
-        age=batch.ages[:, visit],
-        time=batch.times[:, visit],
-        source_label=None if batch.labels is None else batch.labels[:, visit],
-    )
+    return View.of(batch, visit, image, image, affine, batch.times[:, visit], field=True)
 
 
 def select_match(

@@ -38,6 +38,9 @@ class Visit:
         subject: row of the subject in the datamodule's list of subjects.
         session: row of the visit in the datamodule's visit table.
         targets: ``(T,)`` float32, the datamodule's targets in their order; NaN where unknown.
+        motion: ``(3, d, h, w)`` float32 mm, how far the tissue moves until the other visit of the pair, at knots over
+            the source box; see :mod:`lssl.data.motion`. ``None`` unless a task asks for it.
+        motion_affine: ``(4, 4)`` float64, index of ``motion`` → frame.
     """
 
     image: Tensor
@@ -49,6 +52,8 @@ class Visit:
     subject: int = 0
     session: int = 0
     targets: Tensor | None = None
+    motion: Tensor | None = None
+    motion_affine: Tensor | None = None
 
 
 @dataclass
@@ -61,6 +66,8 @@ class HostPairs:
     times: np.ndarray
     subject: np.ndarray
     session: np.ndarray
+    motion: np.ndarray | None = None
+    motion_affine: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -69,7 +76,10 @@ class HostPairs:
     def visits(self, index: np.ndarray, rows: np.ndarray | None = None) -> HostPairs:
         """See :meth:`PairBatch.visits`."""
         rows = np.arange(len(self))[:, None] if rows is None else rows
-        fields = {name: value if value.ndim == 1 else value[rows, index] for name, value in vars(self).items()}
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        fields = {name: value if value.ndim == 1 else value[rows, index] for name, value in known.items()}
+        if self.motion is not None:
+            fields["motion"] = fields["motion"] * _still(rows, index)
         return HostPairs(**fields)
 
     def times_within_pair(self) -> np.ndarray:
@@ -95,6 +105,8 @@ class PairBatch:
         subject: ``(B,)`` int64 subject ids, equal for pairs of one subject.
         session: ``(B, 2)`` int64 visit ids, equal within a same-visit pair.
         targets: ``(B, 2, T)`` float32, the datamodule's targets in their order, NaN where unknown; ``None`` without.
+        motion: ``(B, 2, 3, d, h, w)`` float32 mm, from each visit to the other, see :class:`Visit`; ``None`` without.
+        motion_affine: ``(B, 2, 4, 4)`` float64, index of ``motion`` → frame.
     """
 
     images: Tensor
@@ -107,6 +119,8 @@ class PairBatch:
     subject: Tensor
     session: Tensor
     targets: Tensor | None = None
+    motion: Tensor | None = None
+    motion_affine: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._host: HostPairs | None = None
@@ -126,8 +140,8 @@ class PairBatch:
         """What plans a step: kept by :meth:`to` on the CPU, so that nothing is read back from a device."""
         if self._host is not None and self.affines.device.type != "cpu":
             return self._host
-        names = [field.name for field in dataclasses.fields(HostPairs)]
-        return HostPairs(**{name: getattr(self, name).cpu().numpy() for name in names})
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(HostPairs)}
+        return HostPairs(**{name: value.cpu().numpy() for name, value in values.items() if value is not None})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
         """The same batch on another device, with float32 images: int16 steps are scaled after the transfer."""
@@ -151,6 +165,8 @@ class PairBatch:
         Args:
             index: which visit of a pair; on the CPU.
             rows: ``(B, 2)`` pairs that the visits are taken from; by default each pair's own. Subject ids stay.
+
+        Between a visit and itself, or another subject's, nothing is known to move.
         """
         rows = torch.arange(len(self))[:, None] if rows is None else rows
         place = send([(2 * rows + index).flatten().numpy()], self.images.device)[0]
@@ -159,6 +175,9 @@ class PairBatch:
             return tensor if tensor.ndim == 1 else tensor.flatten(0, 1)[place].unflatten(0, (-1, 2))
 
         moved = self._map(chosen)
+        if moved.motion is not None:
+            (still,) = send([_still(rows.numpy(), index.numpy())], moved.motion.device)
+            moved.motion = moved.motion * still
         moved._host = self.host.visits(index.numpy(), rows.numpy())
         return moved
 
@@ -166,6 +185,27 @@ class PairBatch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         moved: dict[str, Any] = {name: None if value is None else function(value) for name, value in values.items()}
         return PairBatch(**moved)
+
+
+def _still(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """``(B, 2, 1, 1, 1, 1)`` float32: 1 for the two visits of a pair, 0 for any other two."""
+    pair = (rows[:, 0] == rows[:, -1]) & (index[:, 0] != index[:, 1])  # rows may be one column
+    return np.repeat(pair.astype(np.float32), 2).reshape(-1, 2, 1, 1, 1, 1)
+
+
+def _stack_motion(visits: Sequence[Visit]) -> dict[str, Tensor]:
+    """The motion of B pairs and its affines, or nothing; that of smaller boxes is continued beyond them."""
+    fields = [visit.motion for visit in visits if visit.motion is not None]
+    affines = [visit.motion_affine for visit in visits if visit.motion_affine is not None]
+    if not fields:
+        return {}
+    size = [max(field.shape[axis] for field in fields) for axis in (1, 2, 3)]
+    padded = []
+    for field in fields:
+        d, h, w = (wanted - have for wanted, have in zip(size, field.shape[1:], strict=True))
+        padded.append(F.pad(field[None], [0, w, 0, h, 0, d], mode="replicate")[0] if d or h or w else field)
+    stacked = {"motion": torch.stack(padded), "motion_affine": torch.stack(affines)}
+    return {name: values.unflatten(0, (-1, 2)) for name, values in stacked.items()}
 
 
 def collate(pairs: Sequence[tuple[Visit, Visit]]) -> PairBatch:
@@ -198,4 +238,5 @@ def collate(pairs: Sequence[tuple[Visit, Visit]]) -> PairBatch:
         subject=torch.tensor([first.subject for first, _ in pairs]),
         session=torch.tensor([[visit.session for visit in pair] for pair in pairs]),
         targets=torch.stack(targets).unflatten(0, (len(pairs), 2)) if targets else None,
+        **_stack_motion(visits),
     )

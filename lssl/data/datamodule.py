@@ -139,7 +139,7 @@ class PairDataModule(PairLoaders):
         self.few_shot, self.on_error = few_shot or FewShot(), on_error
         self.target_sources, self.folds = dict(targets or {}), folds
         self.targets: dict[str, Target] = {}
-        self.supervised = self.unlabelled_pairs = self.predicting = False
+        self.supervised = self.unlabelled_pairs = self.predicting = self.moving = False
         self.predict_pairs: np.ndarray | None = None
         self.previous: np.ndarray | None = None
         self.requires_previous = False
@@ -305,6 +305,23 @@ class PairDataModule(PairLoaders):
         """
         self.setup()
         refuse_large_views(size, self.shapes(), self.voxels_per_step, self.source_size, self.table)
+
+    def use_motion(self) -> None:
+        """Batches tell how tissue moves between the visits of a pair (:mod:`.motion`).
+
+        Raises:
+            InputError: if these data do not know; by default, they do if their correspondence is exact.
+        """
+        if not self.knows_correspondence:
+            raise InputError(
+                f"views.correspondence is field, and {type(self).__name__} does not know how tissue moves between "
+                f"visits; run `lssl prepare --nonrigid` and use its folder, or leave views.correspondence at rigid."
+            )
+        self.moving = True
+
+    def moved(self, points: np.ndarray, row: int, other: int) -> np.ndarray:
+        """Where the tissue at points ``(N, 3)`` mm of one visit lies at another of the subject; default: the truth."""
+        return self.correspond(torch.from_numpy(points), row, other).numpy()
 
     def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
         """True positions, in a second visit, of points of a first visit. Default: a subject's visits are aligned.

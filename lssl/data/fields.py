@@ -10,13 +10,14 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from lssl.utils.errors import InputError
 from lssl.utils.files import atomic_write
 
-__all__ = ["VisitField", "read_field", "write_field"]
+__all__ = ["VisitField", "moved_by", "read_field", "write_field"]
 
 
 @dataclass
@@ -58,3 +59,13 @@ def read_field(path: str | Path) -> VisitField:
             f"{path} is no displacement field or is damaged; run `lssl prepare --nonrigid` again to restore it."
         ) from error
     return found
+
+
+def moved_by(points: np.ndarray, field: VisitField, way: Literal["to_visit", "from_visit"]) -> np.ndarray:
+    """Where the tissue at points ``(N, 3)`` mm lies after one of a visit's maps; at the field's border beyond it."""
+    from scipy.ndimage import map_coordinates
+
+    back = np.linalg.inv(field.affine)
+    index = points @ back[:3, :3].T + back[:3, 3]
+    shift = [map_coordinates(axis, index.T, order=1, mode="nearest") for axis in getattr(field, way)]
+    return points + np.stack(shift, 1)

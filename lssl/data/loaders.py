@@ -47,6 +47,7 @@ class PairLoaders(L.LightningDataModule):
     requires_previous: bool
     unlabelled_pairs: bool
     predicting: bool
+    moving: bool
     table: pd.DataFrame
     summary: str
     targets: dict[str, Target]
@@ -192,4 +193,6 @@ class PairLoaders(L.LightningDataModule):
         rest = (self._subject, self._age, self._time, size, self.transform, visible, name_bytes(self.table), skips)
         columns = [target.values for target in self.targets.values()]
         targets = np.stack(columns, 1) if columns else None
-        return PairDataset(BoxReader(self.reader().read_pair, self.voxels_per_step), pairs, *rest, targets)
+        reader = self.reader()
+        moved = reader.moved if self.moving else None
+        return PairDataset(BoxReader(reader.read_pair, self.voxels_per_step), pairs, *rest, targets, moved)

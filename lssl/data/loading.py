@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lssl.data import STEP
 from lssl.data.batch import Visit, collate
+from lssl.data.motion import Moved, with_motion
 from lssl.data.read_errors import FAILURES, FilledLoader, SkipList, collate_readable, other_pairs, read_error
 from lssl.utils.errors import InputError
 from lssl.utils.workers import check_workers, start_worker
@@ -57,6 +58,7 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
         names: ``(visits,)`` bytes, names of the visits for messages.
         skips: where pairs that cannot be read are listed; ``None`` stops at the first. See :mod:`.read_errors`.
         targets: ``(visits, T)`` float32, NaN where unknown; ``None`` without targets.
+        moved: where the tissue of a visit lies at another; ``None`` reads no motion. See :mod:`.motion`.
     """
 
     def __init__(
@@ -72,10 +74,11 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
         names: np.ndarray | None = None,
         skips: SkipList | None = None,
         targets: np.ndarray | None = None,
+        moved: Moved | None = None,
     ) -> None:
         self.read, self.pairs, self.subject, self.age, self.time = read, pairs, subject, age, time
         self.size, self.transform, self.visible = size, transform, visible
-        self.names, self.skips, self.targets = names, skips, targets
+        self.names, self.skips, self.targets, self.moved = names, skips, targets, moved
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -94,7 +97,7 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
             with torch.random.fork_rng(devices=[]):  # a transform's draws must not depend on the worker
                 torch.manual_seed(seed)
                 first, second = self.transform(first), self.transform(second)
-        return first, second
+        return (first, second) if self.moved is None else with_motion(first, second, self.moved)
 
     def _readable(
         self, row: int, later: int, seed: int, drawn: bool

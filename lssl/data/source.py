@@ -62,6 +62,9 @@ class DataSource(Protocol):
     def use_targets(self, name: str, kind: SampleKind) -> Samples:
         """Switches the loaders to samples whose target is known; prediction takes all."""
 
+    def use_motion(self) -> None:
+        """Also reads how tissue moves between the visits of a pair; InputError if these data do not know."""
+
     def fixed_pairs(self, most: int) -> DataLoader:
         """At most so many training pairs with their centred boxes, in fixed order."""
 

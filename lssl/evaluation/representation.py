@@ -88,6 +88,7 @@ class HeldOutPair:
         two_visits: whether views 1 and 2 show two visits, not one.
         points_mm: tap → ``(K, 3)`` mm, different points on view 1's lattice that view 2 shows, too; none if they are
             fewer than :data:`FEWEST`.
+        places: tap → ``(K, 3)`` mm, where view 2 shows them.
         indices: tap → ``(P,)`` voxels drawn from view 1's lattice, and which of them are foreground.
         labelled: ``(Q, 3)`` mm and ``(Q,)`` labels of voxels of the first visit; ``None`` if it has none.
     """
@@ -102,6 +103,7 @@ class HeldOutPair:
     foreground: Tensor
     two_visits: bool
     points_mm: dict[str, Tensor]
+    places: dict[str, Tensor]
     indices: dict[str, tuple[Tensor, Tensor]]
     labelled: tuple[Tensor, Tensor] | None
 
@@ -150,6 +152,7 @@ def _held_out_pair(task: Task, pair: PairBatch, new: list[int], number: int, fir
         foreground=torch.cat([view.foreground for view in shown]),
         two_visits=bool(pair.session[0, 0] != pair.session[0, 1]),
         points_mm={},
+        places={},
         indices={},
         labelled=_labelled(shown[0], generator) if first else None,
     )
@@ -171,6 +174,7 @@ def _add_views(case: HeldOutPair, task: Task, pair: PairBatch, generator: torch.
         points_mm, weight = corresponding_points(first, second, tap, POINTS, generator, foreground=True)
         different = points_mm[0].unique(dim=0)
         case.points_mm[name] = different if weight[0] and len(different) >= FEWEST else different[:0]
+        case.places[name] = first.follow(case.points_mm[name][None])[0]
         size = [side // stride for side, stride in zip(first.size, tap.stride, strict=True)]
         drawn = torch.rand(math.prod(size), generator=generator).topk(min(VOXELS, math.prod(size))).indices
         drawn = drawn.to(first.image.device)
@@ -274,7 +278,8 @@ class _Meters:
         self._visits(mean_and_max(features[:seen], weight), subject, case.sessions, case.ages, case.times)
         if name not in case.points_mm:
             return
-        one, other = (self._at(features, case, image, case.points_mm[name]) for image in (seen, seen + 1))
+        one = self._at(features, case, seen, case.points_mm[name])
+        other = self._at(features, case, seen + 1, case.places[name])
         self._points(one, other, case.two_visits)
         index, inside = case.indices[name]
         coordinates = geo.lattice(features.shape[2:], features.device)[index]

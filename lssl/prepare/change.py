@@ -14,6 +14,8 @@ import pandas as pd
 from lssl.data.fields import VisitField, write_field
 from lssl.data.nifti import scale, without_hot_voxels
 from lssl.prepare.cohort import Options
+from lssl.prepare.looks import windowed
+from lssl.prepare.picture import draw_change
 from lssl.prepare.scans import Scans
 from lssl.prepare.velocity import compose, determinant, exponential, knot_step, on_grid, velocities
 from lssl.prepare.volumes import FrameGrid, Volume, common_grid, resample, resample_label, resample_mask
@@ -89,7 +91,7 @@ def field_between(first: VisitField, second: VisitField) -> np.ndarray:
 def measure_change(
     scans: Scans, rows: list[dict[str, Any]], maps: list[np.ndarray], options: Options, out: Path
 ) -> list[dict[str, Any]]:
-    """Writes the fields and maps of local change beside the visits of a subject, and adds figures to their rows.
+    """Writes fields and maps of local change beside the visits of a subject, a picture, and figures into their rows.
 
     Visits whose rigid alignment is in doubt have no field. Later visits are compared with the first one that has.
 
@@ -103,6 +105,7 @@ def measure_change(
         return []
     firsts = [scans.images[number][0] for number in visits]
     change = tissue_fields(firsts, [maps[number] for number in visits], options.spacing, options.margin)
+    factors = {}
     for place, number in enumerate(visits):
         row = rows[number]
         name = row["image"].removesuffix(".b2nd")
@@ -115,6 +118,11 @@ def measure_change(
             row["flags"].append(f"non-rigid field folds in {row['folding']:.2%} of the head")
         if place:
             _save(out / f"{name}_jacobian.nii.gz", ahead, change.grid.affine)
+            factors[scans.sessions[number].name] = ahead
+    subject = Path(rows[visits[0]]["image"]).parent.name
+    title = f"{subject}: volumes since {scans.sessions[visits[0]].name}"
+    ground = windowed([change.images[0]])[0]
+    draw_change(out / "pictures" / f"{subject}.change.png", title, ground, factors, change.grid.affine)
     return _percent_changes(scans, visits, maps, change)
 
 

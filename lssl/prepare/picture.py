@@ -15,16 +15,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from lssl.utils.canvas import caption, show_slice
+from lssl.utils.canvas import caption, show, show_slice
 from lssl.utils.files import atomic_write
 
-__all__ = ["Look", "draw_subject", "draw_visit", "edges", "middle"]
+__all__ = ["Look", "draw_change", "draw_subject", "draw_visit", "edges", "middle"]
 
 MOST = 6  # visits of a picture
 SMOOTH = 1.0  # mm, standard deviation of the Gaussian whose edges are drawn
 STEEPEST = 0.25  # share of the pixels of a head that are steep enough for an edge
 HEAD = 150.0  # mm from the top of the head that hold the brain
 EDGE, DIFFERENT = (1.0, 0.8, 0.0), 0.35  # colour of an edge; share of the window that is fully coloured
+CHANGED, VEIL = 0.2, 0.7  # change of volume that is fully coloured, and how much of the image it then covers
 PLANES = ("axial", "coronal", "sagittal")
 
 
@@ -142,3 +143,32 @@ def draw_visit(path: Path, look: Look, spacing: float) -> None:
         figure.suptitle(look.name, fontsize=10)
         with atomic_write(path) as part:
             figure.savefig(part, dpi=90, format="jpg", pil_kwargs={"quality": 85})
+
+
+def draw_change(path: Path, title: str, ground: np.ndarray, factors: dict[str, np.ndarray], affine: np.ndarray) -> None:
+    """A row for each later visit: where its volumes are larger (red) or smaller (blue) than at the first one.
+
+    Args:
+        path: PNG.
+        title: over the picture.
+        ground: ``(D, H, W)`` the first visit, about 1 in tissue.
+        factors: name of a later visit → ``(D, H, W)`` factor of volume; 1 is no change.
+        affine: ``(4, 4)`` of all of them.
+    """
+    spacing = float(np.linalg.norm(affine[:3, 0]))
+    place = middle(ground, spacing)
+    grey = np.repeat(ground.clip(0, 1)[..., None], 3, -1)
+    shown = dict(list(factors.items())[:MOST])
+    with mpl.rc_context({"font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=(9, 3 * len(shown) + 0.6), facecolor="white", layout="constrained")
+        for row, (name, factor) in zip(figure.subplots(len(shown), 3, squeeze=False), shown.items(), strict=True):
+            change = ((factor - 1) / CHANGED).clip(-1, 1)
+            colour = mpl.colormaps["RdBu_r"]((change + 1) / 2)[..., :3]
+            veil = VEIL * abs(change)[..., None] ** 0.5
+            for plane, axis in enumerate(row):
+                show(axis, grey * (1 - veil) + colour * veil, affine, place, PLANES[plane], plane, mark=None)
+            row[0].set_ylabel(name, fontsize=8)
+        left = f" ({len(factors) - len(shown)} visits more in change.tsv)" if len(factors) > len(shown) else ""
+        figure.suptitle(f"{title}{left}: larger (red) and smaller (blue), full colour at {CHANGED:.0%}", fontsize=10)
+        with atomic_write(path) as part:
+            figure.savefig(part, dpi=100, format="png")

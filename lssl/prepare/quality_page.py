@@ -25,6 +25,8 @@ FIGURES = {  # column → heading, digits, what it is
     "moved_mm": ("moved, mm", 1, "against the visit before"),
     "coverage": ("coverage", 2, "share of the head that the field of view holds"),
     "foreground_ml": ("foreground, ml", 0, "volume"),
+    "change_mm": ("tissue moved, mm", 2, "mean of the non-rigid field since the first visit"),
+    "folding": ("folds", 4, "share of the head in which that field folds; 0 is right"),
 }
 STYLE = """<style>
 th{cursor:pointer;position:sticky;top:0}td:nth-child(-n+3){text-align:left}tr.flagged td{background:#fff3e0}
@@ -53,7 +55,8 @@ def write_quality_page(folder: Path, table: pd.DataFrame) -> Path | None:
     """Writes the page of a prepared folder; it needs no other file.
 
     All visits stand in one table that every heading sorts, flagged ones first and then those that correlate least. Of
-    each subject there are the edges of later visits on the first, and its visits in one place, to fade or to blink.
+    each subject there are its visits in one place, to fade or to blink, the edges of later visits on the first, and
+    where volumes changed, after ``--nonrigid``.
     Pictures beyond :data:`MOST_BYTES` are linked, not held; flagged subjects come first.
 
     Args:
@@ -110,14 +113,17 @@ def _subjects(folder: Path, table: pd.DataFrame, subjects: list[str]) -> Iterato
         pictures = map(_text, rows.get("picture", [""] * len(rows)))
         each = [(str(name), folder / file) for name, file in zip(rows["session"], pictures, strict=True)]
         visits = [(name, path) for name, path in each if path.is_file()]
-        wide = folder / "pictures" / f"{subject}.png"
-        size = sum(path.stat().st_size for path in (*[path for _, path in visits], wide) if path.is_file())
+        wide = {f"{subject}: edges and differences": folder / "pictures" / f"{subject}.png"}
+        if "change_mm" in rows and rows["change_mm"].notna().any():
+            wide[f"{subject}: change of volume"] = folder / "pictures" / f"{subject}.change.png"
+        wide = {what: path for what, path in wide.items() if path.is_file()}
+        size = sum(path.stat().st_size for path in (*[path for _, path in visits], *wide.values()))
         held = size <= left
         left -= size * held
         marks = "; ".join(filter(None, map(_text, rows["flags"])))
         content = _blink(visits, folder, held)
-        if wide.is_file():
-            content += f"<div class='wide'>{_image(wide, f'{subject}: edges and differences', folder, held)}</div>"
+        for what, path in wide.items():
+            content += f"<div class='wide'>{_image(path, what, folder, held)}</div>"
         summary = html.escape(f"{subject}: {count(len(rows), 'visit')}" + f" – {marks}" * bool(marks))
         kind = " class='flagged'" if marks else ""
         yield f"<details id='s{place}'{kind}><summary>{summary}</summary>{content}</details>"

@@ -283,9 +283,10 @@ def assemble(out: Path, table: pd.DataFrame, options: Options) -> pd.DataFrame:
             if record and record["settings"] == wanted:
                 rows += _table_rows(name, record, times)
                 changes += change_rows(name, record, times)
-        frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
-        rest = ["subject", "session", *(name for name in frame if name not in COLUMNS)]
-        for name, columns in ((QUALITY, rest), (TABLE, list(COLUMNS))):
+        kept = [*COLUMNS, *(["field"] if options.nonrigid else [])]
+        frame = pd.DataFrame(rows, columns=None if rows else kept)
+        rest = ["subject", "session", *(name for name in frame if name not in kept)]
+        for name, columns in ((QUALITY, rest), (TABLE, kept)):
             with atomic_write(out / name) as part:
                 frame.reindex(columns=columns).to_csv(part, index=False)
         if options.nonrigid:

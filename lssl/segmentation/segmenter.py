@@ -38,6 +38,7 @@ from lssl.segmentation.volumes import both_visits, check_memory, later_visit, se
 from lssl.utils.errors import InputError, positive
 from lssl.utils.intervals import interval_weight, require_intervals
 from lssl.views import geometry as geo
+from lssl.views.alignment import bring
 from lssl.views.sampler import View
 
 __all__ = ["Segmenter"]
@@ -187,7 +188,7 @@ class Segmenter(SegmentationTask):
         weight = None if self.interval is None else interval_weight(first.time, second.time, self.interval)
         losses = []
         for own, view, its, source in ((one, first, other, second), (other, second, one, first)):
-            brought, valid = geo.align(its.detach(), source.affine, view.affine, view.size)
+            brought, valid = bring(its.detach(), source, view)
             losses.append(self.consistency(own, brought, valid, weight))
         return (losses[0] + losses[1]) / 2
 

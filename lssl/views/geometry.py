@@ -129,10 +129,20 @@ def grid_parts(matrix: Array, source: Sequence[int], size: Sequence[int]) -> lis
     return parts
 
 
-def resample_parts(volume: Tensor, parts: Sequence[Tensor], mode: str = "bilinear", padding: str = "zeros") -> Tensor:
-    """:func:`resample` with the parts of its grid, in float32 or float64; one grid may serve all volumes."""
+def resample_parts(
+    volume: Tensor,
+    parts: Sequence[Tensor],
+    mode: str = "bilinear",
+    padding: str = "zeros",
+    shift: Tensor | None = None,
+) -> Tensor:
+    """:func:`resample` with the parts of its grid, in float32 or float64; one grid may serve all volumes.
+
+    Each place of the grid may be moved by a ``shift (B, d, h, w, 3)`` of its own.
+    """
     d, h, w = parts
     grid = d[:, :, None, None] + h[:, None, :, None] + w[:, None, None, :]
+    grid = grid if shift is None else grid + shift
     return sample_grid(volume, grid.expand(len(volume), -1, -1, -1, -1), mode, padding)
 
 

@@ -22,6 +22,7 @@ from lssl.utils.random import host_generator
 from lssl.utils.transfer import send
 from lssl.views import affines as algebra
 from lssl.views import geometry as geo
+from lssl.views.draws import Candidates, first_of
 from lssl.views.view import Placement, View
 
 __all__ = [
@@ -29,10 +30,7 @@ __all__ = [
     "at_grid",
     "at_points",
     "corresponding_points",
-    "draw",
-    "draw_distinct",
     "feature_affines",
-    "first_true",
     "plan_points",
     "sampling_grids",
 ]
@@ -48,6 +46,7 @@ class Points:
         mm: ``(T, B, K, 3)`` positions in the frame.
         weight: ``(T, B)`` float32: 1, or 0 for a sample without such points (its points are then arbitrary).
         index: ``(T, B, K)`` of the features in view 1's lattices, last axis fastest.
+        places: ``(T, V, B, K, 3)`` where each view shows the points: V is 1 if the frame tells, or 2.
 
     Planned both ways, T is the number of taps twice: those of view 1's lattices, then those of view 2's.
     """
@@ -55,6 +54,7 @@ class Points:
     mm: np.ndarray
     weight: np.ndarray
     index: np.ndarray
+    places: np.ndarray
 
 
 def plan_points(
@@ -83,76 +83,30 @@ def plan_points(
     look = _Look(first, second, taps, foreground, both_ways)
     number = look.size.prod(-1)
     count = min(count, int(number.max()))
-    candidates = _Candidates(number[: len(taps)], len(first.affine), MOST * count, draws)
+    candidates = Candidates(number[: len(taps)], len(first.affine), MOST * count, draws)
     ways = 1 + both_ways
     chosen, weight, enough = look.choose(np.tile(candidates.index(FIRST * count), (ways, 1, 1)), count)
     lacking = ~enough & (number > FIRST * count)[:, None]
     if lacking.any():
         more = np.tile(candidates.index(MOST * count), (ways, 1, 1))[lacking]
         chosen[lacking], weight[lacking], _ = look.choose(more, count, lacking)
-    return Points(look.points_mm(chosen), weight.astype(np.float32), chosen.astype(np.int64))
-
-
-def draw_distinct(number: np.ndarray, samples: int, most: int, draws: np.random.Generator) -> np.ndarray:
-    """Distinct indices ``(T, samples, N)`` of lattices of ``number (T,)`` features, in random order; -1 for none."""
-    return _Candidates(number, samples, most, draws).index(most).astype(np.int64)
-
-
-class _Candidates:
-    """Distinct indices of lattices in random order, one from each of at most ``most`` strata; see :func:`plan_points`.
-
-    A sample has an order of its strata and a place within each, for all lattices, and a shift around each lattice.
-    Indices are float64, in which divisions of such numbers are fast, and exact once rounded down.
-    """
-
-    def __init__(self, number: np.ndarray, samples: int, most: int, draws: np.random.Generator) -> None:
-        most = min(most, int(number.max()))
-        self.strata = np.minimum(number, most)
-        self.order = draws.random((samples, most)).argsort(-1)
-        self.within = draws.random((samples, most))
-        self.number = number[:, None, None].astype(np.float64)
-        self.shift = np.floor(draws.random((samples, len(number))).T[..., None] * self.number)
-
-    def index(self, columns: int) -> np.ndarray:
-        """The first of them, ``(T, samples, columns)`` or fewer; -1 for none."""
-        samples, most = self.order.shape
-        columns = min(columns, most)
-        stratum = np.empty((len(self.strata), samples, columns))
-        stratum[:] = self.order[:, :columns]
-        small = self.strata < most
-        for many in set(self.strata[small].tolist()):
-            alike = self.strata == many
-            stratum[alike, :, :many] = self.order[self.order < many].reshape(samples, many)[:, :columns]
-        strata = self.strata[:, None, None]
-        ratio = self.number / strata
-        stratum *= ratio  # where strata end, if rounded down: at a whole number, or at least 1 / strata away from any
-        stratum += 0.5 / strata
-        start = np.floor(stratum)
-        stratum += ratio
-        found = np.floor(stratum, out=stratum)
-        found -= start
-        found *= self.within[:, :columns]
-        np.floor(found, out=found)
-        found += start
-        found += self.shift
-        np.subtract(found, self.number, out=found, where=found >= self.number)
-        for tap in np.flatnonzero(small):
-            found[tap, :, self.strata[tap] :] = -1
-        return found
+    points_mm, places = look.places(chosen)
+    return Points(points_mm, weight.astype(np.float32), chosen.astype(np.int64), places)
 
 
 class _Look:
     """Which features of a view's lattices both views show, ways and taps along the first axis.
 
     Of a feature, nine numbers tell: its voxel in the other view and its voxels in both sources, an affine map of its
-    index. They are scaled so that what is shown lies within [-1, 1].
+    index. They are scaled so that what is shown lies within [-1, 1]. If tissue moves, those of the other view and its
+    source are of where the feature's tissue lies there.
     """
 
     def __init__(
         self, first: Placement, second: Placement, taps: Sequence[Tap], foreground: bool, both_ways: bool
     ) -> None:
         ways, (stride, offset) = 1 + both_ways, _strides(taps)
-        self.views, self.foreground = (first, second), foreground
+        self.views, self.foreground, self.taps = (first, second), foreground, len(stride)
         sides = np.asarray(first.size)
         size = sides // stride
         # Feature centres must lie within the view, too; in its voxels
@@ -171,7 +125,10 @@ class _Look:
         self.scaled = _flat(rows.copy())
         middle = _flat(bounds[0] + bounds[1]) / 2
         self.scaled[..., 3] -= middle
-        self.scaled /= np.maximum(_flat(bounds[1]) - middle, 0)[..., None] + 1e-9
+        reach = np.maximum(_flat(bounds[1]) - middle, 0)[..., None] + 1e-9
+        self.scaled /= reach
+        self.pull = self._of_motion(there) if first.motion is not None else None
+        self.scaled_pull = None if self.pull is None else self.pull / reach
         self.size = np.concatenate([size] * ways)
         self.bounds = [np.concatenate([(edge - offset) / stride] * ways) for edge in (low - 1e-9, high + 1e-9)]
         self.lattices = _flat(self._of_features(own[:, None], stride, offset))
@@ -198,20 +155,52 @@ class _Look:
         """
         own = self._unravel(index, rows)
         places = self.scaled[rows] @ own  # (..., 9, N)
+        shift = None if self.scaled_pull is None else self._shift(own, rows)
+        if self.scaled_pull is not None and shift is not None:
+            places += self.scaled_pull[rows] @ shift
         seen = (np.abs(places, out=places) <= 1).all(-2) & (index >= 0)
         if self.limited:
             low, high = (self._of(bound, rows)[..., None] for bound in self.bounds)
             seen &= ((own[..., :3, :] >= low) & (own[..., :3, :] <= high)).all(-2)
-        wanted = self._on_foreground(own, seen, rows) if self.foreground else seen
-        place, found = _first_true(wanted, count)
+        wanted = self._on_foreground(own, seen, rows, shift) if self.foreground else seen
+        place, found = first_of(wanted, count)
         enough = found >= count
         if self.foreground and not found.all():
-            place, found = _first_true(np.where(found[..., None] > 0, wanted, seen), count)
+            place, found = first_of(np.where(found[..., None] > 0, wanted, seen), count)
         return index.reshape(-1)[place].clip(0), found > 0, enough
 
-    def points_mm(self, index: np.ndarray) -> np.ndarray:
-        """Positions ``(ways T, B, K, 3)`` of features ``(ways T, B, K)``."""
-        return (self.lattices[..., :3, :] @ self._unravel(index, ...)).swapaxes(-1, -2)
+    def places(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions ``(ways T, B, K, 3)`` of features ``(ways T, B, K)``, and where each view shows them."""
+        own = self._unravel(index, ...)
+        points_mm = (self.lattices[..., :3, :] @ own).swapaxes(-1, -2)
+        if self.pull is None:
+            return points_mm, points_mm[:, None]
+        there = points_mm + self._shift(own, ...).swapaxes(-1, -2)
+        places = np.stack([points_mm, there], 1)
+        places[self.taps :] = places[self.taps :, ::-1].copy()  # the way back, if it is planned
+        return points_mm, places
+
+    def _of_motion(self, there: Sequence[np.ndarray]) -> np.ndarray:
+        """What a millimetre of motion changes of the nine numbers, ``(ways T, B, 9, 3)``."""
+        pull = np.zeros((len(there[0]), self.taps, *there[1].shape[:1], 9, 3))
+        for way, other in enumerate(there[0]):
+            pull[way, ..., :3, :] = other[:, :3, :3]
+            source = 2 - way  # the other view's
+            pull[way, ..., 3 * source : 3 * source + 3, :] = there[source][:, :3, :3]
+        return _flat(pull)
+
+    def _shift(self, own: np.ndarray, rows: np.ndarray | EllipsisType) -> np.ndarray:
+        """Motion ``(..., 3, N)`` in mm of the tissue of features ``(..., 4, N)``."""
+        points = (self.lattices[rows][..., :3, :] @ own).swapaxes(-1, -2)
+        flat, found = points.reshape(-1, *points.shape[-2:]), np.empty(points.shape)
+        ways = np.broadcast_to(np.arange(len(self.lattices))[:, None] // self.taps, self.lattices.shape[:2])[rows]
+        samples = np.broadcast_to(np.arange(self.lattices.shape[1]), self.lattices.shape[:2])[rows]
+        for way, view in enumerate(self.views):
+            of_way = np.flatnonzero(ways.reshape(-1) == way)
+            if len(of_way):
+                moved = view.follow(flat[of_way], samples.reshape(-1)[of_way])
+                found.reshape(flat.shape)[of_way] = moved - flat[of_way]
+        return found.swapaxes(-1, -2)
 
     def _of(self, values: np.ndarray, rows: np.ndarray | EllipsisType) -> np.ndarray:
         """Values ``(ways T, 3)`` of taps, for rows of ways, taps and samples."""
@@ -228,9 +217,14 @@ class _Look:
         found[3] = 1
         return np.moveaxis(found, 0, -2)
 
-    def _on_foreground(self, own: np.ndarray, seen: np.ndarray, rows: np.ndarray | EllipsisType) -> np.ndarray:
+    def _on_foreground(
+        self, own: np.ndarray, seen: np.ndarray, rows: np.ndarray | EllipsisType, shift: np.ndarray | None
+    ) -> np.ndarray:
         """Which of the seen features ``(..., 4, N)`` are foreground of both sources."""
-        voxels = np.rint(self.voxels[rows] @ own)  # (..., 6, N)
+        voxels = self.voxels[rows] @ own  # (..., 6, N)
+        if self.pull is not None and shift is not None:
+            voxels += self.pull[rows][..., 3:, :] @ shift
+        np.rint(voxels, out=voxels)
         left = np.flatnonzero(seen)
         pairs = np.broadcast_to(np.arange(self.scaled.shape[1]), self.scaled.shape[:2])[rows].reshape(-1)
         for view, at in zip(self.views, (0, 3), strict=True):
@@ -260,7 +254,8 @@ def corresponding_points(
     """:func:`plan_points` of one tap, as tensors on the views' device.
 
     Returns:
-        ``(B, K, 3)`` points in mm, and ``(B,)`` float weights.
+        ``(B, K, 3)`` points in mm, which :meth:`View.follow` of ``first`` brings to ``second``, and ``(B,)`` float
+        weights.
     """
     points = plan_points(first.host, second.host, [tap], count, host_generator(generator), foreground)
     points_mm, weight = send([points.mm[0], points.weight[0]], first.affine.device)
@@ -277,39 +272,8 @@ def feature_affines(affine: np.ndarray, taps: Sequence[Tap]) -> np.ndarray:
     return algebra.homogeneous(linear * stride, (linear * offset).sum(-1) + affine[..., :3, 3])
 
 
-def draw(valid: Tensor, count: int) -> Tensor:
-    """The first ``count`` true columns of each row of ``(B, N)`` as indices ``(B, K)``, ``K = min(count, N)``.
-
-    A row with fewer true columns repeats them; a row with none gets arbitrary indices.
-    """
-    order = valid.int().argsort(dim=1, descending=True, stable=True)
-    found = valid.sum(1, keepdim=True).clamp_min(1)
-    return order.gather(1, torch.arange(min(count, valid.shape[1]), device=order.device) % found)
-
-
-def first_true(valid: np.ndarray, count: int) -> np.ndarray:
-    """:func:`draw` of arrays ``(..., N)``; always ``count`` indices, repeated if there are fewer columns."""
-    return _first_true(valid, count)[0] % valid.shape[-1]
-
-
-def _first_true(valid: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`first_true` as indices ``(..., count)`` of all of ``valid``, and how many of each row are true."""
-    rows = valid.reshape(-1, valid.shape[-1])
-    place = np.flatnonzero(rows)
-    start = np.searchsorted(place, np.arange(len(rows) + 1) * rows.shape[1])
-    found = start[1:] - start[:-1]
-    order = np.arange(count)
-    if (found >= count).all():
-        picked = place[start[:-1, None] + order]
-    else:
-        picked = np.append(place, 0).take(start[:-1, None] + order % found.clip(1)[:, None], mode="clip")
-        empty = np.flatnonzero(found == 0)
-        picked[empty] = empty[:, None] * rows.shape[1]
-    return picked.reshape(*valid.shape[:-1], count), found.reshape(valid.shape[:-1])
-
-
-def sampling_grids(views: Sequence[Placement], taps: Sequence[Tap], points_mm: np.ndarray) -> np.ndarray:
-    """Where :func:`at_grid` samples the maps of T taps in V views, for points ``(T, B, K, 3)`` of the frame.
+def sampling_grids(views: Sequence[Placement], taps: Sequence[Tap], places: np.ndarray) -> np.ndarray:
+    """Where :func:`at_grid` samples the maps of T taps in V views, for points ``(T, V or 1, B, K, 3)`` of the frame.
 
     Returns:
         ``(T, V, B, K, 3)`` float32, torch's normalised coordinates.
@@ -321,7 +285,7 @@ def sampling_grids(views: Sequence[Placement], taps: Sequence[Tap], points_mm: n
     scale, shift = 2 / (stride * sides), (1 - 2 * offset / stride) / sides - 1
     linear = (rows[..., :3] * scale[..., None])[..., [2, 1, 0], :]  # torch wants (x, y, z) = (W, H, D)
     place = (rows[..., 3] * scale + shift)[..., None, [2, 1, 0]]
-    return (points_mm[:, None] @ linear.swapaxes(-1, -2) + place).astype(np.float32)
+    return (places @ linear.swapaxes(-1, -2) + place).astype(np.float32)
 
 
 def at_grid(features: Tensor, grid: Tensor) -> Tensor:

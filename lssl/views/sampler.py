@@ -81,6 +81,8 @@ class ViewSampler:
         flip_together: mirror both views or none, so left and right stay distinct; false draws each mirror alone.
         foreground: centre views on the foreground.
         transforms: intensity transforms in order; ``None`` takes :func:`lssl.views.intensity.default_transforms`.
+        correspondence: what shows the same anatomy at two visits: the same place of the frame (``rigid``), or where the
+            ``field`` of the data says that the tissue has moved to. Views are placed and made alike.
     """
 
     CENTRE_TRIES = 32
@@ -101,6 +103,7 @@ class ViewSampler:
         flip_together: bool = True,
         foreground: bool = True,
         transforms: list[IntensityTransform] | None = None,
+        correspondence: Literal["rigid", "field"] = "rigid",
     ) -> None:
         if not 0 < overlap <= 1:
             raise InputError(f"views: overlap is a share of the smaller view in (0, 1], not {overlap}.")
@@ -118,6 +121,7 @@ class ViewSampler:
         self.affine_probability, self.foreground = affine_probability, foreground
         self.flip, self.flip_together = flip, flip_together
         self.transforms = default_transforms() if transforms is None else transforms
+        self.moving = correspondence == "field"
 
     def __call__(self, batch: PairBatch, generator: torch.Generator) -> tuple[View, View]:
         """Two views per pair; all randomness comes from ``generator``, which lives on the CPU."""
@@ -286,6 +290,8 @@ class ViewSampler:
         self, batch: PairBatch, maps: np.ndarray, draws: np.random.Generator | None
     ) -> tuple[View, View]:
         """Resamples both sources once, through ``maps (B, 2, 4, 4)``, then augments intensities."""
+        if self.moving and draws is not None and batch.motion is None:
+            raise InputError("views.correspondence is field, and the batch does not tell how tissue moves.")
         pairs = batch.host
         # Centred views, and visits of different voxel sizes, have a map for each visit.
         one_map = self.geometry == "shared" and draws is not None and self.spacing is None
@@ -303,21 +309,11 @@ class ViewSampler:
         clean = self._resample(batch.images, sent[:3], plan.one_map)
         image = clean if plan.changes is None else self._augment(clean, plan.changes, sent[3:])
         views = [
-            View(
-                image=image[:, visit],
-                clean=clean[:, visit],
-                affine=affines[:, visit],
-                source_affine=batch.affines[:, visit],
-                source_extent=batch.extent[:, visit],
-                source_foreground=batch.foreground[:, visit],
-                age=batch.ages[:, visit],
-                time=time[:, visit],
-                source_label=None if batch.labels is None else batch.labels[:, visit],
-            )
+            View.of(batch, visit, image[:, visit], clean[:, visit], affines[:, visit], time[:, visit], self.moving)
             for visit in range(2)
         ]
         for visit, view in enumerate(views):
-            view.place(Placement.of(plan.affines[:, visit], pairs, visit, self.size))
+            view.place(Placement.of(plan.affines[:, visit], pairs, visit, self.size, self.moving))
         return views[0], views[1]
 
     @property

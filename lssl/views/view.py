@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import EllipsisType
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from lssl.data.batch import HostPairs
+from lssl.data.batch import HostPairs, PairBatch
 from lssl.views import affines as algebra
 from lssl.views import geometry as geo
 
@@ -26,6 +28,9 @@ class Placement:
         source_extent: ``(B, 3)``, voxels of the source that are data.
         source_foreground: ``(B, …)`` bool, on the source's own grid.
         size: voxels of a view.
+        motion: ``(B, 3, d, h, w)`` mm, how far the tissue moves until the other view's visit; ``None``: the frame tells
+            where it is.
+        motion_affine: ``(B, 4, 4)``, index of ``motion`` → frame.
     """
 
     affine: np.ndarray
@@ -33,12 +38,24 @@ class Placement:
     source_extent: np.ndarray
     source_foreground: np.ndarray
     size: tuple[int, int, int]
+    motion: np.ndarray | None = None
+    motion_affine: np.ndarray | None = None
 
     @classmethod
-    def of(cls, affine: np.ndarray, pairs: HostPairs, visit: int, size: Sequence[int]) -> Placement:
-        """Views of visit 0 or 1 of each pair."""
+    def of(cls, affine: np.ndarray, pairs: HostPairs, visit: int, size: Sequence[int], field: bool = True) -> Placement:
+        """Views of visit 0 or 1 of each pair; with ``field``, their motion is that of the pairs, if it is known."""
         d, h, w = size
-        return cls(affine, pairs.affines[:, visit], pairs.extent[:, visit], pairs.foreground[:, visit], (d, h, w))
+        place = cls(affine, pairs.affines[:, visit], pairs.extent[:, visit], pairs.foreground[:, visit], (d, h, w))
+        if field and pairs.motion is not None and pairs.motion_affine is not None:
+            place.motion, place.motion_affine = pairs.motion[:, visit], pairs.motion_affine[:, visit]
+        return place
+
+    def follow(self, points: np.ndarray, rows: np.ndarray | EllipsisType = ...) -> np.ndarray:
+        """Where the tissue at points ``(B, N, 3)`` lies at the other view's visit, in mm; or at those of some rows."""
+        if self.motion is None or self.motion_affine is None:
+            return points
+        arrays = points, self.motion[rows], self.motion_affine[rows]
+        return _follow(*(torch.from_numpy(each) for each in arrays)).numpy()
 
     def contains(self, points: np.ndarray, foreground: bool = False) -> np.ndarray:
         """See :meth:`View.contains`."""
@@ -57,6 +74,10 @@ def nearest(masks: np.ndarray, index: np.ndarray) -> np.ndarray:
     return masks[np.arange(len(masks))[:, None], i, j, k] & inside
 
 
+def _follow(points: Tensor, motion: Tensor, affine: Tensor) -> Tensor:
+    return points + geo.sample(motion, affine, points).to(points.dtype)
+
+
 @dataclass
 class View:
     """B augmented crops.
@@ -71,6 +92,9 @@ class View:
         age: ``(B,)`` years at the visit, NaN where unknown.
         time: ``(B,)`` years since the subject's first visit, NaN where unknown (0 if both views show one visit).
         source_label: ``(B, …)`` int16, on the source's own grid; ``None`` if no visit has any.
+        motion: ``(B, 3, d, h, w)`` float32 mm, how far the tissue moves until the other view's visit; ``None``: the
+            frame tells where it is.
+        motion_affine: ``(B, 4, 4)``, index of ``motion`` → frame.
     """
 
     image: Tensor
@@ -82,6 +106,28 @@ class View:
     age: Tensor
     time: Tensor
     source_label: Tensor | None = None
+    motion: Tensor | None = None
+    motion_affine: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, batch: PairBatch, visit: int, image: Tensor, clean: Tensor, affine: Tensor, time: Tensor, field: bool
+    ) -> View:
+        """A view of visit 0 or 1 of each pair; with ``field``, its motion is that of the batch, if it is known."""
+        field = field and batch.motion is not None
+        return cls(
+            image=image,
+            clean=clean,
+            affine=affine,
+            source_affine=batch.affines[:, visit],
+            source_extent=batch.extent[:, visit],
+            source_foreground=batch.foreground[:, visit],
+            age=batch.ages[:, visit],
+            time=time,
+            source_label=None if batch.labels is None else batch.labels[:, visit],
+            motion=batch.motion[:, visit] if field else None,  # type: ignore[index]
+            motion_affine=batch.motion_affine[:, visit] if field else None,  # type: ignore[index]
+        )
 
     def __post_init__(self) -> None:
         self._host: Placement | None = None
@@ -93,7 +139,8 @@ class View:
             return self._host
         tensors = self.affine, self.source_affine, self.source_extent, self.source_foreground
         affine, source, extent, foreground = (tensor.cpu().numpy() for tensor in tensors)
-        return Placement(affine, source, extent, foreground, self.size)
+        moving = (None if each is None else each.cpu().numpy() for each in (self.motion, self.motion_affine))
+        return Placement(affine, source, extent, foreground, self.size, *moving)
 
     def place(self, placement: Placement) -> None:
         """Sets :attr:`host`, for a view whose place was planned there."""
@@ -118,6 +165,11 @@ class View:
         """Voxels along ``(D, H, W)``."""
         d, h, w = self.image.shape[-3:]
         return d, h, w
+
+    def follow(self, points: Tensor) -> Tensor:
+        """Where the tissue at points ``(B, N, 3)`` of the frame lies at the other view's visit, in mm."""
+        known = self.motion is not None and self.motion_affine is not None
+        return _follow(points, self.motion, self.motion_affine) if known else points  # type: ignore[arg-type]
 
     def contains(self, points: Tensor, foreground: bool = False) -> Tensor:
         """Which points ``(B, N, 3)`` of the frame the view shows from real data (if asked, from the foreground)."""

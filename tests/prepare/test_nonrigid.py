@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.image import imread
 from prepared_cohort import bids, master, prepare  # noqa: F401
 from scipy.ndimage import gaussian_filter
 
@@ -19,6 +20,7 @@ from lssl.prepare import runner
 from lssl.prepare.change import field_between, measure_change, tissue_fields, write_changes
 from lssl.prepare.cohort import Options, Session
 from lssl.prepare.commands import _about_change
+from lssl.prepare.picture import draw_change
 from lssl.prepare.scans import Overlay, Scans
 from lssl.prepare.velocity import determinant, exponential, velocities
 from lssl.prepare.volumes import FrameGrid, Volume
@@ -213,6 +215,23 @@ def test_percent_changes_come_from_one_label_map_of_any_visit(pair, tmp_path):
     i, j, k = np.rint(np.linalg.inv(factor.affine) @ [*CENTRE, 1])[:3].astype(int)
     assert factor.get_fdata()[i, j, k] > 1.2  # where the first visit has it: the map of the second ends 3 mm away
     assert not (tmp_path / "visits/a/0_jacobian.nii.gz").exists()
+    assert (tmp_path / "pictures/a.change.png").stat().st_size > 10_000
+
+
+def test_growth_is_red_on_its_side_and_loss_blue(tmp_path):
+    """The patient's right, of high indices, is on the left of axial and coronal slices."""
+    ground = np.zeros((40, 44, 36), np.float32)
+    ground[4:-4, 4:-4, 4:-4] = 0.6
+    factor = np.ones_like(ground)
+    factor[26:34, 15:30, 10:28], factor[6:14, 15:30, 10:28] = 1.3, 0.7
+    draw_change(tmp_path / "x.png", "x", ground, {"later": factor}, np.diag([2.0, 2.0, 2.0, 1.0]))
+    image = imread(tmp_path / "x.png")[..., :3]
+    image = image[:, : image.shape[1] * 2 // 3]  # axial and coronal; all else is grey
+    for panel in np.split(image[:, : image.shape[1] // 2 * 2], 2, 1):
+        (r, g, b), columns = panel.transpose(2, 0, 1), np.arange(panel.shape[1])
+        red, blue = columns[((r > b + 0.1) & (r > g + 0.1)).sum(0) > 20], columns[(b > r + 0.1).sum(0) > 20]
+        assert min(len(red), len(blue)) > 40
+        assert red.max() < blue.min()
 
 
 def test_a_table_without_rows_is_explained(tmp_path):

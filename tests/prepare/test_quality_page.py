@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
 import subprocess
@@ -51,6 +52,17 @@ def test_all_visits_flagged_ones_first_with_their_pictures(folder):
     assert text.count("data:image/png;base64,") == 2
     assert text.count("<input type='range' min='0' max='1'") == 1  # only sub-a has two visits to compare
     assert "src='pictures" not in text
+
+
+def test_change_is_shown_of_those_for_whom_it_was_found(folder):
+    for subject in ("sub-a", "sub-b"):
+        (folder / f"pictures/{subject}.change.png").write_bytes(b"change of " + subject.encode())  # b: of an older run
+    text = write_quality_page(folder, visits().assign(change_mm=[0.0, 0.4, None, None], folding=[0.0, 0.0, None, None]))
+    text = text.read_text()
+    assert text.count(base64.b64encode(b"change of sub-a").decode()) == 1
+    assert base64.b64encode(b"change of sub-b").decode() not in text
+    assert "data-value='0.4'>0.40" in text
+    assert "tissue moved" not in write_quality_page(folder, visits()).read_text()
 
 
 def test_pictures_beyond_the_limit_are_linked(folder, monkeypatch):

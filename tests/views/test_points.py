@@ -14,7 +14,8 @@ from lssl.losses import DenseInfoNCE, NegativeCosine
 from lssl.networks.feature_geometry import Tap
 from lssl.utils.random import seeded
 from lssl.views import geometry as geo
-from lssl.views.points import _Candidates, at_points, corresponding_points, plan_points
+from lssl.views.draws import Candidates
+from lssl.views.points import at_points, corresponding_points, plan_points
 from lssl.views.sampler import View, ViewSampler
 from lssl.views.view import Placement
 
@@ -177,8 +178,8 @@ ROOMY = Tap("", 3, (1, 1, 1), (0.0, 0.0, 0.0))  # 1536 features, more than candi
 def alike(make_batch, pairs: int) -> Placement:
     """The same view of the same place, for every pair: whatever differs between pairs was drawn."""
     view = pair(make_batch, 1, foreground=False)[0].host
-    fields = {key: value if key == "size" else np.repeat(value, pairs, 0) for key, value in vars(view).items()}
-    return Placement(**fields)
+    arrays = {key: value for key, value in vars(view).items() if isinstance(value, np.ndarray)}
+    return Placement(**{key: np.repeat(value, pairs, 0) for key, value in arrays.items()}, size=view.size)
 
 
 @pytest.mark.parametrize("tap", [TAP, ROOMY])
@@ -197,7 +198,7 @@ def test_no_draw_is_shared_between_pairs(make_batch, tap: Tap):
 
 
 def test_order_place_and_shift_are_each_pairs_own():
-    drawn = _Candidates(np.array([1536, 192]), 3, 20, np.random.default_rng(0))
+    drawn = Candidates(np.array([1536, 192]), 3, 20, np.random.default_rng(0))
     for values in (drawn.order, drawn.within, drawn.shift[..., 0].T):
         assert len(np.unique(values, axis=0)) == 3
 
