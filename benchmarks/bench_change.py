@@ -5,7 +5,8 @@ the phantom and of the label maps, 2 mm voxels, some 3 to 5 years apart, every o
 disease, are registered rigidly as `lssl prepare` does. Their true correspondence is known. Errors are medians in mm
 over labelled places of the first visit; ventricle border: ventricle voxels that touch another class. The demons are
 SimpleITK's diffeomorphic ones, from the first visit to the second, smoothed by σ 1.5 voxels, on images with matched
-histograms. Volume changes are of the field alone, of the first visit's labels; fluid is no tissue. Needs the label maps
+histograms. With antspyx installed, ANTs' SyN is there, too (``SyNOnly`` with its defaults, from the first visit to
+the second, no affine stage, the same images). Volume changes are of the field alone, of the first visit's labels; fluid is no tissue. Needs the label maps
 of ``LSSL_REAL_DATA`` (default ``../shared/data``); without them, only the phantom is measured.
 """
 
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 import torch
@@ -65,6 +68,25 @@ def demons(images: list[np.ndarray], grid: FrameGrid) -> np.ndarray:
     return sitk.GetArrayFromImage(found).T * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
 
 
+def syn(images: list[np.ndarray], grid: FrameGrid) -> np.ndarray | None:
+    """The same by ANTs' symmetric normalisation; ``None`` without it."""
+    try:
+        import ants
+    except ImportError:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{number}.nii.gz" for number in range(2)]
+        for path, image in zip(paths, images, strict=True):
+            nib.save(nib.Nifti1Image(image, grid.affine), path)
+        fixed, moving = map(ants.image_read, paths)
+        found = ants.registration(fixed, moving, "SyNOnly", initial_transform="Identity", random_seed=0)
+        (warp,) = [path for path in found["fwdtransforms"] if path.endswith(".nii.gz")]
+        field = np.asarray(nib.load(warp).dataobj)[..., 0, :]
+        for path in {*found["fwdtransforms"], *found["invtransforms"]}:
+            Path(path).unlink(missing_ok=True)
+    return np.moveaxis(field, -1, 0) * np.array([-1.0, -1.0, 1.0])[:, None, None, None]
+
+
 def measure(module: Any, name: str, index: int, errors: dict[str, dict[str, list[np.ndarray]]]) -> list[dict[str, Any]]:
     """Adds the errors of one subject, and returns its figures by method."""
     table = module.table
@@ -82,6 +104,9 @@ def measure(module: Any, name: str, index: int, errors: dict[str, dict[str, list
     start = time.process_time()
     fields["demons"] = demons(images, grid)
     spent["demons"] = time.process_time() - start
+    start = time.process_time()
+    if (field := syn(images, grid)) is not None:
+        fields["SyN"], spent["SyN"] = field, time.process_time() - start
     places = np.argwhere(labels > 0)
     places = places[np.random.default_rng(index).permutation(len(places))[:PLACES]]
     points, true = _truth(module, places, volumes[0].affine, maps, rows)
