@@ -1,13 +1,13 @@
-"""Prints how well the fields of `lssl prepare --nonrigid` follow the tissue, beside the rigid frame and ITK's demons.
+"""Prints how well the fields of `lssl prepare --nonrigid` follow the tissue, beside the rigid frame and other tools.
 
 Run as ``OMP_NUM_THREADS=1 python benchmarks/bench_change.py [subjects] [seed]``; some 2 minutes a subject. Visits of
 the phantom and of the label maps, 2 mm voxels, some 3 to 5 years apart, every other subject ageing as in Alzheimer's
 disease, are registered rigidly as `lssl prepare` does. Their true correspondence is known. Errors are medians in mm
 over labelled places of the first visit; ventricle border: ventricle voxels that touch another class. The demons are
 SimpleITK's diffeomorphic ones, from the first visit to the second, smoothed by σ 1.5 voxels, on images with matched
-histograms. With antspyx installed, ANTs' SyN is there, too (``SyNOnly`` with its defaults, from the first visit to
-the second, no affine stage, the same images). Volume changes are of the field alone, of the first visit's labels; fluid is no tissue. Needs the label maps
-of ``LSSL_REAL_DATA`` (default ``../shared/data``); without them, only the phantom is measured.
+histograms. Where antspyx is installed, ANTs' SyN stands beside them (``SyNOnly`` with its defaults, the same images and
+direction, no affine stage). Volume changes are of the field alone, of the first visit's labels; fluid is no tissue.
+Needs the label maps of ``LSSL_REAL_DATA`` (default ``../shared/data``); without them, only the phantom is measured.
 """
 
 from __future__ import annotations
