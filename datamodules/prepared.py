@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lssl.data.batch import Visit
 from lssl.data.boxes import around
 from lssl.data.datamodule import PairDataModule
-from lssl.data.fields import moved_by, read_field
+from lssl.data.fields import VisitField, moved_by, read_field
 from lssl.data.pairs import count
 from lssl.data.recognise import is_prepared, prepared_options
 from lssl.data.store import StoredVisit, read_stored
@@ -183,8 +184,8 @@ class PreparedDataModule(PairDataModule):
         here, there = self._fields[row], self._fields[other]
         if not here or not there:
             return points
-        middle = moved_by(points, read_field(os.fsdecode(here)), "from_visit")
-        return moved_by(middle, read_field(os.fsdecode(there)), "to_visit")
+        middle = moved_by(points, _field(os.fsdecode(here)), "from_visit")
+        return moved_by(middle, _field(os.fsdecode(there)), "to_visit")
 
     def reader(self) -> PairDataModule:
         """Also drops the table and the names: workers need only the flat arrays."""
@@ -237,6 +238,12 @@ class VisitFiles:
                 self.kept[row] = frame
                 self._spent += len(frame)
         return read_stored(path, frame)
+
+
+@lru_cache(maxsize=2)
+def _field(path: str) -> VisitField:
+    """The fields of a visit; a pair needs those of both, there and back."""
+    return read_field(path)
 
 
 def _centre(first: StoredVisit, second: StoredVisit, seed: int | None) -> list[int]:

@@ -90,7 +90,7 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
         if found is None:
             return None
         (row, later), (first, second) = found
-        first, second = self._named(first, row), self._named(second, later)
+        first, second = self.named(first, row), self.named(second, later)
         if self.transform is not None:
             first, second = (self._scaled(visit) for visit in (first, second))
             second = copy.deepcopy(second) if later == row else second
@@ -137,7 +137,8 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
             return visit
         return dataclasses.replace(visit, image=visit.image.float() * STEP)
 
-    def _named(self, visit: Visit, row: int) -> Visit:
+    def named(self, visit: Visit, row: int) -> Visit:
+        """A visit as read, with what the arrays know of it."""
         age = float(self.age[row]) if math.isnan(visit.age) else visit.age
         time = float(self.time[row]) if math.isnan(visit.time) else visit.time
         label = visit.label if self.visible is None or self.visible[row] else None
@@ -162,7 +163,9 @@ def reading_rate(dataset: PairDataset, batch_size: int, workers: int) -> str:
         if number and time.perf_counter() - start > SLOW:
             break
         try:
-            dataset.read(row, later, dataset.size, number)
+            first, second = dataset.read(row, later, dataset.size, number)
+            if dataset.moved is not None:
+                with_motion(dataset.named(first, row), dataset.named(second, later), dataset.moved)
         except FAILURES:
             return ""
         number += 1

@@ -25,7 +25,7 @@ SMOOTH = 1.0  # mm, standard deviation of the Gaussian whose edges are drawn
 STEEPEST = 0.25  # share of the pixels of a head that are steep enough for an edge
 HEAD = 150.0  # mm from the top of the head that hold the brain
 EDGE, DIFFERENT = (1.0, 0.8, 0.0), 0.35  # colour of an edge; share of the window that is fully coloured
-CHANGED, VEIL = 0.2, 0.7  # change of volume that is fully coloured, and how much of the image it then covers
+CHANGED, VEIL, AIR = 0.2, 0.7, 0.1  # change that is fully coloured, how much of the image it covers, and where none is
 PLANES = ("axial", "coronal", "sagittal")
 
 
@@ -164,7 +164,7 @@ def draw_change(path: Path, title: str, ground: np.ndarray, factors: dict[str, n
         for row, (name, factor) in zip(figure.subplots(len(shown), 3, squeeze=False), shown.items(), strict=True):
             change = ((factor - 1) / CHANGED).clip(-1, 1)
             colour = mpl.colormaps["RdBu_r"]((change + 1) / 2)[..., :3]
-            veil = VEIL * abs(change)[..., None] ** 0.5
+            veil = VEIL * (abs(change) ** 0.5 * (ground > AIR))[..., None]
             for plane, axis in enumerate(row):
                 show(axis, grey * (1 - veil) + colour * veil, affine, place, PLANES[plane], plane, mark=None)
             row[0].set_ylabel(name, fontsize=8)
