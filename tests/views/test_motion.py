@@ -32,7 +32,10 @@ TAPS = [Tap("", 3, (4, 2, 1), (1.5, 0.5, 0.0)), Tap("", 3, (2, 2, 2), (0.5, 0.5,
 @pytest.fixture(scope="module")
 def views(make_batch):
     """As the frame has them, and the same with motion."""
-    return drawn(make_batch(3, (40, 36, 32), image="frame"), ViewSampler((16, 12, 8), transforms=[], overlap=0.4))
+    batch = make_batch(3, (40, 36, 32), image="frame")
+    batch.foreground = torch.rand(batch.foreground.shape, generator=torch.Generator().manual_seed(2)) < 0.6
+    # All are turned, so that no feature lies between two voxels, where rounding decides
+    return drawn(batch, ViewSampler((16, 12, 8), transforms=[], overlap=0.4, affine_probability=1.0))
 
 
 def test_a_point_is_followed_there_and_back(views):
@@ -45,6 +48,11 @@ def test_a_point_is_followed_there_and_back(views):
     assert shown.float().mean() > 0.3
     assert_close(second.follow(there)[shown], points[shown], rtol=0, atol=1e-4)
     np.testing.assert_allclose(first.host.follow(points.numpy()), there.numpy(), atol=1e-9)
+    found, score = FrameMatcher().match(points, first, second)
+    assert_close(found, there)
+    on_host = FrameMatcher().match_on_host(points.numpy(), first.host, second.host)
+    np.testing.assert_allclose(on_host[0], there.numpy(), atol=1e-9)
+    np.testing.assert_array_equal(on_host[1], score.numpy())
 
 
 @pytest.mark.parametrize("foreground", [False, True])
