@@ -163,9 +163,9 @@ def reading_rate(dataset: PairDataset, batch_size: int, workers: int) -> str:
         if number and time.perf_counter() - start > SLOW:
             break
         try:
-            first, second = dataset.read(row, later, dataset.size, number)
+            visits = dataset.read(row, later, dataset.size, number)
             if dataset.moved is not None:
-                with_motion(dataset.named(first, row), dataset.named(second, later), dataset.moved)
+                with_motion(dataset.named(visits[0], row), dataset.named(visits[1], later), dataset.moved)
         except FAILURES:
             return ""
         number += 1
