@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from lssl.data.batch import Visit
 from lssl.data.pairs import SPLITS, count, split_subjects
 from lssl.synthetic.base import SyntheticDataModule, share_of_subjects, spread_evenly
+from lssl.synthetic.draws import uniform
 from lssl.synthetic.label_map_anatomy import class_names, find_maps, read_map
-from lssl.synthetic.label_map_image import scan
+from lssl.synthetic.label_map_image import CONTRASTS, scan
 from lssl.synthetic.label_map_subject import (
     LONGEST,
     LONGEST_FAST,
@@ -26,6 +28,7 @@ from lssl.synthetic.label_map_subject import (
     volumes,
 )
 from lssl.synthetic.phantom_image import residual
+from lssl.synthetic.phantom_subject import generator
 from lssl.utils.errors import InputError
 
 __all__ = ["LabelMapDataModule"]
@@ -44,8 +47,9 @@ class LabelMapDataModule(SyntheticDataModule):
     anatomy deformed by a random affine map and a smooth warp. Between a subject's visits a smooth known deformation
     changes every structure at a known yearly rate (:meth:`rates`): lateral ventricles grow, the others shrink.
     Contrast, bias field, noise and a rigid misregistration of at most half a voxel and half a degree differ by visit.
-    Images are T1-weighted in their order of fluid, grey and white matter. A visit is bit-identical for the same maps,
-    seed, subject and visit.
+    Images are T1-weighted in their order of fluid, grey and white matter; further ``contrasts`` are channels of the
+    same head, each with brightness, texture, bias field and noise of its own. A visit is bit-identical for the same
+    maps, seed, subject and visit.
 
     Subjects of one map share a split: the share in ``split`` is one of maps. ``classes`` names the labels 0, 1, … in
     order; the foreground is the head; the spinal cord belongs to no class.
@@ -60,6 +64,8 @@ class LabelMapDataModule(SyntheticDataModule):
         interval: mean years between visits; single intervals vary by up to a quarter of it.
         fast: share of subjects that change as in Alzheimer's disease, ventricles by 8 to 10 % and hippocampi by -4 to
             -5 % a year. With such subjects a course lasts 4 years at most, without them 6.
+        contrasts: channels of a visit, of ``T1``, ``T2`` and ``FLAIR``.
+        missing: share of the visits that lack one of the contrasts, drawn at random; that channel is 0.
         cache: keeps visits in memory once they are made, about 5 MB each at 80×104×88.
         seed: of the population, the split, the order and the boxes.
         **options: see :class:`.base.PairDataModule`.
@@ -78,6 +84,8 @@ class LabelMapDataModule(SyntheticDataModule):
         spacing: float = 2.0,
         interval: float = 2.0,
         fast: float = 0.0,
+        contrasts: Sequence[str] = ("T1",),
+        missing: float = 0.0,
         cache: bool = True,
         seed: int = 0,
         **options: Any,
@@ -89,7 +97,9 @@ class LabelMapDataModule(SyntheticDataModule):
         self.count = len(self.maps) if subjects is None else subjects
         if self.count < 1 or visits < 1:
             raise InputError(f"There are {subjects} subjects with {visits} visits; give at least one of each.")
-        self.refuse_many(self.count)
+        self.contrasts, self.missing = tuple(contrasts), missing
+        self._check_contrasts()
+        self.refuse_many(self.count, len(self.contrasts))
         self.maps, self.lateral, self.classes = self.maps[: self.count], lateral, class_names(lateral)
         self.label_names = dict(enumerate(self.classes))
         wanted = [name for name, share in zip(SPLITS, self.split, strict=True) if share > 0]
@@ -97,6 +107,16 @@ class LabelMapDataModule(SyntheticDataModule):
             raise InputError(
                 f"{count(len(self.maps), 'label map')} cannot be divided over {', '.join(wanted)}: all subjects of a "
                 f"map share one split; use more maps, or set split to fewer parts."
+            )
+
+    def _check_contrasts(self) -> None:
+        known = ", ".join(CONTRASTS)
+        if not self.contrasts or len({*self.contrasts} & {*CONTRASTS}) < len(self.contrasts):
+            raise InputError(f"contrasts is {list(self.contrasts)}; name at least one of {known}, and every one once.")
+        if not 0 <= self.missing <= 1 or (self.missing and len(self.contrasts) < 2):
+            raise InputError(
+                f"missing is {self.missing:g}, a share of the visits that lack one of several contrasts; give a share "
+                f"between 0 and 1, and at least two contrasts."
             )
 
     def visit_table(self) -> pd.DataFrame:
@@ -132,9 +152,30 @@ class LabelMapDataModule(SyntheticDataModule):
         affine[3, 3] = 1
         rigid = residual(self.seed, index, visit, self.spacing)
         key = (self.seed, index, visit)
-        made = scan(self.subject(index), key, self.time(index, visit), affine, rigid, self.size, self.lateral)
-        made.age = age
+        time, names = self.time(index, visit), self.contrasts
+        made = scan(self.subject(index), key, time, affine, rigid, self.size, self.lateral, names)
+        made.age, present = age, self._present(index, visit)
+        if not present.all():
+            made.present, made.image = present, made.image * present[:, None, None, None]
         return made
+
+    def _present(self, index: int, visit: int) -> Tensor:
+        """``(C,)`` bool, the contrasts that a visit has."""
+        stream = generator("label map missing", self.seed, index, visit)
+        present = torch.ones(len(self.contrasts), dtype=torch.bool)
+        if uniform(stream, 0, 1) < self.missing:
+            present[int(torch.randint(len(present), (1,), generator=stream))] = False
+        return present
+
+    def present(self) -> np.ndarray | None:
+        """``(visits, C)`` bool."""
+        if not self.missing:
+            return None
+        return np.stack([self._present(*self._visit_number(row)).numpy() for row in range(len(self.table))])
+
+    def channels(self) -> list[str]:
+        """The contrasts."""
+        return list(self.contrasts)
 
     def subject(self, index: int) -> MapSubject:
         """Anatomy, shape and rates of a subject."""

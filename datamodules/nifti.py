@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from lssl.data.channels import channel_table, onto_grid, overlap
 from lssl.data.datamodule import PairDataModule
 from lssl.data.nifti import Grid, automatic_foreground, read_grids, read_image, read_label, read_mask, scale
 from lssl.data.pairs import count, visit_name
+from lssl.data.partial import channel_files, keeps_partial
 from lssl.data.recognise import is_prepared
 from lssl.data.tables import csv_table, file_table
 from lssl.data.usable import check_files, leave_out, without_visits
@@ -45,9 +46,9 @@ class NiftiDataModule(PairDataModule):
             (default: the table's own).
         suffix: end of the image names in the BIDS folder, which may carry entities: ``T1w``, ``run-1_T1w``,
             ``ce-gad_T1w``. Images with contrast agent are left out unless the suffix names them. A list,
-            ``[T1w, FLAIR]``, gives a visit one channel per suffix, in this order. Visits that lack one are left out.
-            Channels on another grid of the same space are resampled to the first, and each is scaled by itself. In
-            a table, each channel has a column named like its suffix.
+            ``[T1w, FLAIR]``, gives a visit one channel per suffix, in this order. Channels on another grid of the same
+            space are resampled to the first that the visit has, and each is scaled by itself. In a table, each channel
+            has a column named like its suffix.
         select: which image is taken if a visit has several, ``"run=last rec=norm,none space=native"``; see
             :func:`lssl.data.selection.choose` for the defaults.
         masks: pattern of brain or head masks below ``root``, such as
@@ -58,6 +59,9 @@ class NiftiDataModule(PairDataModule):
         common_frame: whether all subjects are aligned to one template, so that a position in mm shows about the same
             anatomy in each.
         exclude: subjects (``sub-01``) and visits (``sub-01 ses-02``) that are left out.
+        missing_channels: whether visits that lack some of several channels are left out (``drop``), or used with these
+            channels at 0 (``keep``). With ``keep``, a mask or label map lies on the grid of the first image that its
+            visit has.
         **options: those of :class:`PairDataModule`.
     """
 
@@ -71,9 +75,11 @@ class NiftiDataModule(PairDataModule):
         table: str | Path | None = None,
         common_frame: bool = False,
         exclude: Sequence[str] = (),
+        missing_channels: Literal["drop", "keep"] = "drop",
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self.partial = keeps_partial(missing_channels)
         if root is None and table is None:
             raise InputError("There is no data: give root (a BIDS folder or a NIfTI file) or table (a CSV of visits).")
         if is_prepared(root):
@@ -124,12 +130,12 @@ class NiftiDataModule(PairDataModule):
         if self.csv is None and Path(str(self.root)).is_file():
             return file_table(str(self.root))
         if self.csv is None:
-            table, notes = channel_table(str(self.root), self.suffixes, self.masks, labels, self.select)
+            table, notes = channel_table(str(self.root), self.suffixes, self.masks, labels, self.select, self.partial)
             self.notes += notes
             return table
         if self.select:
             raise InputError("select chooses among the images of a BIDS folder; a table names one image per visit.")
-        table, notes = csv_table(self.csv, self.root, suffixes=self.suffixes)
+        table, notes = csv_table(self.csv, self.root, suffixes=self.suffixes, partial=self.partial)
         self.notes += notes
         folder = Path(self.csv).parent if self.root is None else self.root
         for column, pattern in (("mask", self.masks), ("label", labels)):
@@ -146,8 +152,8 @@ class NiftiDataModule(PairDataModule):
             refuse_moving_subjects(table, grids)
         for column, suffix in zip(self._images()[1:], self.suffixes[1:], strict=True):
             if moved := _on_other_grids(table, grids, column):
-                what = f"{count(moved, f'{suffix} image')}"
-                self.notes.append(f"{what} on another grid, resampled to the grid of the {self.suffixes[0]}")
+                what, grid = count(moved, f"{suffix} image"), "first image" if self.partial else self.suffixes[0]
+                self.notes.append(f"{what} on another grid, resampled to the grid of the {grid}")
         for column in ("mask", "label"):
             _refuse_other_grid(table, grids, column)
             missing = int((table[column] == "").sum())
@@ -156,14 +162,20 @@ class NiftiDataModule(PairDataModule):
                 self.notes.append(f"{count(missing, 'visit')} without a {column}{instead}")
         for column in ("mask", "label"):
             self.notes += _shared(table, column, self.labels is None)
+        files = channel_files(table, len(self.suffixes))
+        self._channels = np.array([[os.fsencode(path) for path in visit] for visit in files]).reshape(files.shape)
         self._paths = {
-            name: np.array([os.fsencode(path) for path in table[name].tolist()])
-            for name in (*self._images(), "mask", "label")
+            name: np.array([os.fsencode(path) for path in table[name].tolist()]) for name in ("mask", "label")
         }
 
     def channels(self) -> list[str]:
         """One channel per suffix, named like it."""
         return list(self.suffixes) if self.csv is None or len(self.suffixes) > 1 else ["image"]
+
+    def present(self) -> np.ndarray | None:
+        """``(visits, C)`` bool, from the table."""
+        has = self._channels != b""
+        return None if has.all() else has
 
     def shapes(self) -> np.ndarray:
         """``(visits, 3)`` voxels per axis, from the headers."""
@@ -184,20 +196,22 @@ class NiftiDataModule(PairDataModule):
 
     def read(self, row: int) -> Visit:
         """Reads and scales the whole visit in a row of the table."""
-        image, mask, label = (os.fsdecode(self._paths[name][row]) for name in ("image", "mask", "label"))
-        voxels, affine = read_image(image)
+        files = [os.fsdecode(path) for path in self._channels[row]]
+        mask, label = (os.fsdecode(self._paths[name][row]) for name in ("mask", "label"))
+        first = next(path for path in files if path)
+        voxels, affine = read_image(first)
         foreground = read_mask(mask) if mask else automatic_foreground(voxels)
-        channels = [scale(voxels, foreground)]
-        for column in self._images()[1:]:
-            other, where = read_image(os.fsdecode(self._paths[column][row]))
-            if not Grid(np.array(other.shape), where).same(Grid(np.array(voxels.shape), affine)):
-                other = onto_grid(other, where, affine, voxels.shape)
-            channels.append(scale(other, foreground))
+        image = np.zeros((len(files), *voxels.shape), np.float32)
+        for number, path in enumerate(files):
+            if path:
+                image[number] = scale(voxels if path == first else _on_grid(path, voxels, affine), foreground)
+        present = torch.tensor([path != "" for path in files])
         return Visit(
-            image=torch.from_numpy(np.stack(channels)),
+            image=torch.from_numpy(image),
             affine=torch.from_numpy(affine),
             foreground=torch.from_numpy(foreground),
             label=torch.from_numpy(read_label(label)) if label else None,
+            present=None if present.all() else present,
         )
 
     def reader(self) -> PairDataModule:
@@ -205,6 +219,14 @@ class NiftiDataModule(PairDataModule):
         reader = super().reader()
         reader.table, reader.subjects = pd.DataFrame(), []
         return reader
+
+
+def _on_grid(path: str, voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """An image on the grid of another one."""
+    other, where = read_image(path)
+    if Grid(np.array(other.shape), where).same(Grid(np.array(voxels.shape), affine)):
+        return other
+    return onto_grid(other, where, affine, voxels.shape)
 
 
 def refuse_moving_subjects(table: pd.DataFrame, grids: list[Grid]) -> None:
@@ -249,8 +271,9 @@ def _shared(table: pd.DataFrame, column: str, listed: bool) -> list[str]:
 
 def _on_other_grids(table: pd.DataFrame, grids: list[Grid], column: str) -> int:
     """How many images of a further channel lie on another grid than the first; one elsewhere in space is refused."""
-    others = read_grids(table[column].tolist())
-    moved = [row for row, (first, other) in enumerate(zip(grids, others, strict=True)) if not other.same(first)]
+    rows = np.flatnonzero(table[column] != "").tolist()
+    others = dict(zip(rows, read_grids(table[column].iloc[rows].tolist()), strict=True))
+    moved = [row for row in rows if not others[row].same(grids[row])]
     for row in moved:
         if not overlap(grids[row], others[row]):
             raise InputError(

@@ -26,6 +26,7 @@ from lssl.utils.distributed import every_rank, no_sync
 from lssl.utils.errors import InputError
 from lssl.utils.generator import StepGenerator
 from lssl.utils.schedules import WarmupCosine
+from lssl.views.contrasts import check_contrasts
 from lssl.views.precision import check_precision
 from lssl.views.sampler import View, ViewSampler
 from lssl.views.working_spacing import WorkingSpacing
@@ -197,6 +198,7 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
             self.use_spacing(data, announce=stage == "fit")
             if stage == "fit":
                 data.check_crop(self.views.size)
+                check_contrasts(self.views.contrasts, data.channels())
             if self.views.moving and stage != "predict":
                 data.use_motion()
             self.check_channels()

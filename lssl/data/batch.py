@@ -41,6 +41,7 @@ class Visit:
         motion: ``(3, d, h, w)`` float32 mm, how far the tissue moves until the other visit of the pair, at knots over
             the source box; see :mod:`lssl.data.motion`. ``None`` unless a task asks for it.
         motion_affine: ``(4, 4)`` float64, index of ``motion`` → frame.
+        present: ``(C,)`` bool, which channels the visit has; the others are 0. ``None``: all.
     """
 
     image: Tensor
@@ -54,6 +55,7 @@ class Visit:
     targets: Tensor | None = None
     motion: Tensor | None = None
     motion_affine: Tensor | None = None
+    present: Tensor | None = None
 
 
 @dataclass
@@ -68,6 +70,7 @@ class HostPairs:
     session: np.ndarray
     motion: np.ndarray | None = None
     motion_affine: np.ndarray | None = None
+    present: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -107,6 +110,7 @@ class PairBatch:
         targets: ``(B, 2, T)`` float32, the datamodule's targets in their order, NaN where unknown; ``None`` without.
         motion: ``(B, 2, 3, d, h, w)`` float32 mm, from each visit to the other, see :class:`Visit`; ``None`` without.
         motion_affine: ``(B, 2, 4, 4)`` float64, index of ``motion`` → frame.
+        present: ``(B, 2, C)`` bool, which channels each visit has; the others are 0. ``None``: all visits have all.
     """
 
     images: Tensor
@@ -121,6 +125,7 @@ class PairBatch:
     targets: Tensor | None = None
     motion: Tensor | None = None
     motion_affine: Tensor | None = None
+    present: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._host: HostPairs | None = None
@@ -208,6 +213,14 @@ def _stack_motion(visits: Sequence[Visit]) -> dict[str, Tensor]:
     return {name: values.unflatten(0, (-1, 2)) for name, values in stacked.items()}
 
 
+def _stack_present(visits: Sequence[Visit]) -> Tensor | None:
+    """``(B, 2, C)`` bool; ``None`` if all visits have all channels."""
+    if all(visit.present is None for visit in visits):
+        return None
+    every = torch.ones(len(visits[0].image), dtype=torch.bool)
+    return torch.stack([every if visit.present is None else visit.present for visit in visits]).unflatten(0, (-1, 2))
+
+
 def collate(pairs: Sequence[tuple[Visit, Visit]]) -> PairBatch:
     """Stacks pairs; smaller sources are padded with zeros after their last voxel, and ``extent`` records their size."""
     visits = [visit for pair in pairs for visit in pair]
@@ -238,5 +251,6 @@ def collate(pairs: Sequence[tuple[Visit, Visit]]) -> PairBatch:
         subject=torch.tensor([first.subject for first, _ in pairs]),
         session=torch.tensor([[visit.session for visit in pair] for pair in pairs]),
         targets=torch.stack(targets).unflatten(0, (len(pairs), 2)) if targets else None,
+        present=_stack_present(visits),
         **_stack_motion(visits),
     )

@@ -19,7 +19,7 @@ from lssl.data.sidecars import SESSION, SUBJECT, SidecarTable, normal_id, read_t
 from lssl.data.times import Measures, add_times, family, read_measures
 from lssl.utils.errors import InputError
 
-__all__ = ["bids_files", "bids_table", "match_files", "session_tables"]
+__all__ = ["bids_files", "bids_table", "match_files", "session_tables", "with_sidecars"]
 
 
 def bids_table(
@@ -41,10 +41,26 @@ def bids_table(
     Returns:
         The table, and phrases that count what was left out, decided by default or odd.
     """
-    root = Path(root)
-    files, notes = bids_files(root, suffix, select)
+    files, notes = bids_files(Path(root), suffix, select)
     table = files[files["taken"]].drop(columns=["taken", "why"]).rename(columns={"file": "image"})
-    table = table.reset_index(drop=True)
+    table, odd = with_sidecars(Path(root), table.reset_index(drop=True), masks, labels)
+    return table, notes + odd
+
+
+def with_sidecars(
+    root: Path, table: pd.DataFrame, masks: str | None = None, labels: str | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """Visits with their times and sites from the tables of a BIDS folder, and with their masks and label maps.
+
+    Args:
+        root: the folder.
+        table: ``subject``, ``session`` and ``image``.
+        masks: pattern of masks, see :func:`match_files`.
+        labels: pattern of label maps.
+
+    Returns:
+        The table, and phrases on what was odd.
+    """
     measures = Measures.empty(len(table))
     participants = read_table(root / "participants.tsv")
     _participants(measures, table, participants)
@@ -58,7 +74,7 @@ def bids_table(
         table["site"] = names
     for column, pattern in (("mask", masks), ("label", labels)):
         table[column] = match_files(root, pattern, table, f"{column}s") if pattern else ""
-    return table, notes + odd
+    return table, odd
 
 
 def bids_files(root: Path, suffix: str, select: str | Sequence[str] = "") -> tuple[pd.DataFrame, list[str]]:

@@ -9,20 +9,19 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from lssl.data.bids import bids_files, bids_table
+from lssl.data.bids import bids_files, bids_table, with_sidecars
 from lssl.data.nifti import Grid
 from lssl.data.pairs import count
+from lssl.data.partial import name_visits, with_reference
 from lssl.utils.errors import InputError
 
 __all__ = ["channel_table", "onto_grid", "overlap"]
 
-NAMED = 5  # visits that a note names
-
 
 def channel_table(
-    root: str | Path, suffixes: Sequence[str], masks: str | None, labels: str | None, select: str
+    root: str | Path, suffixes: Sequence[str], masks: str | None, labels: str | None, select: str, partial: bool = False
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The visits of a BIDS folder that have an image of every suffix.
+    """The visits of a BIDS folder that have an image of every suffix; if ``partial``, of any.
 
     Args:
         root: the folder.
@@ -30,11 +29,15 @@ def channel_table(
         masks: pattern of masks, see :func:`lssl.data.bids.match_files`.
         labels: pattern of label maps.
         select: which image of a visit is taken, of every suffix.
+        partial: keeps visits that lack some of the channels.
 
     Returns:
         The table of :func:`lssl.data.bids.bids_table` for the first suffix, with the other images in ``image_1``,
-        ``image_2``, …; and phrases, which name the visits that lack a channel.
+        ``image_2``, …; and phrases, which name the visits that lack a channel. If ``partial``, see
+        :func:`lssl.data.partial.with_reference`; :func:`lssl.data.partial.channel_notes` then names the visits.
     """
+    if partial:
+        return _partial_table(Path(root), suffixes, masks, labels, select)
     first, *others = suffixes
     table, notes = bids_table(root, first, masks, labels, select)
     key = ["subject", "session"]
@@ -45,14 +48,34 @@ def channel_table(
         joined = table.merge(files, on=key, how="outer", indicator="_side")
         for side, has, lacks in (("left_only", first, suffix), ("right_only", suffix, first)):
             rows = joined[joined["_side"] == side]
-            names = [f"{subject} {session}".strip() for subject, session in rows[key].to_numpy().tolist()]
-            some = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-            if names:
-                notes.append(f"{count(len(names), 'visit')} with {has} but without {lacks} ({some})")
+            if len(rows):
+                notes.append(f"{count(len(rows), 'visit')} with {has} but without {lacks} ({name_visits(rows)})")
         table = table.merge(files, on=key)
     if table.empty:
         raise InputError(f"No visit of {root} has images of all of {', '.join(suffixes)}; name fewer suffixes.")
     return table, notes
+
+
+def _partial_table(
+    root: Path, suffixes: Sequence[str], masks: str | None, labels: str | None, select: str
+) -> tuple[pd.DataFrame, list[str]]:
+    key, notes, failures = ["subject", "session"], [], []
+    table = pd.DataFrame(columns=key, dtype=object)
+    for number, suffix in enumerate(suffixes):
+        column = f"image_{number}" if number else "image"
+        try:
+            files, more = bids_files(root, suffix, select)
+        except InputError as error:  # to predict, another channel is enough
+            failures.append(error)
+            table[column] = ""
+            continue
+        notes += [note for note in more if not note.endswith(f"without a {suffix} image")]
+        files = files[files["taken"]].rename(columns={"file": column})
+        table = table.merge(files[[*key, column]], on=key, how="outer")
+    if table.empty:
+        raise failures[0]
+    table, odd = with_sidecars(root, with_reference(table.fillna("")), masks, labels)
+    return table, notes + odd
 
 
 def overlap(one: Grid, other: Grid) -> bool:

@@ -30,6 +30,7 @@ from lssl.data.pairs import (
     subject_splits,
     summarise,
 )
+from lssl.data.partial import channel_notes
 from lssl.data.samples import SampleKind, Samples, choose_samples
 from lssl.data.spacing import median_spacing, refuse_large_views, voxels_per_step
 from lssl.data.targets import Target, read_targets
@@ -214,6 +215,10 @@ class PairDataModule(PairLoaders):
         self.setup()
         return [f"channel {number}" for number in range(len(self.read(0).image))]
 
+    def present(self) -> np.ndarray | None:
+        """``(visits, C)`` bool, which channels each visit has. Default ``None``: all visits have all."""
+        return None
+
     def voxel_sizes(self) -> np.ndarray:
         """``(visits, 3)`` mm. Default: those of the first visit for all; override it to read headers."""
         return np.tile(np.linalg.norm(self.read(0).affine[:3, :3].numpy(), axis=0), (len(self.table), 1))
@@ -255,6 +260,8 @@ class PairDataModule(PairLoaders):
             else fold_splits(known, index.subject, self.folds, self.seed)
         )
         self.table = table.assign(split=pd.Categorical(np.array(SPLITS)[part[index.subject]], categories=SPLITS))
+        if (present := self.present()) is not None:
+            self.notes += channel_notes(table, present, self.channels(), stage == "fit")
         if stage == "fit" and (copies := check_duplicates(self.table)):
             self.notes.append(copies)
         self._age, self._time = (table[name].to_numpy(np.float32) for name in ("age", "time"))

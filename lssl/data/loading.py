@@ -96,7 +96,7 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
             second = copy.deepcopy(second) if later == row else second
             with torch.random.fork_rng(devices=[]):  # a transform's draws must not depend on the worker
                 torch.manual_seed(seed)
-                first, second = self.transform(first), self.transform(second)
+                first, second = (_emptied(self.transform(visit)) for visit in (first, second))
         return (first, second) if self.moved is None else with_motion(first, second, self.moved)
 
     def _readable(
@@ -145,6 +145,13 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
         found = {"subject": int(self.subject[row]), "session": row, "age": age, "time": time, "label": label}
         targets = None if self.targets is None else torch.from_numpy(self.targets[row].copy())
         return dataclasses.replace(visit, **found, targets=targets)  # type: ignore[arg-type]
+
+
+def _emptied(visit: Visit) -> Visit:
+    """A transform may have added noise to a channel that the visit lacks."""
+    if visit.present is None:
+        return visit
+    return dataclasses.replace(visit, image=visit.image * visit.present[:, None, None, None])
 
 
 def reading_rate(dataset: PairDataset, batch_size: int, workers: int) -> str:

@@ -77,6 +77,9 @@ class DataSource(Protocol):
     def channels(self) -> list[str]:
         """Names of the images' channels, in their order."""
 
+    def present(self) -> np.ndarray | None:
+        """``(visits, C)`` bool, which channels each visit has; ``None``: all visits have all."""
+
     def shapes(self) -> np.ndarray:
         """``(visits, 3)`` voxels per axis."""
 

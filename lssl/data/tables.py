@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lssl.data.pairs import count
+from lssl.data.partial import with_reference
 from lssl.data.selection import entities
 from lssl.data.sidecars import MISSING, normal_id, read_text
 from lssl.data.times import Measures, add_times, family, read_measures
@@ -49,6 +50,7 @@ def csv_table(
     root: str | Path | None = None,
     columns: Collection[str] | None = None,
     suffixes: Sequence[str] = ("T1w",),
+    partial: bool = False,
 ) -> tuple[pd.DataFrame, list[str]]:
     """The visits of a CSV (or TSV, by its ending).
 
@@ -62,12 +64,13 @@ def csv_table(
         root: folder that relative paths start from; by default the folder of the table.
         columns: the columns to read; ``None`` reads all.
         suffixes: of the channels; the first one may be named ``image``.
+        partial: keeps lines without some of the channels, see :func:`lssl.data.partial.with_reference`.
 
     Returns:
         The table, with the images of further channels in ``image_1``, ``image_2``, …; and notes on what was odd.
     """
     path = Path(path)
-    table, notes = _read_csv(path, columns, suffixes)
+    table, notes = _read_csv(path, columns, suffixes, partial)
     if "split" in table:
         table["split"] = table["split"].str.lower()
     folder = os.fspath(path.parent if root is None else root)
@@ -132,7 +135,9 @@ def quality_table(path: Path) -> pd.DataFrame:
         ) from error
 
 
-def _read_csv(path: Path, columns: Collection[str] | None, suffixes: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+def _read_csv(
+    path: Path, columns: Collection[str] | None, suffixes: Sequence[str], partial: bool
+) -> tuple[pd.DataFrame, list[str]]:
     """A table as text with lower-case column names; empty and incomplete lines are left out and noted."""
     if not os.path.lexists(path):
         raise InputError(f"The table {path} does not exist; correct its path.")
@@ -165,7 +170,7 @@ def _read_csv(path: Path, columns: Collection[str] | None, suffixes: Sequence[st
         )
     for column in table:
         table[column] = _without_blanks(table[column])
-    return _complete(table, path, suffixes)
+    return _complete(table, path, suffixes, partial)
 
 
 def _without_blanks(cells: pd.Series) -> pd.Series:
@@ -191,10 +196,16 @@ def _name_channels(table: pd.DataFrame, suffixes: Sequence[str], path: Path) -> 
     return table.rename(columns=named)
 
 
-def _complete(table: pd.DataFrame, path: Path, suffixes: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Drops the lines without a subject, a session or one of the images, and notes them."""
+def _complete(
+    table: pd.DataFrame, path: Path, suffixes: Sequence[str], partial: bool
+) -> tuple[pd.DataFrame, list[str]]:
+    """Drops the lines without a subject, a session or one of the images (if ``partial``: all of them); notes them."""
     notes = []
     named = {"image": suffixes[0], **{f"image_{number}": name for number, name in enumerate(suffixes) if number}}
+    if partial:
+        table = with_reference(table.fillna(dict.fromkeys(named, "")))
+        table["image"] = table["image"].where(table["image"] != "")
+        named = {"image": f"image of {' or '.join(suffixes)}"}
     for column in ("subject", "session", *named):
         empty, what = table[column].isna(), named.get(column, column) if len(suffixes) > 1 else column
         if empty.any():

@@ -19,6 +19,7 @@ __all__ = ["SyntheticDataModule", "refuse_large_visits", "refuse_long_table", "s
 
 MADE = 24  # bytes of each voxel while a visit is made: its index and its place, three float32 each
 KEPT = 7  # and of a visit that is kept: image (float32), label (int16) and foreground
+CHANNEL = 4  # and of each further channel
 ROW = 200  # bytes of a visit in the table; pandas measures 166 and more
 
 
@@ -93,14 +94,14 @@ class SyntheticDataModule(PairDataModule):
         refuse_large_visits(self.size)
         self.cache: dict[int, Visit] | None = {} if cache else None
 
-    def refuse_many(self, subjects: int) -> None:
+    def refuse_many(self, subjects: int, channels: int = 1) -> None:
         """Refuses more subjects than memory holds, in the table or in the cache."""
         visits = subjects * self.visits
         refuse_long_table(visits, "subjects or visits")
         if self.cache is not None:
             sides = "×".join(map(str, self.size))
             refuse_larger_than_memory(
-                KEPT * math.prod(self.size) * visits,
+                (KEPT + CHANNEL * (channels - 1)) * math.prod(self.size) * visits,
                 f"Keeping {visits:,} visits of {sides} voxels",
                 "set data.init_args.cache to false, which makes them anew in every epoch, or choose fewer subjects",
             )

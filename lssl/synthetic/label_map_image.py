@@ -1,4 +1,4 @@
-"""The scanner for label maps: one visit's T1-weighted image of a subject, with contrast, bias and noise of its own.
+"""The scanner for label maps: one visit's images of a subject, each with contrast, bias and noise of its own.
 
 With ``A`` the visit's affine, ``R`` its misregistration and ``X`` as in `label_map_subject`,
 
@@ -11,6 +11,7 @@ it carries the subject's texture, which moves with the tissue. Labels are those 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from lssl.synthetic.label_map_subject import MapSubject, canonical
 from lssl.synthetic.phantom_image import acquire, normalise
 from lssl.synthetic.phantom_subject import generator
 
-__all__ = ["TISSUES", "scan"]
+__all__ = ["CONTRASTS", "TISSUES", "scan"]
 
 #: T1-weighted brightness of tissues and their FreeSurfer numbers. All other numbers are drawn, subject by subject.
 TISSUES: tuple[tuple[float, tuple[int, ...]], ...] = (
@@ -38,6 +39,13 @@ TISSUES: tuple[tuple[float, tuple[int, ...]], ...] = (
     (0.74, (16, 28, 60)),
     (0.80, (2, 41, 7, 46, 85)),
 )
+#: Brightness of the tissues of `TISSUES`, in their order: air, fluid, hippocampus and amygdala, cortex,
+#: cerebellar cortex, caudate, putamen, thalamus, pallidum, brainstem, white matter; and of lesions of white matter.
+CONTRASTS: dict[str, tuple[tuple[float, ...], float]] = {
+    "T1": (tuple(value for value, _ in TISSUES), 0.50),
+    "T2": ((0.02, 0.95, 0.58, 0.56, 0.56, 0.50, 0.47, 0.44, 0.36, 0.42, 0.38), 0.85),
+    "FLAIR": ((0.02, 0.10, 0.62, 0.60, 0.58, 0.56, 0.54, 0.52, 0.46, 0.47, 0.45), 0.90),
+}
 # Largest change of a tissue's brightness, as a share of it, by subject and by visit (less than keeps fluid, grey and
 # white matter apart); of all other numbers, by visit; of the logarithm of gamma; and the texture's standard deviation.
 _SUBJECT, _VISIT, _ELSEWHERE, _GAMMA, _TEXTURE = 0.05, 0.08, 0.2, 0.2, 0.04
@@ -51,6 +59,7 @@ def scan(
     residual: Tensor,
     size: tuple[int, int, int],
     lateral: bool,
+    contrasts: Sequence[str] = ("T1",),
 ) -> Visit:
     """The visit of a subject on a grid of its frame; its age is left unknown.
 
@@ -62,19 +71,27 @@ def scan(
         residual: ``(4, 4)`` recorded frame → true frame in mm, the misregistration.
         size: voxels along each axis.
         lateral: classes are told apart by side.
+        contrasts: names of the images, of `CONTRASTS`; each has its own scan, texture and brightness of other tissues.
     """
-    anatomy, stream = subject.anatomy, generator("label map scan", *key)
+    anatomy = subject.anatomy
     axes = [torch.arange(count, dtype=torch.float32) for count in size]
     index = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     matrix = (residual @ affine).float()
     points = index.flatten(1).T @ matrix[:3, :3].T + matrix[:3, 3]
     place = anatomy.index(canonical(subject, points, time))
-    mean = _brightness(anatomy.numbers, key, stream)[anatomy.code.long()] * _texture(anatomy.code, key)
     code = _nearest(anatomy.code, place).view(size)
-    image = acquire(sample_labels(mean[None], place, "zeros").view(size), index, affine[0, 0].item(), stream)
-    head = code > 0
-    image = normalise(image * head, head)
-    return Visit(image[None], affine, head, label=classes(anatomy.numbers, lateral)[code])
+    head, images = code > 0, []
+    for name in contrasts:
+        stream = _generator("scan", name, *key)
+        mean = _brightness(anatomy.numbers, key, stream, name)[anatomy.code.long()] * _texture(anatomy.code, key, name)
+        image = acquire(sample_labels(mean[None], place, "zeros").view(size), index, affine[0, 0].item(), stream)
+        images.append(normalise(image * head, head))
+    return Visit(torch.stack(images), affine, head, label=classes(anatomy.numbers, lateral)[code])
+
+
+def _generator(what: str, contrast: str, *key: object) -> torch.Generator:
+    """The stream of a contrast; that of T1 is as it was before there were others."""
+    return generator(f"label map {what}" if contrast == "T1" else f"label map {what} {contrast}", *key)
 
 
 def _nearest(code: Tensor, place: Tensor) -> Tensor:
@@ -85,17 +102,17 @@ def _nearest(code: Tensor, place: Tensor) -> Tensor:
     return torch.where(inside, code[i, j, k].long(), 0)
 
 
-def _brightness(numbers: Tensor, key: tuple[int, int, int], stream: torch.Generator) -> Tensor:
+def _brightness(numbers: Tensor, key: tuple[int, int, int], stream: torch.Generator, contrast: str) -> Tensor:
     """``(n,)`` of each FreeSurfer number in one visit: the subject's own, changed by the visit's, then by a gamma."""
-    own = generator("label map tissue", *key[:2])
+    own = _generator("tissue", contrast, *key[:2])
     drawn = 0.05 + 0.85 * torch.rand(1024, generator=own)  # by number, so that it matters not which others a map has
     drawn = drawn * (1 + _ELSEWHERE * (2 * torch.rand(1024, generator=stream) - 1))
-    for value, names in TISSUES:
+    for value, (_, names) in zip(CONTRASTS[contrast][0], TISSUES, strict=True):
         factor = (1 + uniform(own, -_SUBJECT, _SUBJECT)) * (1 + uniform(stream, -_VISIT, _VISIT))
         drawn[list(names)] = value * factor
     return drawn[numbers] ** math.exp(uniform(stream, -_GAMMA, _GAMMA))
 
 
-def _texture(code: Tensor, key: tuple[int, int, int]) -> Tensor:
+def _texture(code: Tensor, key: tuple[int, int, int], contrast: str) -> Tensor:
     """``(D, H, W)`` factor of the subject's tissue in each voxel of its map."""
-    return 1 + _TEXTURE * torch.randn(code.shape, generator=generator("label map texture", *key[:2]))
+    return 1 + _TEXTURE * torch.randn(code.shape, generator=_generator("texture", contrast, *key[:2]))

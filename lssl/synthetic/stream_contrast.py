@@ -8,17 +8,10 @@ import torch
 from torch import Tensor
 
 from lssl.synthetic.draws import uniform
-from lssl.synthetic.label_map_image import TISSUES
+from lssl.synthetic.label_map_image import CONTRASTS, TISSUES
 
-__all__ = ["CONTRASTS", "Contrast", "draw_contrast", "vary"]
+__all__ = ["Contrast", "draw_contrast", "vary"]
 
-#: Brightness of the tissues of `label_map_image.TISSUES`, in their order: air, fluid, hippocampus and amygdala, cortex,
-#: cerebellar cortex, caudate, putamen, thalamus, pallidum, brainstem, white matter; and of lesions of white matter.
-CONTRASTS: dict[str, tuple[tuple[float, ...], float]] = {
-    "T1": (tuple(value for value, _ in TISSUES), 0.50),
-    "T2": ((0.02, 0.95, 0.58, 0.56, 0.56, 0.50, 0.47, 0.44, 0.36, 0.42, 0.38), 0.85),
-    "FLAIR": ((0.02, 0.10, 0.62, 0.60, 0.58, 0.56, 0.54, 0.52, 0.46, 0.47, 0.45), 0.90),
-}
 _SHARES = {"T1": 0.35, "T2": 0.15, "FLAIR": 0.15}  # the rest has any brightness
 _LARGEST = 1024
 

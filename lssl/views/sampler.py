@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -26,30 +25,12 @@ from lssl.utils.random import host_generator
 from lssl.utils.transfer import send
 from lssl.views import affines as algebra
 from lssl.views import geometry as geo
+from lssl.views.contrasts import Contrasts, check_contrasts, draw_shown
 from lssl.views.intensity import Changes, IntensityTransform, default_transforms
 from lssl.views.overlap import shared_volume
-from lssl.views.view import Placement, View, nearest
+from lssl.views.view import Placement, Plan, View, nearest
 
 __all__ = ["View", "ViewSampler"]
-
-
-@dataclass
-class _Plan:
-    """What the host decided about two views.
-
-    Attributes:
-        affines: ``(B, 2, 4, 4)``, index → frame.
-        times: ``(B, 2)`` years.
-        grid: parts of the sampling grid.
-        one_map: whether both visits are sampled at one grid.
-        changes: of the intensities.
-    """
-
-    affines: np.ndarray
-    times: np.ndarray
-    grid: list[np.ndarray]
-    one_map: bool
-    changes: Changes | None
 
 
 class ViewSampler:
@@ -83,6 +64,8 @@ class ViewSampler:
         transforms: intensity transforms in order; ``None`` takes :func:`lssl.views.intensity.default_transforms`.
         correspondence: what shows the same anatomy at two visits: the same place of the frame (``rigid``), or where the
             ``field`` of the data says that the tissue has moved to. Views are placed and made alike.
+        contrasts: which channels a view shows, of those that its visit has: all (``same``), others than the other view
+            (``cross``), or a random choice (``mix``); the rest is 0. See :func:`.contrasts.draw_shown`.
     """
 
     CENTRE_TRIES = 32
@@ -104,7 +87,9 @@ class ViewSampler:
         foreground: bool = True,
         transforms: list[IntensityTransform] | None = None,
         correspondence: Literal["rigid", "field"] = "rigid",
+        contrasts: Contrasts = "same",
     ) -> None:
+        check_contrasts(contrasts)
         if not 0 < overlap <= 1:
             raise InputError(f"views: overlap is a share of the smaller view in (0, 1], not {overlap}.")
         if not 0 < zoom[0] <= zoom[1]:
@@ -121,7 +106,7 @@ class ViewSampler:
         self.affine_probability, self.foreground = affine_probability, foreground
         self.flip, self.flip_together = flip, flip_together
         self.transforms = default_transforms() if transforms is None else transforms
-        self.moving = correspondence == "field"
+        self.moving, self.contrasts = correspondence == "field", contrasts
 
     def __call__(self, batch: PairBatch, generator: torch.Generator) -> tuple[View, View]:
         """Two views per pair; all randomness comes from ``generator``, which lives on the CPU."""
@@ -298,21 +283,32 @@ class ViewSampler:
         affines = pairs.affines @ maps
         changes = None if draws is None else self._changes(algebra.spacing(affines), draws)
         grid = geo.grid_parts(self._fine(maps[:, 0] if one_map else maps.reshape(-1, 4, 4)), batch.size, self._samples)
-        plan = _Plan(affines, pairs.times_within_pair(), [part.astype(np.float32) for part in grid], one_map, changes)
-        return self._make(batch, pairs, plan)
+        parts, shown = [part.astype(np.float32) for part in grid], self._shown(batch, pairs, draws)
+        return self._make(batch, pairs, Plan(affines, pairs.times_within_pair(), parts, one_map, changes, shown))
 
-    def _make(self, batch: PairBatch, pairs: HostPairs, plan: _Plan) -> tuple[View, View]:
+    def _shown(self, batch: PairBatch, pairs: HostPairs, draws: np.random.Generator | None) -> np.ndarray | None:
+        """``(B, 2, C)`` bool, the channels that the views show; ``None``: all."""
+        if draws is None or self.contrasts == "same":
+            return pairs.present
+        every = np.ones(batch.images.shape[:3], dtype=bool)
+        return draw_shown(every if pairs.present is None else pairs.present, self.contrasts, draws)
+
+    def _make(self, batch: PairBatch, pairs: HostPairs, plan: Plan) -> tuple[View, View]:
         """What the device does: one copy, one resampling, and the intensity changes."""
-        changed = plan.changes.arrays if plan.changes else []
+        changed = [*(plan.changes.arrays if plan.changes else []), *([] if plan.shown is None else [plan.shown])]
         affines, time, *sent = send([plan.affines, plan.times, *plan.grid, *changed], batch.images.device)
         affines, time = affines.clone(), time.clone()  # they outlive the step's other arrays
+        shown = None if plan.shown is None else sent.pop().clone()
         clean = self._resample(batch.images, sent[:3], plan.one_map)
         image = clean if plan.changes is None else self._augment(clean, plan.changes, sent[3:])
+        if shown is not None:  # last, as noise and bias fields would fill an empty channel
+            clean, image = (each.masked_fill(~shown[..., None, None, None], 0) for each in (clean, image))
         views = [
             View.of(batch, visit, image[:, visit], clean[:, visit], affines[:, visit], time[:, visit], self.moving)
             for visit in range(2)
         ]
         for visit, view in enumerate(views):
+            view.shown = None if shown is None else shown[:, visit]
             view.place(Placement.of(plan.affines[:, visit], pairs, visit, self.size, self.moving))
         return views[0], views[1]
 

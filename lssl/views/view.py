@@ -14,8 +14,9 @@ from torch import Tensor
 from lssl.data.batch import HostPairs, PairBatch
 from lssl.views import affines as algebra
 from lssl.views import geometry as geo
+from lssl.views.intensity import Changes
 
-__all__ = ["Placement", "View", "nearest"]
+__all__ = ["Placement", "Plan", "View", "nearest"]
 
 
 @dataclass
@@ -65,6 +66,27 @@ class Placement:
         return seen & nearest(self.source_foreground, in_source) if foreground else seen
 
 
+@dataclass
+class Plan:
+    """What the host decided about two views.
+
+    Attributes:
+        affines: ``(B, 2, 4, 4)``, index → frame.
+        times: ``(B, 2)`` years.
+        grid: parts of the sampling grid.
+        one_map: whether both visits are sampled at one grid.
+        changes: of the intensities.
+        shown: ``(B, 2, C)`` bool, the channels that the views show; the others are 0. ``None``: all.
+    """
+
+    affines: np.ndarray
+    times: np.ndarray
+    grid: list[np.ndarray]
+    one_map: bool
+    changes: Changes | None
+    shown: np.ndarray | None = None
+
+
 def nearest(masks: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Values ``(B, N)`` of masks ``(B, D, H, W)`` at the voxels nearest to indices ``(B, N, 3)``; false outside."""
     voxel = np.rint(index).astype(np.int64)
@@ -95,6 +117,7 @@ class View:
         motion: ``(B, 3, d, h, w)`` float32 mm, how far the tissue moves until the other view's visit; ``None``: the
             frame tells where it is.
         motion_affine: ``(B, 4, 4)``, index of ``motion`` → frame.
+        shown: ``(B, C)`` bool, the channels that ``image`` and ``clean`` show; the others are 0. ``None``: all.
     """
 
     image: Tensor
@@ -108,6 +131,7 @@ class View:
     source_label: Tensor | None = None
     motion: Tensor | None = None
     motion_affine: Tensor | None = None
+    shown: Tensor | None = None
 
     @classmethod
     def of(

@@ -206,3 +206,55 @@ def test_real_maps_lie_in_the_default_field_of_view():
         places = index @ anatomy.affine[:3, :3].T + anatomy.affine[:3, 3]
         assert (places.amin(0) > corner[0] + 3).all(), path  # mm: misregistration
         assert (places.amax(0) < corner[1] - 3).all(), path
+
+
+# --- several contrasts ------------------------------------------------------------------------------------------------
+
+BOTH = ["T1", "FLAIR"]
+
+
+def test_further_contrasts_leave_the_first_as_it_is(maps):
+    """Same head and labels; white matter is brighter than grey in one alone; textures have nothing in common."""
+    alone, both = make(maps), make(maps, contrasts=BOTH)
+    assert (alone.channels(), both.channels()) == (["T1"], BOTH)
+    one, two = alone.read(4), both.read(4)
+    assert torch.equal(one.image[0], two.image[0])
+    assert torch.equal(one.label, two.label)
+    assert two.image.shape[0] == 2
+    assert two.present is None
+    white, grey = (both.classes.index(name) for name in ("white matter", "cortex"))
+    for channel, brighter in enumerate((True, False)):
+        mean = [two.image[channel][two.label == label].mean() for label in (white, grey)]
+        assert (mean[0] > mean[1]) == brighter
+    inside = (two.label == white).numpy()
+    assert abs(np.corrcoef(two.image[:, torch.from_numpy(inside)].numpy())[0, 1]) < 0.3
+    flair = make(maps, contrasts=["FLAIR"]).read(4)
+    assert torch.equal(flair.image[0], two.image[1])
+
+
+def test_a_share_of_the_visits_lacks_one(maps):
+    data = make(maps, subjects=40, visits=3, contrasts=BOTH, missing=0.5)
+    present = torch.stack([data._present(index, visit) for index in range(40) for visit in range(3)])
+    assert present.any(1).all()
+    lacking = (~present).float().mean(0)
+    assert torch.allclose(lacking, torch.tensor(0.25), atol=0.1)
+    row = int((~present[:, 1]).nonzero()[0])
+    visit = data.read(int(data.table.index[(data.table["index"] == row // 3) & (data.table["visit"] == row % 3)][0]))
+    assert visit.present.tolist() == [True, False]
+    assert visit.image[0].any()
+    assert not visit.image[1].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"contrasts": ["T1", "PD"]}, "contrasts is.*name at least one of T1, T2, FLAIR"),
+        ({"contrasts": ["T1", "T1"]}, "and every one once"),
+        ({"contrasts": []}, "name at least one"),
+        ({"missing": 0.5}, "missing is 0.5.*at least two contrasts"),
+        ({"missing": 1.5, "contrasts": BOTH}, "between 0 and 1"),
+    ],
+)
+def test_wrong_contrasts_stop_early(maps, options, sentence: str):
+    with pytest.raises(InputError, match=sentence):
+        make(maps, **options)

@@ -16,10 +16,10 @@ from small_anatomy import anatomy, equal, maps, seeded, stream_of  # noqa: F401
 
 from lssl.synthetic import stream_scanner
 from lssl.synthetic.label_map_anatomy import AGEING, STRUCTURES
-from lssl.synthetic.label_map_image import TISSUES
+from lssl.synthetic.label_map_image import CONTRASTS, TISSUES
 from lssl.synthetic.splines import INJECTIVE, basis, evaluate
 from lssl.synthetic.stream_anatomy import map_anatomy, shapes_anatomy
-from lssl.synthetic.stream_contrast import CONTRASTS, draw_contrast, vary
+from lssl.synthetic.stream_contrast import draw_contrast, vary
 from lssl.synthetic.stream_course import draw_course
 
 CLASS = {name: number for number, name in enumerate(STRUCTURES, 1)}
