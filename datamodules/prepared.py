@@ -18,6 +18,7 @@ from lssl.data.boxes import around
 from lssl.data.datamodule import PairDataModule
 from lssl.data.fields import VisitField, moved_by, read_field
 from lssl.data.pairs import count
+from lssl.data.partial import keeps_partial, name_visits, prepared_channels
 from lssl.data.recognise import is_prepared, prepared_options
 from lssl.data.store import StoredVisit, read_stored
 from lssl.data.tables import SIZES, csv_table, with_sizes
@@ -61,6 +62,8 @@ class PreparedDataModule(PairDataModule):
         exclude: subjects (``sub-01``) and visits (``sub-01 ses-02``) that are left out.
         misaligned: whether visits whose registration is in doubt (column ``aligned`` of ``visits.csv``) are left out
             (``drop``) or used (``keep``); prediction takes them all.
+        missing_channels: whether visits that lack some of the folder's channels are left out (``drop``), or used with
+            these channels at 0 (``keep``).
         **options: those of :class:`PairDataModule`.
     """
 
@@ -72,9 +75,11 @@ class PreparedDataModule(PairDataModule):
         cache_gb: float = 0.0,
         exclude: Sequence[str] = (),
         misaligned: Literal["drop", "keep"] = "drop",
+        missing_channels: Literal["drop", "keep"] = "drop",
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self.partial = keeps_partial(missing_channels)
         if not is_prepared(root):
             raise InputError(
                 f"{root} is no folder that `lssl prepare` wrote: it lacks visits.csv or dataset.json; read NIfTI files "
@@ -100,18 +105,29 @@ class PreparedDataModule(PairDataModule):
         if table.empty:
             raise InputError(f"{self.csv} lists no visits; run `lssl prepare` again.")
         table = with_sizes(table, self.csv)
-        names = table["channels"].dropna().unique().tolist() if "channels" in table else []
-        if len(names) > 1:
-            raise InputError(
-                f"The visits of {self.csv} have different channels ({' and '.join(map(str, names[:3]))}); choose rows "
-                f"of one kind, or prepare them with the same suffixes."
-            )
-        self._channels = str(names[0]).split("+") if names else ["image"]
+        table = self._with_channels(table)
         self.notes.append(f"prepared channels {', '.join(self._channels)}")
         table = self._usable(table)
         if "flags" in table and (flagged := int(table["flags"].fillna("").astype(bool).sum())):
             self.notes.append(f"{count(flagged, 'visit')} to look at, see the column flags of visits.csv")
         return table
+
+    def _with_channels(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Drops visits that lack channels, unless they are kept, and counts and names them."""
+        order = prepared_options(self.root).get("suffixes", [])
+        self._channels, present = prepared_channels(table, order, self.partial)
+        if present is None or self.partial:
+            return table
+        lacking = pd.Series(~present.all(1), table.index)
+        if lacking.all():
+            kinds = " and ".join(table["channels"].unique()[:3])
+            raise InputError(
+                f"The visits of {self.csv} have different channels ({kinds}), and none has all; choose rows of one "
+                f"kind, or set data.init_args.missing_channels to keep."
+            )
+        names = name_visits(table.loc[lacking])
+        self.excluded.append(f"{count(int(lacking.sum()), 'visit')} that lack channels ({names})")
+        return table.loc[~lacking].reset_index(drop=True)
 
     def _usable(self, table: pd.DataFrame) -> pd.DataFrame:
         """Drops visits that are excluded, missing, known to be damaged, or misaligned, and counts and names them."""
@@ -139,12 +155,17 @@ class PreparedDataModule(PairDataModule):
         self.files = VisitFiles(table["image"].tolist(), self._budget)
         self._shapes = table[list(SIZES)].to_numpy(int)
         names = table["field"].fillna("").astype(str).tolist() if "field" in table else [""] * len(table)
+        _, self._present = prepared_channels(table, self._channels, self.partial)
         self._fields = np.array([os.fsencode(self.root / name) if name else b"" for name in names])
 
     def channels(self) -> list[str]:
         """Channels of the prepared folder, in stored order."""
         self.setup()
         return self._channels
+
+    def present(self) -> np.ndarray | None:
+        """``(visits, C)`` bool, from the table."""
+        return self._present
 
     def shapes(self) -> np.ndarray:
         """``(visits, 3)`` voxels per axis, from the table."""
@@ -202,8 +223,9 @@ class PreparedDataModule(PairDataModule):
         start, cut = [0, 0, 0], list(first.shape)
         if size is not None:
             start, cut = around(_centre(first, second, seed), size, first.shape)
-        one = _visit(first, start, cut)
-        return one, one if later == row else _visit(second, start, cut)
+        names = None if self._present is None else self._channels
+        one = _visit(first, start, cut, names)
+        return one, one if later == row else _visit(second, start, cut, names)
 
 
 class VisitFiles:
@@ -258,8 +280,14 @@ def _centre(first: StoredVisit, second: StoredVisit, seed: int | None) -> list[i
     return places[int(torch.randint(len(places), (1,), generator=generator))].tolist()
 
 
-def _visit(stored: StoredVisit, start: Sequence[int], size: Sequence[int]) -> Visit:
+def _visit(stored: StoredVisit, start: Sequence[int], size: Sequence[int], channels: list[str] | None) -> Visit:
+    """A box; of visits that may lack some of the ``channels``, with zeros there."""
     image, foreground, label = stored.box(start, size)
+    present = None
+    if channels is not None and stored.channels != channels:
+        own, image = image, np.zeros((len(channels), *image.shape[1:]), image.dtype)
+        image[[channels.index(name) for name in stored.channels]] = own
+        present = torch.tensor([name in stored.channels for name in channels])
     affine = torch.from_numpy(stored.affine).clone()
     affine[:3, 3] += affine[:3, :3] @ torch.tensor(start, dtype=affine.dtype)
     return Visit(
@@ -267,4 +295,5 @@ def _visit(stored: StoredVisit, start: Sequence[int], size: Sequence[int]) -> Vi
         affine=affine,
         foreground=torch.from_numpy(foreground),
         label=None if label is None else torch.from_numpy(label),
+        present=present,
     )

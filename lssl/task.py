@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lssl.data.description import CHECKPOINT_FORMAT, check_format, record
-from lssl.data.source import DataSource
+from lssl.data.source import DataSource, learns_partial, refuse_partial
 from lssl.data.whole_batches import place_of_batch
 from lssl.guards import EvaluationGuard, FiniteGuard, SkippedReads
 from lssl.networks.backbone import Backbone, TakesNetworks
@@ -26,7 +26,6 @@ from lssl.utils.distributed import every_rank, no_sync
 from lssl.utils.errors import InputError
 from lssl.utils.generator import StepGenerator
 from lssl.utils.schedules import WarmupCosine
-from lssl.views.contrasts import check_contrasts
 from lssl.views.precision import check_precision
 from lssl.views.sampler import View, ViewSampler
 from lssl.views.working_spacing import WorkingSpacing
@@ -193,12 +192,11 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
 
     def setup(self, stage: str) -> None:
         """Checks options against the data before any long work starts."""
-        data = self._datamodule
-        if isinstance(data, DataSource):
+        if (data := self._source) is not None:
             self.use_spacing(data, announce=stage == "fit")
             if stage == "fit":
                 data.check_crop(self.views.size)
-                check_contrasts(self.views.contrasts, data.channels())
+                self.views.check_channels(data.channels())
             if self.views.moving and stage != "predict":
                 data.use_motion()
             self.check_channels()
@@ -268,6 +266,7 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         checkpoint["since_log"] = every_rank(own)
         if self.working_spacing.mm is not None:
             checkpoint["spacing"] = self.working_spacing.mm
+        checkpoint["partial_channels"] = learns_partial(self._source, self.views.contrasts)
         checkpoint["places"] = self.backbone.places()
         if "lssl" not in checkpoint:  # no command line, which would have stored its config
             checkpoint["lssl"] = record(self, CHECKPOINT_FORMAT)
@@ -276,9 +275,9 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         """Restores them; refuses a checkpoint of another format."""
         check_format(checkpoint, "ckpt_path")
         self.backbone.set_places(checkpoint.get("places", {}))
+        if (source := self._source) is not None and not self.trainer.training:
+            refuse_partial(source, checkpoint)
         if "spacing" in checkpoint:
-            data = self._datamodule if self._trainer is not None else None
-            source = data if isinstance(data, DataSource) else None
             changed = self.working_spacing.restore(checkpoint["spacing"], source)
             if source is not None and (changed or not self.trainer.training):
                 self.use_spacing(source)
@@ -311,8 +310,13 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
     # --- inside -------------------------------------------------------------------------------------------------------
 
     @property
+    def _source(self) -> DataSource | None:
+        """The datamodule, if there is a trainer that has one of this kind."""
+        return data if isinstance(data := self._datamodule, DataSource) else None
+
+    @property
     def _datamodule(self) -> Any:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+        return None if self._trainer is None else self.trainer.datamodule  # type: ignore[attr-defined]
 
     def _step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         self.logged = {}

@@ -11,7 +11,7 @@ import pandas as pd
 from lssl.data.pairs import count
 from lssl.utils.errors import InputError
 
-__all__ = ["channel_files", "channel_notes", "keeps_partial", "name_visits", "with_reference"]
+__all__ = ["channel_files", "channel_notes", "keeps_partial", "name_visits", "prepared_channels", "with_reference"]
 
 NAMED = 5  # visits that a note names
 
@@ -72,3 +72,26 @@ def name_visits(rows: pd.DataFrame) -> str:
     """The first visits of some rows of a table."""
     names = [f"{subject} {session}".strip() for subject, session in rows[["subject", "session"]].to_numpy().tolist()]
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def prepared_channels(
+    table: pd.DataFrame, order: Sequence[str], partial: bool = False
+) -> tuple[list[str], np.ndarray | None]:
+    """Channels of prepared visits, and which of them each visit has.
+
+    Args:
+        table: perhaps with the column ``channels``, such as ``T1w+FLAIR``.
+        order: of the channels.
+        partial: also gives channels of ``order`` that no visit has.
+
+    Returns:
+        The channels in order; and ``(visits, C)`` bool, or ``None`` if all visits have all.
+    """
+    kinds = table["channels"].dropna().unique().tolist() if "channels" in table else []
+    if not kinds or (len(kinds) == 1 and not partial):
+        return (str(kinds[0]).split("+") if kinds else ["image"]), None
+    own = [str(text).split("+") for text in table["channels"].fillna(kinds[0])]
+    named = list(dict.fromkeys(name for names in own for name in names))
+    channels = [*(name for name in order if partial or name in named), *(name for name in named if name not in order)]
+    present = np.array([[name in names for name in channels] for names in own])
+    return channels, None if present.all() else present

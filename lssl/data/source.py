@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lssl.data.pairs import count
 from lssl.data.previous import Previous
 from lssl.data.samples import SampleKind, Samples
 from lssl.data.targets import Target
+from lssl.utils.errors import InputError
 
-__all__ = ["DataSource"]
+__all__ = ["DataSource", "learns_partial", "refuse_partial"]
 
 
 @runtime_checkable
@@ -91,3 +93,28 @@ class DataSource(Protocol):
 
     def resample_to(self, spacing: np.ndarray) -> np.ndarray:
         """Loads boxes for views of this spacing; ``(visits, 3)`` voxels of each visit in a step of it."""
+
+
+def learns_partial(data: DataSource | None, contrasts: str) -> bool:
+    """Whether a network learns from images that lack some channels: of visits, or hidden by its views.
+
+    Args:
+        data: of the training.
+        contrasts: ``views.contrasts`` of the training.
+    """
+    return contrasts != "same" or (data is not None and data.present() is not None)
+
+
+def refuse_partial(data: DataSource, checkpoint: Mapping[str, Any]) -> None:
+    """Refuses visits that lack channels, for a network that has always seen all: zeros would be taken for tissue.
+
+    Args:
+        data: to be evaluated.
+        checkpoint: of the network, with the answer of :func:`learns_partial`.
+    """
+    if (present := data.present()) is not None and not checkpoint.get("partial_channels", False):
+        raise InputError(
+            f"{count(int((~present.all(1)).sum()), 'visit')} of {data.location} lack some of the channels "
+            f"{', '.join(data.channels())}, and the network was trained with all of them; train it with "
+            f"views.contrasts mix, or set data.init_args.missing_channels to drop."
+        )

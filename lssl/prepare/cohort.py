@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lssl.data.bids import bids_table, match_files
+from lssl.data.bids import match_files
+from lssl.data.channels import channel_table
 from lssl.data.pairs import count, order_notes, order_visits
+from lssl.data.partial import channel_files, channel_notes, keeps_partial
 from lssl.data.tables import csv_table
 from lssl.data.usable import without_visits
 from lssl.utils.errors import InputError
@@ -43,6 +45,7 @@ class Options:
         floor: correlation with the other visits below which a visit is flagged.
         nonrigid: whether fields say how tissue moved between visits; images stay as they are.
         exclude: subjects and visits that are left out, see :func:`lssl.data.usable.without_visits`.
+        missing_channels: whether visits that lack some of the suffixes are left out (``drop``) or kept (``keep``).
     """
 
     suffixes: tuple[str, ...] = ("T1w",)
@@ -57,11 +60,12 @@ class Options:
     floor: float = 0.5
     nonrigid: bool = False
     exclude: tuple[str, ...] = ()
+    missing_channels: str = "drop"
 
 
 @dataclass
 class Session:
-    """One visit: paths of its images, by suffix, and of its mask and label map (empty if none)."""
+    """One visit: paths of the images that it has, by suffix, and of its mask and label map (empty if none)."""
 
     name: str
     images: dict[str, str]
@@ -87,33 +91,28 @@ class CohortSubject:
 def find_subjects(root: Path, options: Options) -> tuple[list[CohortSubject], pd.DataFrame, list[str]]:
     """The subjects of a BIDS folder or a table of visits, their visit table, and remarks on what was left out.
 
-    A visit that lacks one of the suffixes is left out and counted.
+    A visit that lacks one of the suffixes is left out and counted, unless the options keep it.
     """
-    first, *others = options.suffixes
+    suffixes, partial = options.suffixes, keeps_partial(options.missing_channels)
     listed = root.is_file()
     if listed and options.select:
         raise InputError(f"{root} is a table, which names the images of a visit; leave --select out.")
     if listed:
-        table, notes = csv_table(root, suffixes=options.suffixes)
+        table, notes = csv_table(root, suffixes=suffixes, partial=partial)
     else:
-        table, notes = bids_table(root, first, select=options.select)
+        table, notes = channel_table(root, suffixes, None, None, options.select, partial)
+    files = channel_files(table, len(suffixes))
+    if partial:
+        notes += channel_notes(table, files != "", suffixes, training=True)
     folder = root.parent if listed else root
-    table["image_0"] = table.pop("image")
-    for number, suffix in enumerate([] if listed else others, 1):
-        more, _ = bids_table(root, suffix, select=options.select)
-        merged = table.merge(more[["subject", "session", "image"]], on=["subject", "session"])
-        if len(merged) < len(table):
-            notes.append(f"{count(len(table) - len(merged), 'visit')} with {first} but without {suffix}")
-        table = merged.rename(columns={"image": f"image_{number}"})
-    if table.empty:
-        raise InputError(f"No visit of {root} has images of all of {', '.join(options.suffixes)}; name fewer suffixes.")
+    table = table.drop(columns="image").assign(**{f"image_{number}": paths for number, paths in enumerate(files.T)})
     table, excluded = without_visits(table, options.exclude)
     notes += excluded
     notes += add_overlays(folder, table, options.masks, options.labels)[0]
     table = order_visits(table)
     subjects: dict[str, CohortSubject] = {}
     for row in _rows(table):
-        images = {suffix: row[f"image_{number}"] for number, suffix in enumerate(options.suffixes)}
+        images = {suffix: path for number, suffix in enumerate(suffixes) if (path := row[f"image_{number}"])}
         session = Session(row["session"], images, row["mask"], row["label"])
         subjects.setdefault(row["subject"], CohortSubject(row["subject"])).sessions.append(session)
     for name in subjects:

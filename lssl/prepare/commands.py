@@ -91,6 +91,13 @@ def prepare_parser() -> Parser:
         metavar="NAME",
         help="image suffixes; several become channels of one visit, registered within the session to the first (T1w)",
     )
+    add(
+        "--missing-channels",
+        choices=["drop", "keep"],
+        default="drop",
+        help="visits that lack some of several suffixes are left out or kept; kept ones are registered with the others "
+        "by a contrast that both have, and otherwise across contrasts (drop)",
+    )
     _add_selection(add)
     add("--spacing", type=_positive, default=1.0, metavar="MM", help="side of the isotropic voxels (1.0)")
     add("--transform", choices=["rigid", "affine"], default="rigid", help="between visits (rigid)")
@@ -130,6 +137,8 @@ def prepare_command(args: list[str]) -> None:
     if chosen.list:
         _print_files(chosen.bids, chosen.suffix, " ".join(chosen.select))
         return
+    if chosen.nonrigid and chosen.missing_channels == "keep":
+        raise InputError("--nonrigid compares visits of one contrast; leave --missing-channels at drop.")
     if chosen.template and not Path(chosen.template).is_file():
         raise InputError(f"The template {chosen.template} does not exist; correct its path.")
     import pandas as pd
@@ -150,6 +159,7 @@ def prepare_command(args: list[str]) -> None:
         floor=chosen.floor,
         nonrigid=chosen.nonrigid,
         exclude=tuple(chosen.exclude),
+        missing_channels=chosen.missing_channels,
     )
     outcome = prepare(chosen.bids, chosen.out, options, chosen.workers, chosen.shard)
     for visit, reasons in outcome.flagged.items():
@@ -179,6 +189,8 @@ def _fit(data: Path, channels: int, table: Any) -> list[str]:
         table: its visits, whose sizes are numbers.
     """
     several = ["--backbone.in_channels", str(channels)] if channels > 1 else []
+    if "channels" in table and table["channels"].nunique() > 1:
+        several += ["--data.init_args.missing_channels", "keep", "--views.contrasts", "mix"]
     sides = table[["size_d", "size_h", "size_w"]].to_numpy()
     fits = int(sides.min()) // VIEWS[0] * VIEWS[0] if len(sides) else VIEWS[1]
     smaller = ["--views.size", str(fits)] if 2 * VIEWS[0] <= fits < VIEWS[1] else []

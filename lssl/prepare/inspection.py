@@ -20,6 +20,7 @@ import pandas as pd
 from lssl.data.bids import bids_table
 from lssl.data.duplicates import find_duplicates
 from lssl.data.pairs import build_pairs, count, order_notes, order_visits
+from lssl.data.partial import channel_notes, prepared_channels
 from lssl.data.recognise import prepared_options
 from lssl.data.tables import csv_table, quality_table, with_sizes
 from lssl.prepare.quality import THICKEST, other_person, too_small
@@ -162,8 +163,9 @@ def _prepared(folder: Path, options: dict[str, Any], everything: bool) -> Inspec
         raise InputError(f"{folder} holds no finished visits yet; run `lssl prepare` again.")
     table = with_sizes(table, path)
     table = order_visits(table.merge(quality_table(folder / "quality.csv"), how="left", on=["subject", "session"]))
-    suffixes = options.get("suffixes", ["T1w"])
-    report = Inspection(str(folder), "prepared", table, suffixes, notes + order_notes(table))
+    suffixes, present = prepared_channels(table, options.get("suffixes", ["T1w"]))
+    lacking = [] if present is None else channel_notes(table, present, suffixes)
+    report = Inspection(str(folder), "prepared", table, suffixes, notes + order_notes(table) + lacking)
     sizes = table[["size_d", "size_h", "size_w"]].astype(str).agg("×".join, axis=1)
     report.shapes, report.spacings = Counter(sizes), Counter(f"{float(value):.3g}" for value in table["spacing"])
     report.orientations = Counter({"RAS": len(table)})

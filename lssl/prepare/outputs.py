@@ -15,7 +15,7 @@ from lssl.prepare import quality
 from lssl.prepare.cohort import Options
 from lssl.prepare.looks import look_at
 from lssl.prepare.picture import draw_subject, draw_visit, middle
-from lssl.prepare.scans import Overlay, Scans
+from lssl.prepare.scans import Overlay, Scans, shared_image
 from lssl.prepare.transforms import motion
 from lssl.prepare.volumes import FrameGrid, Volume, common_grid, resample, resample_label, resample_mask
 
@@ -75,7 +75,7 @@ def write_visit(
         foreground,
         label,
         grid.affine,
-        options.suffixes,
+        list(session.images),
         limits,
         {"subject": subject, "session": session.name},
         Native(source, (d, h, w), first.affine, matrix),
@@ -88,7 +88,7 @@ def write_visit(
         "size_h": grid.size[1],
         "size_w": grid.size[2],
         "spacing": grid.spacing,
-        "channels": "+".join(options.suffixes),
+        "channels": "+".join(session.images),
         "labelled": label is not None,
         "label_from": _origin(own, number, scans),
         "lost_classes": "" if own is None or label is None else _lost(own, label),
@@ -124,17 +124,37 @@ def _text(matrix: np.ndarray) -> str:
     return " ".join(f"{value:.9g}" for value in matrix[:3].ravel())
 
 
+def comparable(
+    scans: Scans, maps: list[np.ndarray], channels: list[list[np.ndarray]]
+) -> tuple[list[Volume], list[np.ndarray], list[str]]:
+    """What of each visit is compared with the others: an image of one contrast, if all visits have one in common.
+
+    Args:
+        scans: what was read of a subject.
+        maps: frame → every visit, mm.
+        channels: per visit, its first image → each of its images, mm.
+
+    Returns:
+        An image per visit, frame → each, and their suffixes.
+    """
+    chosen = shared_image(*scans.sessions)
+    images = [volumes[number] for volumes, number in zip(scans.images, chosen, strict=True)]
+    moved = [own[number] @ matrix for own, number, matrix in zip(channels, chosen, maps, strict=True)]
+    return images, moved, [list(s.images)[number] for s, number in zip(scans.sessions, chosen, strict=True)]
+
+
 def judge(
     subject: str,
-    scans: Scans,
-    rows: list[dict[str, Any]],
+    images: list[Volume],
     maps: list[np.ndarray],
+    contrasts: list[str],
+    rows: list[dict[str, Any]],
     found: dict[str, Any],
     options: Options,
     out: Path,
 ) -> None:
-    """Adds quality figures and flags to the rows, and draws the picture."""
-    firsts = [replace(images[0], voxels=without_hot_voxels(images[0].voxels)) for images in scans.images]
+    """Adds quality figures and flags to the rows, and draws the picture; see :func:`comparable`."""
+    firsts = [replace(image, voxels=without_hot_voxels(image.voxels)) for image in images]
     after_grid = common_grid(firsts, maps, LOOK, 4.0)
     apart = [np.eye(4) for _ in firsts]
     before_grid = common_grid(firsts, apart, LOOK, 4.0)
@@ -142,7 +162,7 @@ def judge(
         before_grid = common_grid(firsts[:1], apart[:1], LOOK, 4.0)
     after, masks = _looks(firsts, maps, after_grid)
     before, masks_before = _looks(firsts, apart, before_grid)
-    now, then = quality.pairwise(after, masks), quality.pairwise(before, masks_before)
+    now, then = (quality.pairwise(*looks, contrasts) for looks in ((after, masks), (before, masks_before)))
     views = [
         resample_mask(np.ones(volume.voxels.shape, bool), volume.affine, after_grid, matrix)
         for volume, matrix in zip(firsts, maps, strict=True)
@@ -161,16 +181,19 @@ def judge(
             "closure_mm": found["closure"],
             "same_person": found["same_person"][number],
         }
+        row["other_contrast"] = len(rows) > 1 and contrasts.count(contrasts[number]) == 1
         row["flags"] = quality.flags(row, firsts[number].spacing(), options.floor)
         row["aligned"] = not quality.misaligned(row, options.floor)
-    names = [session.name or subject for session in scans.sessions]
+    names = [row["session"] or subject for row in rows]
     notes = [
         "" if np.isnan(row["ncc_after"]) else f"NCC {row['ncc_before']:.2f} → {row['ncc_after']:.2f}" for row in rows
     ]
     place = after_grid.affine @ [*middle(after[0], LOOK), 1.0]
     spacing, looks = look_at(firsts, maps, (before_grid, after_grid), place, names, notes)
     what = f"edges of later visits on {names[0]}" if len(names) > 1 else "seen once"
-    draw_subject(out / "pictures" / f"{subject}.png", f"{subject}, {options.suffixes[0]}: {what}", looks, spacing)
+    draw_subject(
+        out / "pictures" / f"{subject}.png", f"{subject}, {', '.join(dict.fromkeys(contrasts))}: {what}", looks, spacing
+    )
     for row, look in zip(rows, looks, strict=True):
         row["picture"] = f"pictures/{Path(row['image']).stem}.jpg"
         draw_visit(out / row["picture"], look, spacing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 __all__ = [
@@ -68,11 +70,14 @@ def laplacian_energy(image: np.ndarray, inside: np.ndarray) -> float:
     return float((core[mask] ** 2).mean() / image[inside].var())
 
 
-def pairwise(images: list[np.ndarray], masks: list[np.ndarray]) -> list[dict[str, float]]:
+def pairwise(
+    images: list[np.ndarray], masks: list[np.ndarray], contrasts: Sequence[str] = ()
+) -> list[dict[str, float]]:
     """Of each image, its mean figures against the others; NaN for a single one.
 
     These are NCC, mutual information, Dice overlap, and ``common``, the voxels that both foregrounds hold. NCC and
-    mutual information leave out images with which fewer than :data:`FEWEST` voxels are common, or which are flat.
+    mutual information leave out images with which fewer than :data:`FEWEST` voxels are common, or which are flat; and
+    NCC those of another contrast.
     """
     number = len(images)
     figures: list[list[tuple[float, float, float, float]]] = [[] for _ in images]
@@ -83,6 +88,8 @@ def pairwise(images: list[np.ndarray], masks: list[np.ndarray]) -> list[dict[str
             alike = float("nan"), float("nan")
             if common >= FEWEST:
                 alike = ncc(images[i], images[j], inside), mutual_information(images[i], images[j], inside)
+            if contrasts and contrasts[i] != contrasts[j]:
+                alike = float("nan"), alike[1]
             found = (*alike, overlap(masks[i], masks[j]), float(common))
             figures[i].append(found)
             figures[j].append(found)
@@ -100,12 +107,14 @@ def flags(row: dict[str, float], spacing: np.ndarray, floor: float = LOWEST_NCC)
     """What looks wrong with a visit, in words; comparisons with NaN are false, so a single visit is not blamed.
 
     Args:
-        row: its quality figures.
+        row: its quality figures; ``other_contrast`` if no other visit has an image of its contrast.
         spacing: native voxel size in mm.
         floor: lowest correlation with the subject's other visits that counts as aligned.
     """
     found = misaligned(row, floor) + list(filter(None, [too_small(row["foreground_ml"])]))
-    judged = row["common_ml"] >= SMALLEST and row["ncc_after"] >= floor  # a failed registration says nothing of persons
+    judged = (
+        row["common_ml"] >= SMALLEST and row["ncc_after"] >= floor
+    )  # nan of another contrast; a failed registration says nothing of persons
     if judged and -LOWEST_SAME_PERSON < row["same_person"] < LOWEST_SAME_PERSON:
         found.append(other_person(row["same_person"], "the other visits"))
     if row["coverage"] < LOWEST_COVERAGE:
@@ -123,10 +132,17 @@ def misaligned(row: dict[str, float], floor: float = LOWEST_NCC) -> list[str]:
     paired = not np.isnan(row["disagreement_mm"])
     few = row["common_ml"] < SMALLEST
     lost = row["ncc_after"] < floor or (paired and np.isnan(row["ncc_after"]))
+    across = row.get("other_contrast", False)
+    if across:  # the figure of one contrast says nothing; how much better than mirrored it fits does
+        lost = bool(np.isnan(row["same_person"]))
     if few:
         found.append(
             f"foreground shares {row['common_ml']:.1f} ml with the other visits: too few voxels to judge the alignment"
         )
+    elif lost and across:
+        found.append("cannot be compared with the other visits, which have another contrast")
+    elif across and abs(row["same_person"]) < LOWEST_SAME_PERSON:
+        found.append(f"not aligned, or {other_person(row['same_person'], 'the other visits')}")
     elif lost:
         found.append(
             f"correlates by {row['ncc_after']:.2f} with the other visits: not aligned, another contrast or another "

@@ -16,7 +16,7 @@ from lssl.prepare.cohort import CohortSubject, Options, Session
 from lssl.prepare.volumes import Volume, to_itk
 from lssl.utils.errors import InputError
 
-__all__ = ["Overlay", "Scans", "read_scans"]
+__all__ = ["Overlay", "Scans", "read_scans", "shared_image"]
 
 OUTSIDE = 0.1  # share of a mask or label map beyond the image, above which it is taken to belong elsewhere
 Kind = Literal["mask", "label"]
@@ -45,7 +45,7 @@ class Scans:
 
     Attributes:
         sessions: the visits that could be read.
-        images: of each visit, its images with their foregrounds, one per suffix.
+        images: of each visit, the images that it has with their foregrounds, in the order of the suffixes.
         masks: of each visit, its mask if it has one.
         labels: of each visit, its label map if it has one.
         left: session → why the visit was left out.
@@ -89,6 +89,12 @@ def read_scans(subject: CohortSubject, options: Options) -> Scans:
             for volume in images:
                 volume.voxels = _without_bias(volume)
     return scans
+
+
+def shared_image(*sessions: Session) -> list[int]:
+    """Which image of each visit to compare: that of the first suffix that all have; without one, the first of each."""
+    common = next((name for name in sessions[0].images if all(name in other.images for other in sessions)), None)
+    return [list(session.images).index(common) if common else 0 for session in sessions]
 
 
 def _overlays(kind: Kind, scans: Scans, grids: list[Grid]) -> list[Overlay | None]:

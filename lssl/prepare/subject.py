@@ -14,10 +14,10 @@ from lssl.data.duplicates import voxel_hash
 from lssl.data.nifti import automatic_foreground, read_image, scale
 from lssl.prepare.change import measure_change
 from lssl.prepare.cohort import CohortSubject, Options
-from lssl.prepare.outputs import LOOK, judge, write_visit
+from lssl.prepare.outputs import LOOK, comparable, judge, write_visit
 from lssl.prepare.people import by_visit, same_person
 from lssl.prepare.register import register
-from lssl.prepare.scans import read_scans
+from lssl.prepare.scans import Scans, read_scans, shared_image
 from lssl.prepare.transforms import closure, half_way
 from lssl.prepare.volumes import FrameGrid, Volume, common_grid, resample, resample_mask, thick
 from lssl.utils.files import digest, fingerprint, read_json, write_json
@@ -42,6 +42,8 @@ def settings(options: Options) -> dict[str, Any]:
     chosen["version"] = VERSION
     if not options.nonrigid:  # folders that were prepared before there were fields stay finished
         del chosen["nonrigid"]
+    if options.missing_channels == "drop":
+        del chosen["missing_channels"]
     if options.template:
         chosen["template"] = fingerprint(options.template)["hash"]
     return chosen
@@ -120,7 +122,7 @@ def prepare_subject(subject: CohortSubject, options: Options, out: Path) -> dict
     if earlier.get("registration_key") == registration:
         found = earlier["registration"]
     else:
-        found = _registration(scans.images, options)
+        found = _registration(scans, options)
     to_frame = np.array(found["template"]) if found["template"] else np.eye(4)
     maps = [np.array(matrix) @ to_frame for matrix in found["maps"]]
     firsts = [images[0] for images in scans.images]
@@ -131,9 +133,9 @@ def prepare_subject(subject: CohortSubject, options: Options, out: Path) -> dict
         for number in range(len(scans.sessions))
     ]
     for session, row in zip(scans.sessions, rows, strict=True):
-        row["voxel_hash"] = voxel_hash(session.images[options.suffixes[0]])
-        row["image_hash"] = inputs[session.images[options.suffixes[0]]]["hash"]
-    judge(subject.name, scans, rows, maps, found, options, out)
+        first = next(iter(session.images.values()))
+        row["voxel_hash"], row["image_hash"] = voxel_hash(first), inputs[first]["hash"]
+    judge(subject.name, *comparable(scans, maps, channels), rows, found, options, out)
     change = measure_change(scans, rows, maps, options, out) if options.nonrigid else []
     record = {
         "subject": subject.name,
@@ -182,23 +184,28 @@ def _template(path: str) -> Volume:
     return Volume(voxels, affine, automatic_foreground(voxels))
 
 
-def _registration(scans: list[list[Volume]], options: Options) -> dict[str, Any]:
+def _registration(scans: Scans, options: Options) -> dict[str, Any]:
     """All maps of a subject, as JSON.
 
     ``maps``: half-way frame → each visit; ``channels``: per visit, its first image → each of its images; ``template``:
     template → half-way frame, if one was asked for. Then figures: ``disagreement``, ``closure`` and
-    ``same_person`` by visit.
+    ``same_person`` by visit. Two visits are registered by the first suffix that both have; without one, by the first
+    image of each.
     """
-    firsts, number = [images[0] for images in scans], len(scans)
+    firsts, number = [images[0] for images in scans.images], len(scans.images)
     kind: Any = options.transform
-    matches = {
-        (i, j): register(firsts[i], firsts[j], kind)
-        for i in range(number)
-        for j in range(i + 1, min(i + NEIGHBOURS, number - 1) + 1)
-    }
+    channels = [[np.eye(4), *(register(images[0], other).matrix for other in images[1:])] for images in scans.images]
+    matches, persons = {}, {}
+    for i in range(number):
+        for j in range(i + 1, min(i + NEIGHBOURS, number - 1) + 1):
+            one, two = shared_image(scans.sessions[i], scans.sessions[j])
+            images = scans.images[i][one], scans.images[j][two]
+            match = register(*images, kind)
+            persons[i, j] = same_person(*images, match.matrix)
+            match.matrix = np.linalg.inv(channels[j][two]) @ match.matrix @ channels[i][one]
+            matches[i, j] = match
     measured = {pair: match.matrix for pair, match in matches.items()}
     maps = half_way(number, measured)
-    channels = [[np.eye(4), *(register(images[0], other).matrix for other in images[1:])] for images in scans]
     template = _to_template(firsts, maps, options)
     return {
         "maps": [matrix.tolist() for matrix in maps],
@@ -206,9 +213,7 @@ def _registration(scans: list[list[Volume]], options: Options) -> dict[str, Any]
         "template": None if template is None else template.tolist(),
         "disagreement": _worst(number, {pair: match.disagreement for pair, match in matches.items()}),
         "closure": closure(measured, firsts[0].points()),
-        "same_person": by_visit(
-            number, {(i, j): same_person(firsts[i], firsts[j], match.matrix) for (i, j), match in matches.items()}
-        ),
+        "same_person": by_visit(number, persons),
     }
 
 

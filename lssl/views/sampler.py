@@ -148,6 +148,10 @@ class ViewSampler:
                 f"views: a crop of {self.size} voxels does not fit into sources of {have}; use a smaller crop."
             )
 
+    def check_channels(self, names: Sequence[str]) -> None:
+        """Refuses images whose channels leave no choice of contrasts."""
+        check_contrasts(self.contrasts, names)
+
     def draw_linear(self, shape: tuple[int, ...], draws: np.random.Generator) -> np.ndarray:
         """``R diag(z) F`` in mm as ``(*shape, 3, 3)`` linear maps."""
         drawn, (low, high) = draws.random((*shape, 10)), self.zoom

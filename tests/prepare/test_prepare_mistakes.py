@@ -50,7 +50,7 @@ def test_visits_without_a_suffix_or_a_time_are_counted(tmp_path):
     subjects, table, notes = find_subjects(bids, Options(suffixes=("T1w", "FLAIR")))
     assert [session.name for session in subjects[0].sessions] == ["ses-one"]
     assert len(table) == 1
-    assert "1 visit with T1w but without FLAIR" in notes
+    assert "1 visit with T1w but without FLAIR (sub-a ses-two)" in notes
     _, _, notes = find_subjects(bids, Options())
     assert "2 visits without a time (no date, age, or label such as ses-M012)" in notes
 
