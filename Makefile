@@ -17,7 +17,7 @@ $(BIN)/lssl: pyproject.toml constraints.txt
 demo: setup ## pretrain on procedural heads and show what was learned: minutes on two cores
 	$(BIN)/lssl fit --config configs/demo.yaml
 
-benchmark: setup ## three strategies against scratch on procedural heads, about an hour on two cores: table, figure and page in runs/benchmark/demo
+benchmark: setup ## three strategies against scratch on procedural heads, about two hours on two cores: table, figure and page in runs/benchmark/demo
 	$(BIN)/lssl benchmark --config configs/benchmark/demo.yaml --jobs 2 --report
 
 perf: setup ## the measurements of benchmarks/ that take minutes, one after the other: views, reading, steps, growth, whole runs, precision, processes, start
