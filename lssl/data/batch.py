@@ -186,6 +186,11 @@ class PairBatch:
         moved._host = self.host.visits(index.numpy(), rows.numpy())
         return moved
 
+    def picture(self, pair: int, visit: int) -> Tensor:
+        """``(D, H, W)`` float32: the first channel that a visit has."""
+        channel = 0 if self.present is None else int(self.present[pair, visit].int().argmax())
+        return self.images[pair, visit, channel].float()
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> PairBatch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         moved: dict[str, Any] = {name: None if value is None else function(value) for name, value in values.items()}

@@ -72,7 +72,7 @@ class ChangeReport(ResultFolder):
             options = pl_module.min_lesion, pl_module.min_overlap
             scores = lesion_scores(predicted == number, truth == number, voxel, *options)
             self.rows.append({**of, "class": name, **_columns(scores)})
-        images = [image[0].float().cpu().numpy() for image in batch.images[0]]
+        images = [batch.picture(0, number).cpu().numpy() for number in range(2)]
         path = self.folder / "pictures" / f"{second['subject']}_{second['session']}.png"
         draw_pair(
             f"{second['subject']} {of['session']}", images, batch.affines[0].cpu().numpy(), truth, predicted, path

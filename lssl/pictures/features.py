@@ -61,7 +61,7 @@ def draw_features(task: Task, shown: Scene, path: Path, taps: list[str] | None =
     with figure(path, 2, 1 + len(names), title, panel=2.6) as axes:
         for row, visit in enumerate(shown.visits):
             point, affine = index_of(shown.place, visit.affine), visit.affine[0].cpu().numpy()
-            show(axes[row, 0], visit.image[0, 0].cpu().numpy(), affine, point, f"visit {row + 1}")
+            show(axes[row, 0], visit.picture(), affine, point, f"visit {row + 1}")
         for column, name in enumerate(names, 1):
             _draw_tap(axes[:, column], task, shown, name, features[name].float())
 

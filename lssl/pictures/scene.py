@@ -61,10 +61,10 @@ def draw_pair(axes: np.ndarray, shown: Scene, plane: int = 0) -> None:
         age = float(whole.age[0])
         text = f"visit {visit + 1}" + (f", age {age:.1f}" if age == age else "") + ", with view box"
         point, affine = index_of(shown.place, whole.affine), whole.affine[0].cpu().numpy()
-        show(left, whole.image[0, 0].cpu().numpy(), affine, point, text, plane)
+        show(left, whole.picture(), affine, point, text, plane)
         outline(left, whole, view, point, colour, plane)
         text = f"view {visit + 1}, as the network sees it"
-        seen, matrix = view.image[0, 0].float().cpu().numpy(), view.affine[0].cpu().numpy()
+        seen, matrix = view.picture(), view.affine[0].cpu().numpy()
         show(right, seen, matrix, index_of(shown.place, view.affine), text, plane)
 
 

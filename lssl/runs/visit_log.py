@@ -20,7 +20,7 @@ class VisitLog:
     """Collects the visits that ``lssl predict`` has seen.
 
     ``visits.tsv`` holds subject, session, age, years since the first visit, site if the data know it, and ``motion``:
-    the entropy focus criterion of the first channel (:func:`lssl.metrics.entropy_focus.entropy_focus`).
+    the entropy focus criterion of the first channel (:func:`lssl.metrics.entropy_focus.entropy_focus`), if it is there.
     """
 
     def __init__(self) -> None:
@@ -28,8 +28,9 @@ class VisitLog:
 
     def add(self, batch: PairBatch) -> None:
         """Adds the first visits of a batch."""
-        for row, image in zip(batch.session[:, 0].tolist(), batch.images[:, 0, 0], strict=True):
-            self.motion[row] = float(entropy_focus(image))
+        for number, (row, image) in enumerate(zip(batch.session[:, 0].tolist(), batch.images[:, 0, 0], strict=True)):
+            has = batch.present is None or bool(batch.present[number, 0, 0])
+            self.motion[row] = float(entropy_focus(image)) if has else float("nan")
 
     def write(self, folder: Path, table: pd.DataFrame) -> None:
         """Writes the visits of all processes, in the table's order; every process calls it, the first one writes.

@@ -82,7 +82,7 @@ class SegmentationReport(ResultFolder):
                 time=float(batch.times[0, 0]),
                 ordered=bool(visit["ordered_by"]),
                 affine=batch.affines[0, 1].cpu(),
-                image=batch.images[0, 1, 0].float().cpu(),
+                image=batch.picture(0, 1).cpu(),
                 predicted=outputs["predicted"].cpu(),
                 truth=None if truth is None or bool((truth < 0).all()) else truth.cpu(),
             )

@@ -93,7 +93,7 @@ class SegmentationWriter(ResultFolder):
         label = outputs.pop("label").cpu().numpy()
         self._visits.add(batch)
         affine = batch.affines[0, 1].cpu().numpy()
-        self._keep_slice(visit, batch.images[0, 1, 0].float().cpu().numpy(), label, affine)
+        self._keep_slice(visit, batch.picture(0, 1).cpu().numpy(), label, affine)
         folders = [self.subjects[visit["subject"]]] + [self.sessions[visit["session"]]] * bool(visit["session"])
         name = "_".join([*folders, "desc-lssl_dseg.nii.gz"])
         path = self.folder.joinpath(*folders, "anat", name)

@@ -190,6 +190,11 @@ class View:
         d, h, w = self.image.shape[-3:]
         return d, h, w
 
+    def picture(self) -> np.ndarray:
+        """``(D, H, W)`` float32: the first channel that the first view shows."""
+        channel = 0 if self.shown is None else int(self.shown[0].int().argmax())
+        return self.image[0, channel].float().cpu().numpy()
+
     def follow(self, points: Tensor) -> Tensor:
         """Where the tissue at points ``(B, N, 3)`` of the frame lies at the other view's visit, in mm."""
         known = self.motion is not None and self.motion_affine is not None

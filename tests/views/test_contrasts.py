@@ -127,6 +127,15 @@ def test_a_batch_knows_what_is_missing_if_one_visit_says_so():
     assert batch.to("cpu").host.present.tolist() == batch.present.tolist()
 
 
+def test_pictures_show_the_first_channel_that_is_there(make_batch):
+    batch = two_contrasts(make_batch, [[[False, True], [True, True]]] * 4)
+    assert torch.equal(batch.picture(0, 0), batch.images[0, 0, 1])
+    assert torch.equal(batch.picture(0, 1), batch.images[0, 1, 0])
+    assert torch.equal(two_contrasts(make_batch).picture(3, 1), two_contrasts(make_batch).images[3, 1, 0])
+    for view, channel in zip(draw(batch), (1, 0), strict=True):
+        np.testing.assert_array_equal(view.picture(), view.image[0, channel].numpy())
+
+
 def test_a_transform_on_the_cpu_cannot_fill_a_missing_channel():
     visit = Visit(
         torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 4, 4, 4),
