@@ -72,7 +72,12 @@ def main() -> None:
         L.seed_everything(0)
         L.Trainer(max_steps=chosen.steps, accelerator="cpu", limit_val_batches=0, **quiet).fit(segmenter, data)
         found = scores(segmenter.eval(), data)
-        print(contrasts, {name: round(value, 3) for name, value in found.items()}, f"{time.monotonic() - start:.0f} s")
+        print(
+            contrasts,
+            {name: round(value, 3) for name, value in found.items()},
+            f"{time.monotonic() - start:.0f} s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
