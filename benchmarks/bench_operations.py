@@ -21,6 +21,7 @@ from lssl.networks.backbone import unet
 from lssl.strategies.anatomical_embedding import AnatomicalEmbedding
 from lssl.strategies.anatomical_invariance import AnatomicalInvariance
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
+from lssl.strategies.label_contrast import LabelContrast
 from lssl.strategies.latent_direction import LatentDirection
 from lssl.strategies.longitudinal_local import InfoNCE, LongitudinalLocal
 from lssl.strategies.masked_autoencoder import MaskedAutoencoder
@@ -64,6 +65,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "GlobalContrastive, VICReg": partial(GlobalContrastive, objective=VICReg),
     "AnatomicalInvariance": partial(AnatomicalInvariance, **SMALL),
     "AnatomicalEmbedding": partial(AnatomicalEmbedding, hidden=16, embedding=8),
+    "LabelContrast": partial(LabelContrast, **SMALL),
     "MaskedAutoencoder": MaskedAutoencoder,
     "TemporalOrder": TemporalOrder,
     "LatentDirection": LatentDirection,
@@ -85,7 +87,7 @@ def batch(pairs: int, size: int) -> PairBatch:
         foreground=foreground,
         ages=torch.full((pairs, 2), 40.0),
         times=torch.tensor([[0.0, 2.0]]).repeat(pairs, 1),
-        labels=None,
+        labels=torch.randint(0, 5, (pairs, 2, *shape), dtype=torch.int16),
         subject=torch.arange(pairs),
         session=torch.arange(2 * pairs).view(pairs, 2),
     )

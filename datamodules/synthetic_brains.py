@@ -24,6 +24,7 @@ from lssl.utils.errors import InputError
 __all__ = ["SyntheticBrainsDataModule"]
 
 _PHANTOMS = 12  # heads that stand in for label maps
+_SAMPLED = 16  # training subjects whose labels tell classes and their shares
 _INTERVAL = 1.75  # mean years between two visits; a pair's own times stand in its visits
 
 
@@ -143,8 +144,9 @@ class SyntheticBrainsDataModule(PairDataModule):
     ) -> tuple[Visit, Visit]:
         """A new pair for every seed; without one, the fixed pair of the rows' subject. ``size`` must be the visits'."""
         stream, number = self._fixed_pair(row)
-        visits = stream.pair(number if seed is None else seed)
-        first, second = visits[self._visit(row)], visits[self._visit(later)]
+        wanted = [self._visit(row)] if later == row else [self._visit(row), self._visit(later)]
+        visits = stream.visits(number if seed is None else seed, wanted)
+        first, second = visits[0], visits[-1]
         if size is None or tuple(size) == self.size:
             return first, second
         start, cut = source_box(first, second, size, seed)
@@ -168,6 +170,13 @@ class SyntheticBrainsDataModule(PairDataModule):
     def has_label(self) -> np.ndarray:
         """``(visits,)`` true: random shapes have an empty label map."""
         return np.ones(len(self.table), dtype=bool)
+
+    def read_label(self, row: int) -> np.ndarray | None:
+        """Labels of a fixed visit; of training, whose visits are new each time, a sample stands for all others."""
+        in_training = str(self.table["split"].iat[row]) == "train"
+        if in_training and int(self.table["index"].to_numpy()[row]) >= _SAMPLED:
+            return None
+        return super().read_label(row)
 
     def channels(self) -> list[str]:
         """The one channel, of changing contrast."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .anatomical_embedding import AnatomicalEmbedding
     from .anatomical_invariance import AnatomicalInvariance
     from .global_contrastive import GlobalContrastive
+    from .label_contrast import LabelContrast
     from .latent_direction import LatentDirection
     from .longitudinal_local import LongitudinalLocal
     from .masked_autoencoder import MaskedAutoencoder
@@ -26,6 +27,7 @@ __all__ = [
     "AnatomicalEmbedding",
     "AnatomicalInvariance",
     "GlobalContrastive",
+    "LabelContrast",
     "LatentDirection",
     "LongitudinalLocal",
     "MaskedAutoencoder",
@@ -40,6 +42,7 @@ _HOMES = {
     "AnatomicalEmbedding": "lssl.strategies.anatomical_embedding",
     "AnatomicalInvariance": "lssl.strategies.anatomical_invariance",
     "GlobalContrastive": "lssl.strategies.global_contrastive",
+    "LabelContrast": "lssl.strategies.label_contrast",
     "LatentDirection": "lssl.strategies.latent_direction",
     "LongitudinalLocal": "lssl.strategies.longitudinal_local",
     "MaskedAutoencoder": "lssl.strategies.masked_autoencoder",

@@ -31,6 +31,7 @@ LONG = (
     "import",
     "benchmark",
     "export",
+    "segment",
     "tune",
     "trajectories",
 )  # they would work for minutes: their options are looked up

@@ -21,6 +21,7 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
   lssl validate --config NAME --ckpt_path FILE|best|last           a strategy's terms or a task's scores, held out
   lssl test     --config NAME --ckpt_path FILE|best|last           the same of test subjects: tables and pictures
   lssl predict  --config NAME --ckpt_path FILE|best|last           embeddings; or label maps, classes, numbers
+  lssl segment  IMAGE [IMAGE …] --weights RUN -o DIR               label maps and volumes of scans, by a trained Segmenter
   lssl show     RUN [RUN …]                                        what runs logged: tables, curves, side by side
   lssl prepare  BIDS_DIR OUT_DIR [--suffix T1w …] [--workers N]    registered, cached visits from a BIDS folder
   lssl inspect  DIR [--json] [--sheet FILE.png]                    what a BIDS or prepared folder holds
@@ -29,7 +30,7 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
   lssl tune     --config NAME --data PATH [--minutes 2]            settings that make it faster here, and what to type
   lssl profile  --config NAME --data PATH [--steps N]              where a step's time goes: table, operations, trace
   lssl trajectories RUN DATA [--group COLUMN]                      volumes and embeddings over age, by subject and group
-  lssl export   RUN OUT [--to monai|nnunet|safetensors|onnx]       weights for other programs, verified without lssl
+  lssl export   RUN OUT [--to monai|nnunet|safetensors|onnx|lssl]  weights for other programs, verified without lssl
   lssl strategies [NAME]                                           the methods; one with its options and recipes
   lssl datamodules [NAME]                                          the sources of pairs; one with its options
   lssl completion bash|zsh|fish                                    Tab completes: eval "$(lssl completion bash)"

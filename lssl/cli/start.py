@@ -11,7 +11,7 @@ from typing import Any
 
 from lssl.utils.allocator import keep_freed_memory
 
-__all__ = ["BRIEF", "train"]
+__all__ = ["BRIEF", "hush", "train"]
 
 #: Options of a run that only measures: nothing but training steps.
 BRIEF = (
@@ -37,7 +37,7 @@ def train(command: str, args: Sequence[str]) -> Any:
         command: its name.
         args: its options.
     """
-    _hush()
+    hush()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own my_methods.py beside the config
     from lssl.cli.training import TrainingCLI
@@ -64,7 +64,8 @@ class _Chatter(logging.Filter):
         return not record.getMessage().startswith(self.NOISE)
 
 
-def _hush() -> None:
+def hush() -> None:
+    """Silences what the libraries say of themselves."""
     connectors = "lightning.pytorch.trainer.connectors."
     others = [connectors + name for name in ("checkpoint_connector", "signal_connector")]
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", *others):

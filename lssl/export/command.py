@@ -20,14 +20,14 @@ __all__ = ["export_command", "export_network", "export_parser"]
 
 #: Largest difference of an answer, as a share of its largest value; convolutions may sum in another order.
 TOLERANCE = 1e-4
-TARGETS = ("monai", "nnunet", "safetensors", "onnx")
+TARGETS = ("monai", "nnunet", "safetensors", "onnx", "lssl")
 
 
 def export_parser() -> argparse.ArgumentParser:
     """The options of ``lssl export``."""
     parser = Parser(
         prog="lssl export",
-        description="Writes a network's weights for programs that do not know lssl.",
+        description="Writes a network's weights for programs that do not know lssl; or (--to lssl) a small one for it.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -60,6 +60,9 @@ def export_command(args: Sequence[str]) -> None:
         checkpoint_of(chosen.run), chosen.out, chosen.to, chosen.image, chosen.spacing, chosen.license, chosen.python
     )
     files = ", ".join(sorted(path.name for path in chosen.out.iterdir()))
+    if chosen.to == "lssl":
+        print(f"{chosen.out}: {files}.\nRounding the weights changes answers by {difference:.1e} of the largest value.")
+        return
     print(
         f"{chosen.out}: {files}.\nRebuilt without lssl, its answers differ by {difference:.1e} of the largest value.\n"
         f"Next: python {chosen.out / 'rebuild.py'}"
@@ -80,7 +83,7 @@ def export_network(
     Args:
         checkpoint: of ``lssl fit``.
         out: folder to make; it must be new or empty.
-        to: ``monai``, ``nnunet``, ``safetensors`` or ``onnx``.
+        to: ``monai``, ``nnunet``, ``safetensors``, ``onnx`` or ``lssl``.
         image: NIfTI file whose middle is compared; ``None`` takes a procedural head.
         spacing: mm between voxels; ``None`` takes the checkpoint's.
         license: of the weights.
@@ -93,6 +96,7 @@ def export_network(
 
     from lssl.checkpoint import load_task, read_checkpoint
     from lssl.export import targets
+    from lssl.export.checkpoint import write_small
     from lssl.export.describe import described, model_card
 
     if out.is_file() or (out.exists() and any(out.iterdir())):
@@ -116,11 +120,12 @@ def export_network(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         part = Path(folder) / "part"  # becomes OUT if the network can be rebuilt from it
         part.mkdir()
-        weights, use = targets.TARGETS[to](network, part)
+        own = to == "lssl"
+        weights, use = write_small(stored, part) if own else targets.TARGETS[to](network, part)
         meta["revision"] = hashlib.sha256((part / weights).read_bytes()).hexdigest()
         (part / "metadata.json").write_text(json.dumps(meta, indent=2) + "\n")
         (part / "README.md").write_text(model_card(meta, checkpoint.resolve().parents[1].name, to, weights, use))
-        difference = _verified(part, python)
+        difference = _loaded(part / weights, network) if own else _verified(part, python)
         part.replace(out)
     return difference
 
@@ -143,6 +148,17 @@ def _crop(size: Sequence[int], channels: int, image: Path | None) -> Any:
         raise InputError(f"{image} is smaller than the network's views of {'×'.join(map(str, size))} voxels.")
     d, h, w = (slice(start, start + want) for start, want in zip(starts, size, strict=True))
     return volume[d, h, w].float()[None, None].repeat(1, channels, 1, 1, 1)
+
+
+def _loaded(file: Path, network: Any) -> float:
+    """Largest difference of the answers of a file's own network from a network's, as a share of their largest value."""
+    from lssl.checkpoint import load_task
+    from lssl.export import targets
+
+    task: Any = load_task(file)
+    theirs = targets.Network(task.backbone.network, task.head if network.head else None, {}, network.meta, network.crop)
+    before, after = (targets.answers(each)["output"] for each in (network, theirs))
+    return float((after - before).abs().max() / before.abs().max())
 
 
 def _verified(out: Path, python: str) -> float:

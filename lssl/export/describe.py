@@ -14,7 +14,7 @@ from lssl.utils.errors import InputError
 __all__ = ["constructor", "described", "model_card"]
 
 NORMALISATION = "background 0, 99.9th percentile of the foreground 1"
-LIBRARIES = {"monai": "monai", "nnunet": "nnunet", "safetensors": "pytorch", "onnx": "onnx"}
+LIBRARIES = {"lssl": "lssl", "monai": "monai", "nnunet": "nnunet", "safetensors": "pytorch", "onnx": "onnx"}
 CARD = """\
 ---
 library_name: {library}
@@ -36,12 +36,13 @@ A {network} of {parameters:,} parameters, trained with {model} by lssl {version}
 | weights | `{weights}`, SHA-256 {revision} |
 
 {use}
-
+{check}
+Not a medical device. State a licence that your training data allow before you pass the weights on.
+"""
+REBUILD = """
 `python rebuild.py` does this without lssl and compares the answers with the stored ones. The padding of the
 convolutions is `{padding}`. A state_dict does not hold that: a network with another padding loads the weights and
 answers differently.
-
-Not a medical device. State a licence that your training data allow before you pass the weights on.
 """
 
 
@@ -157,5 +158,5 @@ def model_card(meta: Mapping[str, Any], name: str, target: str, weights: str, us
         weights=weights,
         revision=meta["revision"][:16],
         use=use,
-        padding=meta["padding"],
+        check="" if target == "lssl" else REBUILD.format(padding=meta["padding"]),
     )

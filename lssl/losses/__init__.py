@@ -12,6 +12,7 @@ from lssl.losses.nt_xent import NTXent
 from lssl.losses.orthogonality import Orthogonality
 from lssl.losses.queue_info_nce import QueueInfoNCE
 from lssl.losses.self_distillation import Prototypes, SelfDistillation
+from lssl.losses.supervised_contrast import SupervisedContrast
 from lssl.losses.variance import Variance
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Prototypes",
     "QueueInfoNCE",
     "SelfDistillation",
+    "SupervisedContrast",
     "Variance",
     "deep_supervision",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +50,9 @@ class SegmentationTask(FineTuned[PairBatch | Mapping[str, PairBatch]]):
     mirrored_class: Tensor
     spacing: Tensor
 
+    #: Folder of predictions; ``None`` takes one of the cohort in the run folder.
+    results: Path | None
+
     OWN_TABLE: ClassVar = True
 
     def __init__(
@@ -64,6 +68,7 @@ class SegmentationTask(FineTuned[PairBatch | Mapping[str, PairBatch]]):
         if not 0 <= window_overlap < 1:
             raise InputError(f"window_overlap is a share below 1, not {window_overlap}.")
         self.class_map, self.balance, self.window_overlap, self.ignore = classes, balance, window_overlap, ignore
+        self.results: Path | None = None
         self._dice: dict[int, tuple[int, list[float]]] = {}
         self.classes: Classes | None = None
 

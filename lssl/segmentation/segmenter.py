@@ -34,7 +34,7 @@ from lssl.data.source import DataSource
 from lssl.losses import Consistency, deep_supervision
 from lssl.networks.backbone import Backbone
 from lssl.segmentation.segmentation_task import SegmentationTask
-from lssl.segmentation.volumes import both_visits, check_memory, later_visit, segment, segment_grid
+from lssl.segmentation.volumes import both_visits, check_memory, largest_part, later_visit, segment, segment_grid
 from lssl.utils.errors import InputError, positive
 from lssl.utils.intervals import interval_weight, require_intervals
 from lssl.views import geometry as geo
@@ -60,6 +60,8 @@ class Segmenter(SegmentationTask):
             are twice the images', those of the earlier visit first. Views must be ``aligned``; pretrained weights need
             ``input_channels: adapt``; there is no consistency then.
         context_dropout: share of the samples whose context is dropped in training.
+        largest: keeps of a segmented visit the largest part that hangs together, all classes taken as one; what lies
+            apart, such as islands in the scalp, becomes background. For structures that touch one another.
         **common: see :class:`.segmentation_task.SegmentationTask`.
     """
 
@@ -75,6 +77,7 @@ class Segmenter(SegmentationTask):
         ramp: float = 0.0,
         context: Literal["none", "previous"] = "none",
         context_dropout: float = 0.25,
+        largest: bool = False,
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
@@ -83,7 +86,7 @@ class Segmenter(SegmentationTask):
         if not 0 <= ramp <= 1:
             raise InputError(f"ramp is a share of the steps, not {ramp}.")
         self.consistency = Consistency(targets, threshold, absent)
-        self.interval, self.ramp = interval, ramp
+        self.interval, self.ramp, self.largest = interval, ramp, largest
         if context not in ("none", "previous") or not 0 <= context_dropout <= 1:
             raise InputError(
                 f"context is none or previous and context_dropout a share of the samples, not {context!r} and "
@@ -204,6 +207,10 @@ class Segmenter(SegmentationTask):
 
     def segmented(self, batch: PairBatch) -> Tensor:
         """Classes of the later visit of a batch, in the context of the earlier one; or of the only visit."""
+        label = self._segmented(batch)
+        return largest_part(label) if self.largest else label
+
+    def _segmented(self, batch: PairBatch) -> Tensor:
         if self.context == "none" or bool(batch.session[0, 0] == batch.session[0, 1]):
             only = later_visit(batch)
             return self.segment(only.images[0, 1], only.affines[0, 1])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ __all__ = [
     "both_visits",
     "check_memory",
     "check_visits",
+    "largest_part",
     "later_label",
     "later_visit",
     "resampled",
@@ -152,6 +154,17 @@ def segment_grid(
         label = torch.where(value > best, index + first, label)
         best = torch.maximum(value, best)
     return label
+
+
+def largest_part(label: Tensor) -> Tensor:
+    """A label map ``(D, H, W)`` without what lies apart from its largest part; voxels that share a corner touch."""
+    from scipy import ndimage
+
+    parts, number = ndimage.label((label > 0).cpu().numpy(), np.ones((3, 3, 3)))
+    if number < 2:
+        return label
+    biggest = np.bincount(parts.ravel())[1:].argmax() + 1
+    return label.where(torch.from_numpy(parts == biggest).to(label.device), 0)
 
 
 def resampled(image: Tensor, size: Sequence[int], matrix: Tensor) -> Tensor:

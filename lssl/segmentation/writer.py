@@ -70,7 +70,8 @@ class SegmentationWriter(ResultFolder):
         self.subjects, self.sessions = entities("sub", table["subject"]), entities("ses", table["session"])
         found = None
         if trainer.is_global_zero:
-            found = prediction_folder(Path(trainer.default_root_dir), data.location, table, trainer.ckpt_path)
+            run, weights = Path(trainer.default_root_dir), trainer.ckpt_path
+            found = pl_module.results or prediction_folder(run, data.location, table, weights)
         self.folder = every_rank(found)[0]
         if not trainer.is_global_zero:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,8 +74,15 @@ class Stream:
         rigid = torch.stack([misregistration(centre, self.spacing, stream) for _ in range(2)])
         return Drawn(course, draw_look(stream), corners, rigid, stream)
 
-    def pair(self, number: int) -> tuple[Visit, Visit]:
-        """Both visits of pair ``number``, with time 0 and later; both frames are the subject's, as recorded."""
+    def visits(self, number: int, wanted: Sequence[int] = (0, 1)) -> list[Visit]:
+        """Visits of pair ``number``, with time 0 and later; their frames are the subject's, as recorded.
+
+        Each visit has a scanner's draws of its own, so that one can be made without the other.
+
+        Args:
+            number: of the pair.
+            wanted: 0 for the first visit, 1 for the later one.
+        """
         drawn = self.draw(number)
         course, stream = drawn.course, drawn.stream
         anatomy = course.anatomy
@@ -84,11 +91,21 @@ class Stream:
         contrasts = contrast, vary(other, 0.06, stream)
         texture = 1 + uniform(stream, 0, _TEXTURE) * torch.randn(anatomy.code.shape, generator=stream)
         lesions = _lesions(anatomy, uniform(stream, 0, 1) < self.lesions, self.change, stream)
+        seeds = torch.randint(2**62, (2,), generator=stream).tolist()
         visits = []
-        for visit in range(2):
+        for visit in wanted:
+            scanner = torch.Generator().manual_seed(seeds[visit])
             grid = course.sampling_grid(visit, drawn.corners[visit], self.size, self.spacing)
             made = expose(
-                anatomy, grid, contrasts[visit], texture, lesions[visit], drawn.look, self.spacing, self.lateral, stream
+                anatomy,
+                grid,
+                contrasts[visit],
+                texture,
+                lesions[visit],
+                drawn.look,
+                self.spacing,
+                self.lateral,
+                scanner,
             )
             made = dataclasses.replace(
                 made,
@@ -97,7 +114,7 @@ class Stream:
                 time=course.ages[visit] - course.ages[0],
             )
             visits.append(made)
-        return visits[0], visits[1]
+        return visits
 
     def correspond(self, number: int, points: Tensor, first: int, second: int) -> Tensor:
         """Recorded frame points ``(N, 3)`` mm of one visit → where the other visit, as recorded, shows the same."""

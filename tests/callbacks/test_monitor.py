@@ -26,6 +26,7 @@ def figures(run: Path, name: str) -> dict[int, float]:
         return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
 
 
+@pytest.mark.slow
 def test_it_measures_early_and_then_every_so_often_and_resumes(tmp_path):
     options = ["--monitor.every=4", "--trainer.max_steps=5", "--trainer.callbacks=null"]
     options += ["--data.init_args.split=[0.5,0.5,0.0]"]
@@ -80,6 +81,7 @@ def collapse(tmp_path, *options: str) -> tuple[Path, list[str]]:
     return tmp_path / "run", [str(warning.message) for warning in caught]
 
 
+@pytest.mark.slow
 def test_a_strategy_made_to_collapse_raises_the_alarm_and_may_stop(tmp_path):
     """At the second measurement that shows it; of 100 steps."""
     run, said = collapse(tmp_path, "--monitor.stop=true")

@@ -82,6 +82,7 @@ def predict(source, out: Path) -> dict[str, nib.Nifti1Image]:
     return {path.name: nib.load(path) for path in sorted(out.rglob("*dseg.nii.gz"))}
 
 
+@pytest.mark.slow
 def test_one_bad_visit_of_five_leaves_four(tmp_path, capsys):
     for number, session in enumerate(["M000", "M012", "M024", "M036", "M048"]):
         save(name(tmp_path / "in", "01", session), head(0, change=0.02 * number))

@@ -29,6 +29,7 @@ SLOW = pytest.mark.slow
         pytest.param("demo.yaml", marks=SLOW),
         pytest.param("longitudinal_infonce.yaml", marks=SLOW),
         "longitudinal_local.yaml",
+        "label_contrast.yaml",
         pytest.param("paper/longitudinal_local.yaml", marks=SLOW),
     ],
 )
@@ -216,17 +217,33 @@ def test_data_phantom(tmp_path):
     assert (tmp_path / "run" / "config.yaml").is_file()
 
 
-def test_data_label_maps(tmp_path):
+def label_maps(tmp_path) -> Path:
+    """Three procedural heads as label maps."""
     (tmp_path / "maps").mkdir()
     for number in range(3):
         made = scan(0, number, 0, 0.0, (40, 44, 40), 4.0)
         path = tmp_path / "maps" / f"sub-{number}_dseg.nii.gz"
         nib.save(nib.Nifti1Image(made.label.numpy(), made.affine.numpy()), path)
-    options = [f"--data.init_args.root={tmp_path / 'maps'}", "--data.init_args.size=40", "--data.init_args.spacing=4"]
+    return tmp_path / "maps"
+
+
+def test_data_label_maps(tmp_path):
+    options = [f"--data.init_args.root={label_maps(tmp_path)}", "--data.init_args.size=40"]
     args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
-    options += ["--data.init_args.split=[0.34,0.33,0.33]", "--trainer.callbacks=null"]
+    options += ["--data.init_args.split=[0.34,0.33,0.33]", "--trainer.callbacks=null", "--data.init_args.spacing=4"]
     main([*args, "--config", str(ROOT / "configs/data/label_maps.yaml"), *options])
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+@SLOW
+def test_the_recipe_of_the_released_network(tmp_path):
+    """release/brains.yaml, in small; it counts the labels of a sample, not of its 1000 pairs."""
+    small = {"root": label_maps(tmp_path), "size": 32, "spacing": 6.0, "num_workers": 0, "held_out": 1}
+    options = [f"--data.init_args.{name}={value}" for name, value in small.items()]
+    options += ["--views.size=32", "--trainer.max_steps=1", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    main(["fit", "--config", str(ROOT / "configs/release/brains.yaml"), *options])
+    task = load_task(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert task.known_classes().number == 10
 
 
 def test_data_synthetic_brains(tmp_path):

@@ -49,6 +49,7 @@ def cohort(tmp_path, monkeypatch):
     return "my cohort"
 
 
+@pytest.mark.slow
 def test_each_command_leads_to_the_next(cohort, capsys):
     def type_in(words):
         main(words)

@@ -21,6 +21,7 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
 
+@pytest.mark.slow
 def test_a_failed_resume_changes_nothing(tmp_path, capsys):
     run = fit(tmp_path, "demo.yaml", options=QUIET, backbone=TINY_NET)
     before = files(run)

@@ -65,6 +65,7 @@ def test_every_fate_occurs_and_every_fourth_subject_is_stable():
         assert torch.pdist(centres).min() >= 14
 
 
+@pytest.mark.slow
 def test_a_visit_shows_its_new_lesions_and_the_one_before_did_not():
     """Labels follow the material: where a label says new, the later image is dark and the earlier one white matter."""
     data = PhantomDataModule(**{**SMALL, "spacing": 3.0, "size": 56, "subjects": 3}, lesions=8, labels="change")

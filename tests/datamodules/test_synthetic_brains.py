@@ -93,7 +93,7 @@ def test_tissue_is_found_again_where_correspondence_says(anatomy):
     stream = stream_of(anatomy, size=(64, 64, 60), spacing=2.0)
     agree = {"true": 0.0, "aside": 0.0, "same place": 0.0}
     for number in range(4):
-        first, second = stream.pair(number)
+        first, second = stream.visits(number)
         index = torch.randint(8, 52, (3000, 3), generator=seeded(number)).double()
         points = index @ first.affine[:3, :3].T + first.affine[:3, 3]
         own = first.label[tuple(index.long().T)]
@@ -169,15 +169,24 @@ def test_without_change_both_visits_show_the_same_anatomy(anatomy):
 
 def test_one_number_makes_one_pair(anatomy):
     stream = stream_of(anatomy, lesions=0.5)
-    for first, second in zip(stream.pair(5), stream.pair(5), strict=True):
+    for first, second in zip(stream.visits(5), stream.visits(5), strict=True):
         assert equal(first, second)
-    assert not equal(stream.pair(5)[0], stream.pair(6)[0])
-    assert not torch.equal(stream.pair(5)[0].image, stream.pair(5)[1].image)
+    assert not equal(stream.visits(5)[0], stream.visits(6)[0])
+    assert not torch.equal(stream.visits(5)[0].image, stream.visits(5)[1].image)
+
+
+def test_a_visit_made_alone_is_that_of_the_pair(anatomy):
+    stream = stream_of(anatomy, lesions=1.0)
+    for visit, made in enumerate(stream.visits(5)):
+        (alone,) = stream.visits(5, [visit])
+        assert equal(alone, made)
+        assert torch.equal(alone.label, made.label)
+        assert alone.time == made.time
 
 
 def test_images_are_scaled_finite_and_dark_outside(anatomy):
     for number in range(30):  # enough for every fault to occur
-        for visit in stream_of(anatomy, lesions=0.5).pair(number):
+        for visit in stream_of(anatomy, lesions=0.5).visits(number):
             assert torch.isfinite(visit.image).all()
             assert visit.image.min() >= 0
             assert visit.image.max() <= 2
@@ -234,9 +243,9 @@ def test_stripped_heads_show_the_brain_alone(anatomy):
     whole = [number for number in range(40) if number not in stripped]
     assert 8 < len(stripped) < 24
     share = [
-        float(np.mean([stream.pair(number)[0].foreground.float().mean() for number in part[:5]]))
+        float(np.mean([stream.visits(number)[0].foreground.float().mean() for number in part[:5]]))
         for part in (stripped, whole)
     ]
     assert share[0] < 0.8 * share[1]
-    visit = stream.pair(stripped[0])[0]
+    visit = stream.visits(stripped[0])[0]
     assert (visit.image[0][~visit.foreground] == 0).all()

@@ -101,4 +101,4 @@ def test_fewer_maps_than_splits_are_refused(maps, tmp_path):
 
 
 def test_visits_are_plain_data(anatomy):
-    assert dataclasses.is_dataclass(stream_of(anatomy).pair(1)[0])
+    assert dataclasses.is_dataclass(stream_of(anatomy).visits(1)[0])

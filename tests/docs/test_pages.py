@@ -127,7 +127,8 @@ def write_sources(place: Path) -> None:
         nib.save(
             nib.Nifti1Image(scan.label.numpy().astype(np.int16), scan.affine.numpy()), place / f"MAPS/{number}.nii.gz"
         )
-    nib.save(nib.load(scans[0]), place / "sub-01_T1w.nii.gz")
+    for name in ("sub-01_T1w", "first", "second"):
+        nib.save(nib.load(scans[0]), place / f"{name}.nii.gz")
     write_files(place)
     node = compose(["network/dynunet"]).values["backbone"]["network"]["init_args"]
     from monai.networks.nets import DynUNet

@@ -294,6 +294,7 @@ def from_one_visit(tmp_path):
     return [*args, f"--model.init_args.pretrained={before / 'checkpoints/last.ckpt'}", "--trainer.max_steps=1"]
 
 
+@pytest.mark.slow
 def test_pretrained_weights_of_one_visit_see_both_as_channels(tmp_path, capsys, caplog):
     caplog.set_level("INFO")
     args = [*from_one_visit(tmp_path), "--model.init_args.combine=concatenate"]

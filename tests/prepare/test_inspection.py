@@ -124,6 +124,7 @@ def test_the_proposal_has_voxels_as_large_as_those_of_the_data(sides, proposed):
     assert proposed_spacing([None]) == 1
 
 
+@pytest.mark.slow
 def test_what_is_proposed_can_be_typed_as_it_is(tmp_path, capsys, monkeypatch):
     """Coarse images are not blown up to 1 mm, and the views of the training that follows fit into them."""
     monkeypatch.chdir(tmp_path)

@@ -79,6 +79,7 @@ def test_a_five_hundredth_of_a_voxel_changes_nothing(bids, tmp_path, capsys):
     assert said.endswith(f"Folder: {out}\nNext: lssl fit --config longitudinal_infonce --data {out}\n")
 
 
+@pytest.mark.slow
 def test_another_grid_is_resampled_with_a_word_and_another_place_left(bids, tmp_path, capsys):
     voxels, affine = label_of(bids, "M000")
     padded, moved = np.pad(voxels, 3), affine.copy()
@@ -139,6 +140,7 @@ def test_classes_that_resampling_destroys_are_said(bids, tmp_path, capsys):
     assert "holds none: 9 in 1 visit; choose a smaller --spacing." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_among_several_label_maps_the_user_chooses_by_pasting(bids, tmp_path, capsys, monkeypatch):
     """Each kind is a command that can be typed as it is, and takes that kind."""
     monkeypatch.chdir(tmp_path)

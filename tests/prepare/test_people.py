@@ -36,6 +36,7 @@ def test_a_person_two_persons_and_a_flip():
     assert figure(first, flipped) < -2 * LOWEST_SAME_PERSON
 
 
+@pytest.mark.slow
 def test_ageing_is_no_other_person():
     """Heads of the phantom, four years apart, fast atrophy; brain masks as they would be given."""
     source = PhantomDataModule(subjects=2, visits=2, size=32, spacing=6.0, interval=4.0, fast=1.0)
@@ -50,6 +51,7 @@ def test_ageing_is_no_other_person():
     assert abs(figure(heads[0], heads[2])) < LOWEST_SAME_PERSON
 
 
+@pytest.mark.slow
 def test_noise_is_nobody():
     images = [np.abs(np.random.default_rng(seed).normal(100, 30, (24, 24, 24))).astype(np.float32) for seed in (0, 1)]
     first, second = (Volume(image, np.diag([8.0, 8, 8, 1]), automatic_foreground(image)) for image in images)

@@ -136,7 +136,7 @@ class TestReal:
         print(f"Laplacian energy {one:.4f} and {two:.4f}, ratio {one / two:.4f}")
         assert abs(one / two - 1) < 0.02
 
-    @pytest.mark.parametrize("spacing", [1.0, 1.5])
+    @pytest.mark.parametrize("spacing", [pytest.param(1.0, marks=pytest.mark.slow), 1.5])
     @pytest.mark.parametrize(("subject", "bar"), [("01", 0.93), ("03", 0.70)])
     def test_scans_as_they_come(self, subject, bar, spacing):
         """FLAIR of two visits with 3–4 mm slices on other grids; brain masks from the registered copies in mri/."""

@@ -91,6 +91,7 @@ def test_a_second_run_does_nothing(bids, tmp_path, capsys, monkeypatch):
     assert files(out) == before
 
 
+@pytest.mark.slow
 def test_shards_and_workers_make_the_same_folder(master, tmp_path):
     out = tmp_path / "out"
     assert prepare(master / "bids", out, "--shard", "2/2") == 0
@@ -121,6 +122,7 @@ def test_a_killed_run_is_taken_up_again(master, tmp_path):
     assert not leftover.exists()
 
 
+@pytest.mark.slow
 def test_changes_redo_what_they_touch(bids, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert prepare(bids, out) == 0
@@ -198,6 +200,7 @@ def test_the_input_is_only_read(bids, tmp_path):
             path.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_doubtful_visits_are_flagged_not_hidden(bids, tmp_path, capsys):
     """Noise, a flipped image, another person and a few hot voxels under the names of four subjects."""
     other = scan(None, (8.0, 8.0, 8.0), subject=77)

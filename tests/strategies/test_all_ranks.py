@@ -27,6 +27,7 @@ from lssl.strategies import anatomical_invariance, longitudinal_local, prior_gui
 from lssl.strategies.anatomical_embedding import AnatomicalEmbedding, CoarseMap, FineMap
 from lssl.strategies.anatomical_invariance import Alignment, AnatomicalInvariance
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo, SimCLR, VICReg
+from lssl.strategies.label_contrast import LabelContrast
 from lssl.strategies.latent_direction import LatentDirection
 from lssl.strategies.longitudinal_local import LongitudinalLocal
 from lssl.strategies.masked_autoencoder import MaskedAutoencoder
@@ -126,6 +127,11 @@ def siamese() -> SiameseMaskedAutoencoder:
     return SiameseMaskedAutoencoder(tap="deep", block=5, mask_ratio=0.5, **narrow, **common())
 
 
+def label_contrast() -> LabelContrast:
+    """In evaluation mode, as its heads have batch norm."""
+    return LabelContrast(taps=["encoder", "decoder"], samples=40, hidden=16, projection=8, **common()).eval()
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "LongitudinalLocal": partial(longitudinal, longitudinal_local.Cosine, "projected"),
     "LongitudinalLocal InfoNCE": partial(longitudinal, longitudinal_local.InfoNCE, "raw"),
@@ -139,6 +145,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "GlobalContrastive MoCo": partial(contrastive, MoCo, queue=16),
     "GlobalContrastive BYOL": partial(contrastive, BYOL),
     "GlobalContrastive VICReg": partial(contrastive, VICReg),
+    "LabelContrast": label_contrast,
     "MaskedAutoencoder": lambda: MaskedAutoencoder(block=5, mask_ratio=0.5, **common()),
     "TemporalOrder": lambda: TemporalOrder(tap="deep", hidden=16, **common()),
     "LatentDirection": lambda: LatentDirection(tap="deep", latent=8, hidden=8, **common()),

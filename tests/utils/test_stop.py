@@ -68,6 +68,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_within_a_read_ends_with_a_killed_run(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(READER)

@@ -78,7 +78,7 @@ def test_hidden_voxels_are_the_background_and_the_image_is_left_alone(generator)
     assert torch.equal(features["output"], expected["output"])
 
 
-@pytest.mark.parametrize("kind", ["unetr", "swin"])
+@pytest.mark.parametrize("kind", ["unetr", pytest.param("swin", marks=pytest.mark.slow)])
 def test_nothing_hidden_reaches_a_transformer_and_its_token_learns(kind, generator):
     backbone = transformer(kind).eval()
     size = (32,) * 3 if kind == "unetr" else (64,) * 3

@@ -1,0 +1,137 @@
+"""``lssl segment``: label maps, volumes and their change of any scans, by a trained Segmenter, in one command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lssl.data.recognise import NIFTI, recognise
+from lssl.data.tables import file_table
+from lssl.prepare.commands import Parser
+from lssl.utils.closing import say_next
+from lssl.utils.errors import InputError
+from lssl.utils.files import atomic_write
+
+__all__ = ["segment_command", "segment_parser"]
+
+DAYS = 365.25
+LISTED = "images.csv"
+FEW = 4  # visits whose volumes are printed
+
+
+def segment_parser() -> argparse.ArgumentParser:
+    """The options of ``lssl segment``."""
+    parser = Parser(
+        prog="lssl segment",
+        description="Segments scans with a trained Segmenter: label maps on each scan's own grid, volumes, their yearly "
+        "change, and pictures, as lssl predict does for a cohort.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    data = "NIfTI files; or one BIDS folder, prepared folder or table of visits"
+    add("images", type=str, nargs="+", metavar="IMAGE", help=data)
+    add("-o", "--out", type=Path, required=True, metavar="DIR", help="folder of the results")
+    years = "of each file, if all show one person: age, or time since the first; gives the yearly change"
+    add("--years", type=float, nargs="+", metavar="Y", help=years)
+    add("--suffix", default="T1w", help="which images of a BIDS folder; default: T1w")
+    add("--weights", required=True, metavar="RUN", help="a run or checkpoint of a Segmenter")
+    add("--islands", action="store_true", help="keep parts that do not touch the largest one, which are left out else")
+    return parser
+
+
+def segment_command(args: Sequence[str]) -> None:
+    """Runs ``lssl segment``."""
+    chosen = segment_parser().parse_args(list(args))
+    source, options = _source(chosen.images, chosen.years, chosen.suffix, chosen.out)
+    volumes = segment_visits(source, options, chosen.weights, chosen.out, chosen.islands)
+    if volumes["image"].nunique() <= FEW:
+        table = volumes.pivot(index="structure", columns="image", values="ml").loc[volumes["structure"].unique()]
+        print(table.rename_axis(index="ml", columns=None).to_string(float_format="%.1f"))
+    say_next(chosen.out)
+
+
+def _source(images: Sequence[str], years: Sequence[float] | None, suffix: str, out: Path) -> tuple[str, dict[str, Any]]:
+    """Name of the datamodule and its options; several files are listed in a table in the output folder."""
+    if years and len(years) != len(images):
+        raise InputError(f"--years: give one number for each of the {len(images)} images, not {len(years)}.")
+    if len(images) == 1 and not years:
+        found = recognise(images[0])
+        bids = {"suffix": suffix} if found.kind == "BIDS" else {}
+        return found.class_path, {**found.init_args, **bids}
+    for name in images:
+        if not name.endswith(NIFTI) or not Path(name).is_file():
+            kind = "is no NIfTI file" if Path(name).exists() else "does not exist"
+            raise InputError(f"{name} {kind}; give several NIfTI files, or one folder or table.")
+    table = pd.concat([file_table(Path(name).absolute()) for name in images], ignore_index=True)
+    if years:
+        table = table.assign(subject=table["subject"].iat[0], days=[DAYS * value for value in years])
+        table["session"] = [name if name else f"{year:g}" for name, year in zip(table["session"], years, strict=True)]
+    stems = [Path(name).name.partition(".nii")[0] for name in images]
+    repeated = table.duplicated(["subject", "session"], keep=False)
+    table["session" if years else "subject"] = table["session" if years else "subject"].where(~repeated, stems)
+    if table.duplicated(["subject", "session"]).any():
+        raise InputError("Two of the images have the same name, so that their results would; give a table of visits.")
+    columns = ["subject", "session", "image", *(["days"] if years else [])]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out / LISTED) as part:
+            table[columns].to_csv(part, index=False)
+    except OSError as error:
+        raise InputError(f"Nothing can be written to {out} ({error.strerror}).") from error
+    return "NiftiDataModule", {"table": str(out / LISTED)}
+
+
+def segment_visits(
+    source: str, options: dict[str, Any], weights: str, out: Path, islands: bool = False
+) -> pd.DataFrame:
+    """Segments all visits of a datamodule; writes what :class:`.writer.SegmentationWriter` does.
+
+    Args:
+        source: name of a datamodule.
+        options: of it.
+        weights: run folder or checkpoint.
+        out: folder of the results.
+        islands: keeps parts that do not touch the largest one.
+
+    Returns:
+        ``image`` (subject and session), ``structure``, ``ml``.
+    """
+    import lightning as L
+
+    import lssl.datamodules
+    from lssl.checkpoint import load
+    from lssl.cli.start import hush
+    from lssl.segmentation.segmenter import Segmenter
+
+    hush()
+    task = load(weights)
+    if not isinstance(task, Segmenter):
+        raise InputError(
+            f"--weights: {weights} is of a {type(task).__name__}; give a run or checkpoint of a Segmenter."
+        )
+    task.results, task.largest = out, task.largest or not islands
+    data = getattr(lssl.datamodules, source)(**options)
+    said = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    said.setLevel(logging.WARNING)  # splits and pairs are of training
+    trainer = L.Trainer(
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=out,
+    )
+    try:
+        trainer.predict(task, datamodule=data, return_predictions=False)
+    finally:
+        said.setLevel(logging.INFO)
+    if data.excluded:
+        print(f"Left out: {'; '.join(data.excluded)}.")
+    volumes = pd.read_csv(out / "volumes.csv", dtype={"subject": str, "session": str}, keep_default_na=False)
+    image = (volumes["subject"] + " " + volumes["session"]).str.strip()
+    return pd.DataFrame({"image": image, "structure": volumes["structure"], "ml": volumes["mm3"].astype(float) / 1000})
