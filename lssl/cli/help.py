@@ -21,7 +21,7 @@ lssl {__version__}: self-supervised pretraining on longitudinal 3D neuroimages
   lssl validate --config NAME --ckpt_path FILE|best|last           a strategy's terms or a task's scores, held out
   lssl test     --config NAME --ckpt_path FILE|best|last           the same of test subjects: tables and pictures
   lssl predict  --config NAME --ckpt_path FILE|best|last           embeddings; or label maps, classes, numbers
-  lssl segment  IMAGE [IMAGE …] --weights RUN -o DIR               label maps and volumes of scans, by a trained Segmenter
+  lssl segment  IMAGE [IMAGE …] --weights RUN -o DIR               label maps and volumes of scans by a Segmenter
   lssl show     RUN [RUN …]                                        what runs logged: tables, curves, side by side
   lssl prepare  BIDS_DIR OUT_DIR [--suffix T1w …] [--workers N]    registered, cached visits from a BIDS folder
   lssl inspect  DIR [--json] [--sheet FILE.png]                    what a BIDS or prepared folder holds

@@ -28,7 +28,7 @@ def segment_parser() -> argparse.ArgumentParser:
     """The options of ``lssl segment``."""
     parser = Parser(
         prog="lssl segment",
-        description="Segments scans with a trained Segmenter: label maps on each scan's own grid, volumes, their yearly "
+        description="Segments scans with a trained Segmenter: label maps on each scan's own grid, volumes, yearly "
         "change, and pictures, as lssl predict does for a cohort.",
         allow_abbrev=False,
     )

@@ -73,7 +73,7 @@ def predict(source, out: Path) -> dict[str, nib.Nifti1Image]:
     writer = SegmentationWriter()
     trainer = SimpleNamespace(default_root_dir=str(out), datamodule=source, is_global_zero=True, ckpt_path=None)
     classes = Classes(("bright",), ((1,),), True)
-    module = SimpleNamespace(classes=classes, known_classes=lambda: classes)
+    module = SimpleNamespace(classes=classes, known_classes=lambda: classes, results=None)
     writer.on_predict_start(trainer, module)
     for batch in source.predict_dataloader():
         image = batch.images[0, 0, 0]

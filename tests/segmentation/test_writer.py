@@ -75,7 +75,7 @@ def test_distinct_visits_have_distinct_files(tmp_path):
     data = SimpleNamespace(table=table, location="odd names")
     trainer = SimpleNamespace(datamodule=data, default_root_dir=tmp_path / "run", is_global_zero=True, ckpt_path=None)
     classes = SimpleNamespace(names=["brain"], values=[[1]])
-    model, writer = SimpleNamespace(known_classes=lambda: classes, classes=classes), SegmentationWriter()
+    model, writer = SimpleNamespace(known_classes=lambda: classes, classes=classes, results=None), SegmentationWriter()
     with pytest.warns(UserWarning, match="'01-A' → sub-01Ax"):
         writer.on_predict_start(trainer, model)
     for row in range(len(table)):
