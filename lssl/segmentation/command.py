@@ -69,7 +69,7 @@ def _source(images: Sequence[str], years: Sequence[float] | None, suffix: str, o
             raise InputError(f"{name} {kind}; give several NIfTI files, or one folder or table.")
     table = pd.concat([file_table(Path(name).absolute()) for name in images], ignore_index=True)
     if years:
-        table = table.assign(subject=table["subject"].iat[0], days=[DAYS * value for value in years])
+        table = table.assign(subject=str(table["subject"].iat[0]), days=[DAYS * value for value in years])
         table["session"] = [name if name else f"{year:g}" for name, year in zip(table["session"], years, strict=True)]
     stems = [Path(name).name.partition(".nii")[0] for name in images]
     repeated = table.duplicated(["subject", "session"], keep=False)
