@@ -30,7 +30,7 @@ PARSERS = {
     "profile": "lssl.cli.profile:profile_parser",
     "benchmark": "lssl.benchmark.command:benchmark_parser",
     "export": "lssl.export.command:export_parser",
-    "segment": "lssl.segmentation.command:segment_parser",
+    "segment": "lssl.cli.segment:segment_parser",
     "trajectories": "lssl.trajectories.command:trajectories_parser",
 }
 MEASURING = ("tune", "profile")  # they take the options of fit beside their own

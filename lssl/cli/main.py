@@ -27,7 +27,7 @@ LIGHT_COMMANDS = {
     "profile": "lssl.cli.profile:profile_command",
     "benchmark": "lssl.benchmark.command:benchmark_command",
     "export": "lssl.export.command:export_command",
-    "segment": "lssl.segmentation.command:segment_command",
+    "segment": "lssl.cli.segment:segment_command",
     "trajectories": "lssl.trajectories.command:trajectories_command",
     "completion": "lssl.cli.completion:completion_command",
 }

@@ -89,7 +89,7 @@ def _source(images: Sequence[str], years: Sequence[float] | None, suffix: str, o
 def segment_visits(
     source: str, options: dict[str, Any], weights: str, out: Path, islands: bool = False
 ) -> pd.DataFrame:
-    """Segments all visits of a datamodule; writes what :class:`.writer.SegmentationWriter` does.
+    """Segments all visits of a datamodule; writes what :class:`lssl.segmentation.writer.SegmentationWriter` does.
 
     Args:
         source: name of a datamodule.
