@@ -103,8 +103,8 @@ def segment_visits(
     """
     import lightning as L
 
-    import lssl.datamodules
     from lssl.checkpoint import load
+    from lssl.cli.registered import registered
     from lssl.cli.start import hush
     from lssl.segmentation.segmenter import Segmenter
 
@@ -115,7 +115,7 @@ def segment_visits(
             f"--weights: {weights} is of a {type(task).__name__}; give a run or checkpoint of a Segmenter."
         )
     task.results, task.largest = out, task.largest or not islands
-    data = getattr(lssl.datamodules, source)(**options)
+    data: Any = next(cls for cls in registered() if cls.__name__ == source)(**options)
     said = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     said.setLevel(logging.WARNING)  # splits and pairs are of training
     trainer = L.Trainer(
