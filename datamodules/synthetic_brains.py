@@ -49,6 +49,8 @@ class SyntheticBrainsDataModule(PairDataModule):
         held_out: fixed subjects of each of validation and test.
         size: voxels along each axis, or along all three; the box lies at random around the brain.
         spacing: mm between voxels.
+        anywhere: visits show any box of the head, neck and face too, instead of one around the brain. A network that
+            is to segment whole scans must have seen them.
         change: factor on the change between the visits; 0 shows the same anatomy twice, with another scanner.
         same_contrast: share of pairs whose visits have the same contrast, but for what differs from day to day.
         shapes: share of pairs that show random shapes instead of a head.
@@ -68,6 +70,7 @@ class SyntheticBrainsDataModule(PairDataModule):
         held_out: int = 8,
         size: int | tuple[int, int, int] = 80,
         spacing: float = 2.0,
+        anywhere: bool = False,
         change: float = 1.0,
         same_contrast: float = 0.5,
         shapes: float = 0.1,
@@ -106,7 +109,8 @@ class SyntheticBrainsDataModule(PairDataModule):
             for name, numbers in self._split_anatomies().items()
         }
         self.streams = {
-            name: Stream(draw, self.size, spacing, change, alike, spotted, lateral) for name, draw in self.draws.items()
+            name: Stream(draw, self.size, spacing, change, alike, spotted, lateral, anywhere)
+            for name, draw in self.draws.items()
         }
 
     def _split_anatomies(self) -> dict[str, list[int]]:

@@ -19,6 +19,9 @@ from lssl.synthetic.stream_scanner import Look, draw_look, expose
 __all__ = ["Drawn", "Stream"]
 
 _TEXTURE = 0.05  # largest standard deviation of the texture
+_BRAIN = torch.tensor(
+    [[-75.0, -95.0, -89.0], [75.0, 95.0, 71.0]], dtype=torch.float64
+)  # mm in the frame, with a margin
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,7 @@ class Stream:
         same_contrast: share of pairs whose visits have one contrast, varied as from day to day.
         lesions: share of subjects with lesions of white matter.
         lateral: whether classes are told apart by side.
+        anywhere: visits show any box of the head, neck and face too, instead of one around the brain.
     """
 
     draw_anatomy: Callable[[torch.Generator], Anatomy]
@@ -61,6 +65,7 @@ class Stream:
     same_contrast: float
     lesions: float
     lateral: bool
+    anywhere: bool = False
 
     def draw(self, number: int) -> Drawn:
         """The geometry of pair ``number``: anatomy, course, and where the visits' grids lie."""
@@ -68,8 +73,9 @@ class Stream:
         anatomy = self.draw_anatomy(stream)
         course = draw_course(anatomy, stream, self.change)
         extent = self.spacing * (torch.tensor(self.size, dtype=torch.float64) - 1)
-        room = (torch.tensor([150.0, 190.0, 160.0], dtype=torch.float64) - extent).clamp_min(10) / 2
-        centre = room * (2 * torch.rand(3, generator=stream, dtype=torch.float64) - 1) + torch.tensor([0.0, 0.0, -9.0])
+        low, high = _head(course) if self.anywhere else _BRAIN
+        room = (high - low - extent).clamp_min(10) / 2
+        centre = room * (2 * torch.rand(3, generator=stream, dtype=torch.float64) - 1) + (low + high) / 2
         corners = torch.stack([centre - extent / 2] * 2)
         rigid = torch.stack([misregistration(centre, self.spacing, stream) for _ in range(2)])
         return Drawn(course, draw_look(stream), corners, rigid, stream)
@@ -128,6 +134,12 @@ class Stream:
         grid = torch.eye(4, dtype=torch.float64) * self.spacing
         grid[:3, 3], grid[3, 3] = drawn.corners[visit], 1
         return torch.linalg.inv(drawn.rigid[visit]) @ grid
+
+
+def _head(course: Course) -> tuple[Tensor, Tensor]:
+    """Lowest and highest corner in the frame, in mm, of a box that holds the head before it is bent."""
+    corners = course.anatomy.corners.double() @ torch.linalg.inv(course.linear).T
+    return corners.amin(0), corners.amax(0)
 
 
 def _lesions(anatomy: Anatomy, wanted: bool, change: float, stream: torch.Generator) -> Tensor:

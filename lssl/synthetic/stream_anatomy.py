@@ -41,6 +41,7 @@ class Anatomy:
         response: ``(K, K)`` change of the logarithm of the structures' volumes per mm of each amplitude.
         white: ``(m, 3)`` int16 voxels of white matter, where lesions may appear.
         labelled: whether the numbers name structures.
+        corners: ``(8, 3)`` mm in the map frame, of the smallest box of voxels that holds all that is no air.
     """
 
     code: Tensor
@@ -50,6 +51,7 @@ class Anatomy:
     response: Tensor
     white: Tensor
     labelled: bool
+    corners: Tensor
 
     def index(self, points: Tensor) -> Tensor:
         """Voxel indices of points ``(N, 3)`` of the map frame."""
@@ -120,6 +122,7 @@ def shapes_anatomy(stream: torch.Generator, head: bool = True) -> Anatomy:
         response=torch.zeros(0, 0, dtype=torch.float64),
         white=torch.zeros(0, 3, dtype=torch.int16),
         labelled=False,
+        corners=_corners(code, affine),
     )
 
 
@@ -137,4 +140,16 @@ def _coarse(known: LabelMap) -> Anatomy:
         response=known.effects_of(used)[AGEING_ROWS],  # a coarse field moves less
         white=torch.isin(number, torch.tensor(WHITE_MATTER)).nonzero().to(torch.int16),
         labelled=True,
+        corners=_corners(known.code, known.affine),
     )
+
+
+def _corners(code: Tensor, affine: Tensor) -> Tensor:
+    """See :class:`Anatomy`."""
+    seen = code > 0
+    ends = []
+    for axis in range(3):
+        there = seen.amax([other for other in range(3) if other != axis]).nonzero()[:, 0]
+        ends.append(there[[0, -1]] if len(there) else torch.tensor([0, code.shape[axis] - 1]))
+    corners = torch.cartesian_prod(*ends).to(affine.dtype)
+    return corners @ affine[:3, :3].T + affine[:3, 3]

@@ -156,6 +156,30 @@ def test_structures_change_at_the_rates_that_were_drawn(anatomy):
     np.testing.assert_allclose(found, wanted, rtol=0.25)
 
 
+def test_boxes_anywhere_reach_every_end_of_the_head_and_do_not_leave_it(anatomy):
+    stream = dataclasses.replace(stream_of(anatomy, size=(8, 8, 8)), anywhere=True)
+    lowest, highest = [], []
+    for number in range(60):
+        drawn = stream.draw(number)
+        corners = anatomy.corners.double() @ torch.linalg.inv(drawn.course.linear).T
+        low, high = corners.amin(0), corners.amax(0)
+        box = drawn.corners[0], drawn.corners[0] + 7 * 4.0
+        lowest.append((box[0] - low) / (high - low))
+        highest.append((box[1] - low) / (high - low))
+    lowest, highest = torch.stack(lowest), torch.stack(highest)
+    assert lowest.min() >= -1e-6
+    assert highest.max() <= 1 + 1e-6
+    assert (lowest.amin(0) < 0.1).all()
+    assert (highest.amax(0) > 0.9).all()
+
+
+def test_corners_hold_all_that_is_no_air(anatomy):
+    matrix = anatomy.affine.double()
+    places = anatomy.code.nonzero().double() @ matrix[:3, :3].T + matrix[:3, 3]
+    assert torch.allclose(anatomy.corners.amin(0), places.amin(0), atol=1e-3)
+    assert torch.allclose(anatomy.corners.amax(0), places.amax(0), atol=1e-3)
+
+
 def test_without_change_both_visits_show_the_same_anatomy(anatomy):
     drawn = stream_of(anatomy, change=0).draw(7).course
     assert torch.equal(drawn.amplitudes[0], drawn.amplitudes[1])
