@@ -26,7 +26,7 @@ from lssl.segmentation.volumes import largest_part
 
 HERE = Path(__file__).parent
 REAL = Path(os.environ.get("LSSL_REAL_DATA", HERE / "../../shared/data")) / "mri"
-MUSE = yaml.safe_load((HERE / "../configs/classes/muse.yaml").read_text())["model"]["init_args"]["classes"]
+MUSE = yaml.safe_load((HERE / "muse.yaml").read_text())["model"]["init_args"]["classes"]
 
 
 def segmented(task: Any, path: Path) -> tuple[Tensor, float, float]:

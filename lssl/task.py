@@ -172,7 +172,7 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
     @property
     def data_source(self) -> DataSource:
         """The part of the datamodule that a task may use."""
-        data = self._datamodule
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, DataSource):
             raise InputError(
                 f"data: {type(self).__name__} needs a datamodule with a table of visits, but "
