@@ -2,23 +2,19 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
-import nibabel as nib
 import pytest
 import torch
 import yaml
-from helpers import ROOT, TINY_NET, fit, resolved, tiny
+from helpers import ROOT, TINY_NET, fit, resolved
 from jsonargparse import ArgumentParser
 
 from lssl.benchmark.plan import read_plan
 from lssl.checkpoint import load_task
 from lssl.cli.compose import compose, load
-from lssl.cli.main import main
 from lssl.correspondence.matchers import EmbeddingMatcher, Matcher, full_view
 from lssl.datamodules.phantom import PhantomDataModule
-from lssl.synthetic.phantom_image import scan
 
 SLOW = pytest.mark.slow
 
@@ -209,74 +205,6 @@ def test_logger_by_one_line(tmp_path):
     assert list(run.glob("events.out.tfevents.*"))
 
 
-@SLOW
-def test_data_phantom(tmp_path):
-    options = ["--data.init_args.subjects=4", "--data.init_args.size=40", "--data.init_args.spacing=5"]
-    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
-    main([*args, "--config", str(ROOT / "configs/data/heads.yaml"), *options, "--trainer.callbacks=null"])
-    assert (tmp_path / "run" / "config.yaml").is_file()
-
-
-def label_maps(tmp_path) -> Path:
-    """Three procedural heads as label maps."""
-    (tmp_path / "maps").mkdir()
-    for number in range(3):
-        made = scan(0, number, 0, 0.0, (40, 44, 40), 4.0)
-        path = tmp_path / "maps" / f"sub-{number}_dseg.nii.gz"
-        nib.save(nib.Nifti1Image(made.label.numpy(), made.affine.numpy()), path)
-    return tmp_path / "maps"
-
-
-def test_data_label_maps(tmp_path):
-    options = [f"--data.init_args.root={label_maps(tmp_path)}", "--data.init_args.size=40"]
-    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
-    options += ["--data.init_args.split=[0.34,0.33,0.33]", "--trainer.callbacks=null", "--data.init_args.spacing=4"]
-    main([*args, "--config", str(ROOT / "configs/data/label_maps.yaml"), *options])
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-
-
-@SLOW
-def test_the_recipe_of_the_released_network(tmp_path):
-    """release/brains.yaml, in small; it counts the labels of a sample, not of its 1000 pairs."""
-    small = {"root": label_maps(tmp_path), "size": 32, "spacing": 6.0, "num_workers": 0, "held_out": 1}
-    options = [f"--data.init_args.{name}={value}" for name, value in small.items()]
-    options += ["--views.size=32", "--trainer.max_steps=1", f"--trainer.default_root_dir={tmp_path / 'run'}"]
-    main(["fit", "--config", str(ROOT / "configs/release/brains.yaml"), *options])
-    task = load_task(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert "cortex" in task.known_classes().names
-
-
-def test_data_synthetic_brains(tmp_path):
-    """Random shapes alone: heads take seconds to make."""
-    values = {"shapes": 1, "pairs_per_epoch": 4, "held_out": 2, "size": 32}
-    options = [f"--data.init_args.{name}={value}" for name, value in values.items()]
-    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
-    main([*args, "--config", str(ROOT / "configs/data/synthetic_brains.yaml"), *options, "--trainer.callbacks=null"])
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-
-
-@SLOW  # test_endings.py goes further
-def test_data_visits(tmp_path, bids):
-    options = [f"--data.init_args.root={bids}", "--data.init_args.num_workers=0", "--trainer.callbacks=null"]
-    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
-    main([*args, "--config", str(ROOT / "configs/data/nifti.yaml"), *options])
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-
-
-@pytest.mark.smoke
-@SLOW
-def test_data_prepared(tmp_path, bids):
-    """From a BIDS folder to a trained network, in two commands."""
-    for spare in ("sub-03", "sub-04", "sub-05"):
-        shutil.rmtree(bids / spare)
-    main(["prepare", str(bids), str(tmp_path / "prepared"), "--spacing", "4"])
-    options = [f"--data.init_args.root={tmp_path / 'prepared'}", "--data.init_args.num_workers=0"]
-    options.append("--data.init_args.misaligned=keep")  # noisy balls have no orientation to be found
-    args = ["fit", "--config", str(ROOT / "configs/demo.yaml"), *tiny(tmp_path, backbone=TINY_NET)]
-    main([*args, "--config", str(ROOT / "configs/data/prepared.yaml"), *options, "--trainer.callbacks=null"])
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-
-
 EARLY = '--trainer.callbacks={"class_path": "EarlyStopping", "init_args": {"monitor": "val/dice", "mode": "max"}}'
 
 
@@ -296,7 +224,7 @@ def test_finetuning_from_scratch_and_from_a_checkpoint_is_one_line(tmp_path):
 def test_every_config_is_run():
     """A new YAML must be named in a test above, among the plans in tests/benchmark, or as a base of one that is."""
     others = ("benchmark/test_benchmark_command.py", "cli/test_cluster.py", "prediction/test_prediction.py")
-    others += ("lesions/test_change_segmenter.py", "segmentation/test_context.py")
+    others += ("lesions/test_change_segmenter_runs.py", "segmentation/test_context.py", "cli/test_data_configs.py")
     text = Path(__file__).read_text() + "".join((Path(__file__).parents[1] / path).read_text() for path in others)
     names = {f"configs/{path.relative_to(ROOT / 'configs')}" for path in (ROOT / "configs").rglob("*.yaml")}
     named = {name for name in names if (Path(name).stem if "/logger/" in name else Path(name).name) in text}
