@@ -40,7 +40,10 @@ def segment_parser() -> argparse.ArgumentParser:
     add("--years", type=float, nargs="+", metavar="Y", help=years)
     add("--suffix", default="T1w", help="which images of a BIDS folder; default: T1w")
     add("--weights", required=True, metavar="RUN", help="a run or checkpoint of a Segmenter")
-    add("--islands", action="store_true", help="keep parts that do not touch the largest one, which are left out else")
+    apart = (
+        "leave out what does not touch the largest part, such as islands in the scalp; not for a structure in two parts"
+    )
+    add("--largest", action="store_true", help=apart)
     return parser
 
 
@@ -48,7 +51,7 @@ def segment_command(args: Sequence[str]) -> None:
     """Runs ``lssl segment``."""
     chosen = segment_parser().parse_args(list(args))
     source, options = _source(chosen.images, chosen.years, chosen.suffix, chosen.out)
-    volumes = segment_visits(source, options, chosen.weights, chosen.out, chosen.islands)
+    volumes = segment_visits(source, options, chosen.weights, chosen.out, chosen.largest)
     if volumes["image"].nunique() <= FEW:
         table = volumes.pivot(index="structure", columns="image", values="ml").loc[volumes["structure"].unique()]
         print(table.rename_axis(index="ml", columns=None).to_string(float_format="%.1f"))
@@ -87,7 +90,7 @@ def _source(images: Sequence[str], years: Sequence[float] | None, suffix: str, o
 
 
 def segment_visits(
-    source: str, options: dict[str, Any], weights: str, out: Path, islands: bool = False
+    source: str, options: dict[str, Any], weights: str, out: Path, largest: bool = False
 ) -> pd.DataFrame:
     """Segments all visits of a datamodule; writes what :class:`lssl.segmentation.writer.SegmentationWriter` does.
 
@@ -96,7 +99,7 @@ def segment_visits(
         options: of it.
         weights: run folder or checkpoint.
         out: folder of the results.
-        islands: keeps parts that do not touch the largest one.
+        largest: leaves out what does not touch the largest part, as the Segmenter's own option does.
 
     Returns:
         ``image`` (subject and session), ``structure``, ``ml``.
@@ -114,7 +117,7 @@ def segment_visits(
         raise InputError(
             f"--weights: {weights} is of a {type(task).__name__}; give a run or checkpoint of a Segmenter."
         )
-    task.results, task.largest = out, task.largest or not islands
+    task.results, task.largest = out, task.largest or largest
     data: Any = next(cls for cls in registered() if cls.__name__ == source)(**options)
     said = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     said.setLevel(logging.WARNING)  # splits and pairs are of training

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import TINY_NET, fit, sentence
 
+import lssl
 from lssl.checkpoint import read_checkpoint
 from lssl.cli.main import main
 from lssl.segmentation.volumes import largest_part
@@ -75,6 +76,22 @@ def test_two_images_of_one_visit_are_told_apart(weights, scans, tmp_path):
 def test_a_bids_folder_is_taken_whole(weights, bids, tmp_path):
     main(["segment", str(bids), "-o", str(tmp_path / "out"), "--weights", str(weights)])
     assert len(list((tmp_path / "out").rglob("*_dseg.nii.gz"))) == 10
+
+
+def test_what_lies_apart_is_kept_unless_the_user_says_otherwise(weights, scans, tmp_path, monkeypatch):
+    """Left and right of one structure do not touch."""
+
+    def two_parts(self, batch):
+        label = torch.zeros(batch.extent[0, 1].tolist(), dtype=torch.long)
+        label[2:6, 2:6, 2:6], label[20:23, 2:5, 2:5] = 1, 1
+        return label
+
+    monkeypatch.setattr(lssl.Segmenter, "_segmented", two_parts)
+    for options, voxels in ([], 64 + 27), (["--largest"], 64):
+        out = tmp_path / f"out-{voxels}"
+        main(["segment", scans[0], "-o", str(out), "--weights", str(weights), *options])
+        label = np.asarray(nib.load(next(out.rglob("*_dseg.nii.gz"))).dataobj)
+        assert (label > 0).sum() == voxels
 
 
 @pytest.mark.parametrize(
