@@ -49,8 +49,8 @@ class SyntheticBrainsDataModule(PairDataModule):
         held_out: fixed subjects of each of validation and test.
         size: voxels along each axis, or along all three; the box lies at random around the brain.
         spacing: mm between voxels.
-        anywhere: visits show any box of the head, neck and face too, instead of one around the brain. A network that
-            is to segment whole scans must have seen them.
+        anywhere: share of pairs that show any box of the head, neck and face too, instead of one around the brain. A
+            network that is to segment whole scans must have seen them.
         change: factor on the change between the visits; 0 shows the same anatomy twice, with another scanner.
         same_contrast: share of pairs whose visits have the same contrast, but for what differs from day to day.
         shapes: share of pairs that show random shapes instead of a head.
@@ -70,7 +70,7 @@ class SyntheticBrainsDataModule(PairDataModule):
         held_out: int = 8,
         size: int | tuple[int, int, int] = 80,
         spacing: float = 2.0,
-        anywhere: bool = False,
+        anywhere: float = 0.0,
         change: float = 1.0,
         same_contrast: float = 0.5,
         shapes: float = 0.1,
@@ -104,6 +104,7 @@ class SyntheticBrainsDataModule(PairDataModule):
         self.pairs_per_epoch, self.held_out, self.spacing, self.lateral = pairs_per_epoch, held_out, spacing, lateral
         self.label_names = dict(enumerate(class_names(lateral)))
         alike, spotted = share_of_subjects(same_contrast=same_contrast), share_of_subjects(lesions=lesions)
+        anywhere = share_of_subjects(anywhere=anywhere)
         self.draws = {
             name: AnatomyDraw(self.maps, numbers, share_of_subjects(shapes=shapes), seed)
             for name, numbers in self._split_anatomies().items()

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lssl.benchmark.plan import Cell, Plan
 from lssl.cli.compose import Config
@@ -15,6 +15,9 @@ from lssl.data.duplicates import check_duplicates
 from lssl.utils.errors import InputError
 from lssl.utils.files import digest
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["check_cells", "check_leakage", "resolve"]
 
 
@@ -22,7 +25,7 @@ def check_cells(plan: Plan, cells: Sequence[Cell]) -> None:
     """Runs both checks; ``cells`` are those that would run."""
     with on_sys_path(plan.path.parent):
         resolve(cells)
-        check_leakage(plan.cells)
+        check_leakage(plan.cells, rotate=bool(plan.rotate))
 
 
 @contextlib.contextmanager
@@ -47,20 +50,38 @@ def resolve(cells: Sequence[Cell]) -> None:
             raise InputError(f"The config of {cell.name} does not resolve: {error}") from None
 
 
-def check_leakage(cells: Sequence[Cell]) -> None:
+def check_leakage(cells: Sequence[Cell], rotate: bool = False) -> None:
     """Refuses a subject or scan that one cell trains or validates on and another tests on.
 
     Subjects are compared by name, scans by their voxels (:mod:`lssl.data.duplicates`).
+
+    Args:
+        cells: of the plan.
+        rotate: seeds test on each other's subjects by intention, so each fine-tuning is compared with itself and the
+            pretraining it starts from.
     """
+    tables: dict[str, pd.DataFrame] = {}
+    named = {cell.name: cell for cell in cells}
+    tuned = [cell for cell in cells if cell.stage == "finetune"]
+    groups = [[cell, *([named[cell.needs]] if cell.needs else [])] for cell in tuned] if rotate else [cells]
+    seen = set()
+    for group in groups:
+        alike = {digest([cell.stage, _data(cell)]): cell for cell in reversed(group)}
+        if (key := frozenset(alike)) not in seen:
+            seen.add(key)
+            for name, cell in alike.items():
+                if name not in tables:
+                    tables[name] = _instantiate(_data(cell)).table
+            _compare([(cell, tables[name]) for name, cell in reversed(alike.items())])
+
+
+def _compare(found: Sequence[tuple[Cell, pd.DataFrame]]) -> None:
+    """The check of cells and their visits."""
     import pandas as pd
 
-    tables = []
     trained: dict[str, str] = {}
     tested: dict[str, str] = {}
-    alike = {digest([cell.stage, _data(cell)]): cell for cell in reversed(cells)}
-    for cell in reversed(alike.values()):
-        table = _instantiate(_data(cell)).table
-        tables.append(table.assign(split=["test" if part == "test" else "train" for part in table["split"]]))
+    for cell, table in found:
         parts = {part: set(table["subject"][table["split"] == part]) for part in ("train", "val", "test")}
         if cell.stage == "finetune":
             for part, why in (("val", "to choose the learning rate on"), ("test", "to compare the rows on")):
@@ -74,6 +95,9 @@ def check_leakage(cells: Sequence[Cell]) -> None:
             f"cells one split (data.init_args.seed and split, or a column split), or the subjects of two cohorts other "
             f"names."
         )
+    tables = [
+        table.assign(split=["test" if part == "test" else "train" for part in table["split"]]) for _, table in found
+    ]
     check_duplicates(pd.concat(tables, ignore_index=True).drop_duplicates(["subject", "session", "split"]))
 
 

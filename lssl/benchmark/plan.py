@@ -9,31 +9,27 @@ of the files, so that network and split are the same for every row; what a recip
 
 A seed is everything that chance decides in a row: pretraining, initial weights, crops, and which subjects are labelled.
 All strategies of a seed share it, so that they are compared in pairs.
+
+All cells share one split, unless the plan says ``rotate: N``. For cohorts so small that each subject is needed for the
+test, this deals the subjects to N folds. Seed s trains on as many folds as there are labelled subjects, from fold s + 2
+on; fold s + 1 validates, and all others are tested (:class:`lssl.data.folds.Folds`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lssl.benchmark.plan_checks import GROUPS, SCRATCH, check_plan
 from lssl.cli.compose import Config, load, merged, without_data
-from lssl.utils.errors import InputError, nearest
+from lssl.utils.errors import InputError
 
 __all__ = ["SCRATCH", "Cell", "Plan", "read_plan"]
 
-SCRATCH = "scratch"
-GROUPS = ("data", "backbone", "views", "model", "monitor", "trainer")
-KEYS = ("out", "seeds", "labelled", "data", "backbone", "views", "pretrain", "finetune", "strategies", "slurm")
 WANDB = ("RunWandb", "WandbLogger")
 REPORTS = ("lssl.callbacks.Report", "lssl.callbacks.report.Report", "Report")  # the names of one class
-STAGE_KEYS = {
-    "pretrain": ("config", *GROUPS),
-    "finetune": ("config", "learning_rates", "budgets", *GROUPS),
-    "strategies": ("config", "part", "partial", "pretrained", *GROUPS),
-}
 
 
 @dataclass(frozen=True)
@@ -93,6 +89,7 @@ class Plan:
         shared: what all cells have in common: its ``data`` and ``backbone``.
         slurm: parameters of submitit's executor.
         note: the recognised kind of its data, if they were given by a path.
+        rotate: folds that the seeds rotate over, 0 for one split of all cells.
     """
 
     path: Path
@@ -102,6 +99,7 @@ class Plan:
     shared: dict[str, Any]
     slurm: dict[str, Any]
     note: str = ""
+    rotate: int = 0
 
     def differences(self) -> dict[str, dict[str, Any]]:
         """Setting → strategy → value, of the pretraining settings that are not the same for all.
@@ -132,12 +130,7 @@ def read_plan(path: Path, out: Path | None = None, data: str | None = None) -> P
     if data is not None:
         whole.set("data", data)
     text = whole.values
-    _check_keys(text, KEYS, "")
-    for stage in ("pretrain", "finetune", "strategies"):
-        if not isinstance(text.get(stage) or {}, Mapping):
-            raise InputError(f"{path}: '{stage}' holds settings by name, not {text[stage]!r}.")
-    strategies = {SCRATCH: None, **(text.get("strategies") or {})}
-    _check(text, strategies)
+    strategies = check_plan(text, path)
     out = out or Path(text["out"])
     cells: list[Cell] = []
     for name, own in strategies.items():
@@ -148,7 +141,7 @@ def read_plan(path: Path, out: Path | None = None, data: str | None = None) -> P
     _check_data(cells)
     suffix = (shared["data"].get("init_args") or {}).get("suffix", "T1w")
     note = whole.found.sentence(suffix) if whole.found else ""
-    return Plan(path, out, cells, parts, shared, text.get("slurm") or {}, note)
+    return Plan(path, out, cells, parts, shared, text.get("slurm") or {}, note, text.get("rotate") or 0)
 
 
 def _rows(text: Mapping[str, Any], name: str, own: Mapping[str, Any] | None, out: Path, beside: Path) -> Iterator[Cell]:
@@ -168,6 +161,9 @@ def _rows(text: Mapping[str, Any], name: str, own: Mapping[str, Any] | None, out
         for labelled, budget in _settings(text, own is None):
             for rate in text["finetune"]["learning_rates"]:
                 tuned = merged(base, finetune["budgets"][budget])
+                if text.get("rotate"):
+                    folds = {"number": text["rotate"], "fold": seed % text["rotate"], "train": labelled}
+                    tuned = merged(tuned, {"data": {"init_args": {"folds": folds}}})
                 yield _tuning(tuned, out, name, seed, labelled, budget, float(rate), start, given)
 
 
@@ -276,50 +272,6 @@ def _comparable(key: str) -> bool:
     return not own and not key.startswith(("trainer.default_root_dir", "trainer.callbacks", "trainer.logger"))
 
 
-def _check_keys(part: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for key in part:
-        if key not in known:
-            raise InputError(f"The benchmark has no key '{where}{key}'{nearest(str(key), known)}")
-
-
-def _check(text: Mapping[str, Any], strategies: Mapping[str, Any]) -> None:
-    """Refuses plans that cannot be turned into cells."""
-    for key in ("out", "seeds", "labelled", "finetune"):
-        if not text.get(key):
-            raise InputError(f"The benchmark says no '{key}'; configs/benchmark/demo.yaml shows one.")
-    for key, least in (("seeds", 0), ("labelled", 1)):
-        values = text[key]
-        numbers = [v for v in values if not (v is None and key == "labelled")] if isinstance(values, list) else [""]
-        if any(type(v) is not int or v < least for v in numbers) or len({*values}) < len(values):
-            raise InputError(f"{key} is {values}; give a list of different whole numbers from {least} on.")
-    finetune = text["finetune"]
-    _check_keys(text.get("pretrain") or {}, STAGE_KEYS["pretrain"], "pretrain.")
-    _check_keys(finetune, STAGE_KEYS["finetune"], "finetune.")
-    for name, own in strategies.items():
-        if not re.fullmatch(r"[\w-]+", str(name)):
-            raise InputError(f"strategies: '{name}' names a folder; use letters, digits, - and _.")
-        if name == SCRATCH and own is not None:
-            raise InputError("strategies: scratch has no pretraining; give null, or another name.")
-        if name != SCRATCH and not isinstance(own, Mapping):
-            raise InputError(f"strategies: '{name}' needs settings, at least a config or a model.")
-        _check_keys(own or {}, STAGE_KEYS["strategies"], f"strategies.{name}.")
-        _check_file(name, own or {})
-        if own is not None and own.get("part", "network") not in ("network", "encoder"):
-            raise InputError(f"strategies.{name}.part is '{own['part']}'; give network or encoder.")
-    _check_finetune(finetune)
-    trained = [name for name, own in strategies.items() if own is not None and not own.get("pretrained")]
-    if trained and "max_steps" not in ((text.get("pretrain") or {}).get("trainer") or {}):
-        raise InputError("pretrain.trainer.max_steps is missing: the strategies need a common number of steps.")
-
-
-def _check_file(name: str, own: Mapping[str, Any]) -> None:
-    """A row that starts from a file is not pretrained here."""
-    if own.get("pretrained") and (both := [key for key in ("config", *GROUPS) if key in own]):
-        raise InputError(f"strategies.{name}: it starts from a file (pretrained), so it takes no {both[0]}.")
-    if own.get("pretrained") and not Path(own["pretrained"]).is_file():
-        raise InputError(f"strategies.{name}.pretrained: there is no file {own['pretrained']}.")
-
-
 def _check_data(cells: Sequence[Cell]) -> None:
     for cell in cells:
         if not (cell.config.get("data") or {}).get("class_path"):
@@ -327,20 +279,3 @@ def _check_data(cells: Sequence[Cell]) -> None:
                 f"The benchmark says no 'data' for {cell.name}; give data: PATH (a prepared folder, a BIDS folder, a "
                 f"table of visits), or data: {{class_path: …}}."
             )
-
-
-def _check_finetune(finetune: Mapping[str, Any]) -> None:
-    rates, budgets = finetune.get("learning_rates"), finetune.get("budgets")
-    try:
-        good = bool(rates) and all(float(rate) > 0 for rate in rates or [])
-    except (TypeError, ValueError):
-        good = False
-    if not good:
-        raise InputError(f"finetune.learning_rates is {rates}; give a list of numbers above 0, the same for all rows.")
-    if not isinstance(budgets, Mapping) or not budgets:
-        raise InputError("finetune.budgets is missing; give each a name and trainer: {max_steps: …}.")
-    for name, budget in budgets.items():
-        _check_keys(budget or {}, GROUPS, f"finetune.budgets.{name}.")
-        steps = ((budget or {}).get("trainer") or {}).get("max_steps")
-        if type(steps) is not int or steps < 1 or not re.fullmatch(r"[\w-]+", str(name)):
-            raise InputError(f"finetune.budgets.{name} needs a plain name and trainer: {{max_steps: …}}, above 0.")

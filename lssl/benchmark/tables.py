@@ -82,10 +82,10 @@ def _scores(plan: Plan, found: list[Result]) -> Table:
         "↓ trajectory error, %/y",
         "compute of a seed, TFLOP, pretraining + fine-tuning",
     ]
-    return Table("Fine-tuned on few labels", head, rows, _score_notes(found))
+    return Table("Fine-tuned on few labels", head, rows, _score_notes(found, plan.rotate))
 
 
-def _score_notes(found: list[Result]) -> list[str]:
+def _score_notes(found: list[Result], rotate: int) -> list[str]:
     """Notes on intervals, bold cells and compute, and warnings about untrustworthy rows."""
     seeds, subjects = max(len(entry.dice) for entry in found), max(entry.dice.shape[1] for entry in found)
     clusters = max((entry.difference.clusters for entry in found if entry.difference), default=subjects)
@@ -100,6 +100,11 @@ def _score_notes(found: list[Result]) -> list[str]:
         "no longer scratch fits. Operations are those of convolutions, matrix products and attention, steps × the "
         "first step's, whatever the machine.",
     ]
+    if rotate:
+        notes.append(
+            f"Seeds rotate over {rotate} folds of the subjects: each trains on as many folds as there are labelled "
+            "subjects, validates on one and is tested on the others, so rows of other numbers have other test subjects."
+        )
     return notes + _doubts(found, seeds) + ceiling_warnings(found)
 
 

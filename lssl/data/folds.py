@@ -19,24 +19,32 @@ class Folds:
     """One fold of a cross-validation by subject.
 
     Subjects are dealt to the folds. Fold ``fold`` is tested, the next one validates, the others train. So the runs with
-    ``fold`` 0 to ``number`` - 1 test every subject once.
+    ``fold`` 0 to ``number`` - 1 test every subject once. Where labels are few, ``train`` says how many folds train,
+    those after the validating one, and all others are tested: the runs then train on every subject equally often.
 
     Attributes:
         number: of folds, 3 or more.
         fold: the one that is tested, from 0 on.
         balance: columns whose values every fold holds in equal shares, such as ``[site, diagnosis]``: columns of the
             visit table, or names of targets. ``None``: the site, where the table has it.
+        train: folds to train on; ``None`` takes all but the tested and the validating one.
     """
 
     number: int = 5
     fold: int = 0
     balance: list[str] | None = None
+    train: int | None = None
 
     def __post_init__(self) -> None:
         if self.number < 3 or not 0 <= self.fold < self.number:
             raise InputError(
                 f"folds: give a number of 3 or more (train, val, test) and a fold from 0 to number - 1, not "
                 f"{self.number} and {self.fold}."
+            )
+        if self.train is not None and not 1 <= self.train <= self.number - 2:
+            raise InputError(
+                f"folds: train is {self.train}; of {self.number} folds, 1 to {self.number - 2} can train, as one is "
+                f"tested and one validates."
             )
 
 
@@ -86,7 +94,6 @@ def fold_splits(table: pd.DataFrame, subject: np.ndarray, folds: Folds, seed: in
     values = first[columns].astype(object).where(first[columns].notna(), "").astype(str).to_numpy().tolist()
     strata = ["\t".join([str(pair), *row]) for pair, row in zip(several, values, strict=True)]
     fold = deal(first["subject"].astype(str).tolist(), strata, folds.number, seed)
-    split = np.zeros(len(first), dtype=np.int8)
-    split[fold == (folds.fold + 1) % folds.number] = 1
-    split[fold == folds.fold] = 2
-    return split
+    train = folds.number - 2 if folds.train is None else folds.train
+    place = (fold - folds.fold) % folds.number  # 0 is tested, 1 validates
+    return np.where(place == 1, 1, np.where((place >= 2) & (place < 2 + train), 0, 2)).astype(np.int8)

@@ -55,7 +55,7 @@ class Stream:
         same_contrast: share of pairs whose visits have one contrast, varied as from day to day.
         lesions: share of subjects with lesions of white matter.
         lateral: whether classes are told apart by side.
-        anywhere: visits show any box of the head, neck and face too, instead of one around the brain.
+        anywhere: share of pairs that show any box of the head, neck and face too, instead of one around the brain.
     """
 
     draw_anatomy: Callable[[torch.Generator], Anatomy]
@@ -65,7 +65,7 @@ class Stream:
     same_contrast: float
     lesions: float
     lateral: bool
-    anywhere: bool = False
+    anywhere: float = 0.0
 
     def draw(self, number: int) -> Drawn:
         """The geometry of pair ``number``: anatomy, course, and where the visits' grids lie."""
@@ -73,7 +73,7 @@ class Stream:
         anatomy = self.draw_anatomy(stream)
         course = draw_course(anatomy, stream, self.change)
         extent = self.spacing * (torch.tensor(self.size, dtype=torch.float64) - 1)
-        low, high = _head(course) if self.anywhere else _BRAIN
+        low, high = _head(course) if self.anywhere and uniform(stream, 0, 1) < self.anywhere else _BRAIN
         room = (high - low - extent).clamp_min(10) / 2
         centre = room * (2 * torch.rand(3, generator=stream, dtype=torch.float64) - 1) + (low + high) / 2
         corners = torch.stack([centre - extent / 2] * 2)

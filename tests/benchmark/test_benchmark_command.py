@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -88,6 +89,28 @@ def test_the_guard_refuses_a_test_subject_that_any_cell_has_seen(real):
     others["leaks"]["data"] = {"init_args": {"seed": 5}}  # another split of the same subjects
     with pytest.raises(InputError, match="pretrain/leaks"):
         check_leakage(read_plan(real(strategies=others)).cells)
+
+
+def test_rotation_tests_each_seed_on_what_it_has_not_seen_and_refuses_its_own_pretraining_on_them(real):
+    from lssl.benchmark.checks import _data, _instantiate
+
+    options = {key: value for key, value in DATA["init_args"].items() if key != "split"}
+    data = {**DATA, "init_args": {**options, "subjects": 7}}
+    finetune = {**REAL["finetune"], "learning_rates": [0.01]}
+    scratch = read_plan(real(data=data, rotate=7, seeds=[*range(7)], labelled=[1, 3], strategies={}, finetune=finetune))
+    check_leakage(scratch.cells, rotate=True)
+    with pytest.raises(InputError, match="is tested on in"):
+        check_leakage(scratch.cells)
+    counts = {1: Counter(), 3: Counter(), None: Counter()}
+    for cell in scratch.cells:
+        table = _instantiate(_data(cell)).table.drop_duplicates("subject")
+        many = table["split"].value_counts()
+        assert (many["train"], many["val"]) == (cell.labelled or 5, 1)
+        counts[cell.labelled].update(table["subject"][table["split"] == "train"])
+    assert all(counts[many] == dict.fromkeys(table["subject"], times) for many, times in ((1, 1), (3, 3), (None, 5)))
+    plan = read_plan(real(data=data, rotate=7, finetune=finetune))
+    with pytest.raises(InputError, match=r"tested on in finetune/.* trained or validated on in pretrain/"):
+        check_leakage(plan.cells, rotate=True)
 
 
 def test_rates_need_validation_subjects_and_rows_test_subjects(real):

@@ -157,6 +157,9 @@ def test_a_key_follows_the_users_own_file_and_the_data(tmp_path, monkeypatch):
         ({"strategies": {"mine": {"part": "decoder"}}}, "give network or encoder"),
         ({"strategies": {"mine": {"config": "nowhere.yaml"}}}, "There is no config nowhere.yaml"),
         ({"pretrain": {}}, "pretrain.trainer.max_steps is missing"),
+        ({"rotate": 2}, "rotate is 2; give a number of folds, at least 3"),
+        ({"rotate": 4, "labelled": [1, 3]}, "at least 5: 3 to train"),
+        ({"rotate": 7}, "learning_rates can be only one"),
     ],
 )
 def test_one_sentence_for_a_plan_that_cannot_be(groups, sentence, tmp_path):

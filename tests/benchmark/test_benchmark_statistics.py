@@ -49,6 +49,46 @@ def test_intervals_cover(pattern, seeds):
     assert share < 0.999
 
 
+@pytest.mark.parametrize("pattern", bench.ROTATED, ids=str)
+@pytest.mark.parametrize("train", [1, 3])
+def test_intervals_cover_where_seeds_rotate_over_the_subjects(pattern, train):
+    assert 0.94 < bench.rotated_coverage(4000, train, bench.ROTATED[pattern]) < 0.995
+
+
+def test_with_holes_the_variance_is_that_of_effects_beyond_one_another():
+    """Sums of squares by regressions on dummies, their expectations by putting in each effect alone."""
+    x = bench.rotated(np.random.default_rng(3).normal(size=(6, 7)) + 3 * np.arange(6)[:, None] + np.arange(7), 2)
+    x[1, 0] = np.nan  # not as regular, either
+    place = np.argwhere(~np.isnan(x))
+    dummies = [(place[:, [axis]] == np.arange(size)).astype(float) for axis, size in enumerate(x.shape)]
+
+    def left(values, *columns):
+        design = np.hstack(columns)
+        return float(((values - design @ np.linalg.lstsq(design, values, rcond=None)[0]) ** 2).sum())
+
+    def squares(values):
+        rest = left(values, *dummies)
+        return np.array([left(values, dummies[1]) - rest, left(values, dummies[0]) - rest, rest])
+
+    freedom = np.array([5, 6, len(place) - 12])
+    found = squares(x[~np.isnan(x)]) / freedom
+    factors = [sum(squares(column)[axis] for column in dummies[axis].T) / freedom[axis] for axis in (0, 1)]
+    shares = [sum(column.sum() ** 2 for column in name.T) / len(place) ** 2 for name in dummies]
+    variances = [(found[axis] - found[2]) / factors[axis] for axis in (0, 1)]
+    assert min(variances) > 0
+    total = shares[0] * variances[0] + shares[1] * variances[1] + found[2] / len(place)
+    weights = np.array([shares[0] / factors[0], shares[1] / factors[1], 0.0])
+    weights[2] = 1 / len(place) - weights.sum()
+    degrees = total**2 / ((weights * found) ** 2 / freedom).sum()
+    low, high, _ = two_way(x)
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, degrees, np.nanmean(x), np.sqrt(total)), rel=1e-9)
+
+
+def test_seeds_and_clusters_that_cannot_be_told_apart_give_no_interval():
+    for x in (np.where(np.eye(4), 1.0, np.nan), np.kron(np.eye(2), np.ones((3, 3)))):
+        assert np.isnan(two_way(np.where(x == 0, np.nan, x))).all()
+
+
 def test_subjects_of_one_map_taken_for_independent_would_not_cover():
     pattern = bench.PATTERNS["12 subjects of 6 maps"]
     x = bench.draw(np.random.default_rng(0), 4000, 5, (0.0, *pattern[1:]))[:, 0]
@@ -92,8 +132,8 @@ def test_pairs_go_by_name_and_what_one_side_lacks_is_left_out():
     reference = pd.DataFrame({"a": [0.1, 0.2], "b": [0.3, 0.4], "c": [0.9, 0.9]}, index=[0, 1])
     scores = pd.DataFrame({"b": [0.6, 0.5, 9.0], "a": [0.3, 0.2, 9.0], "c": [0.9, np.nan, 9.0]}, index=[1, 0, 2])
     difference = paired(scores, reference)
-    assert difference.mean == pytest.approx((0.1 + 0.2 + 0.1 + 0.2) / 4)
-    assert (difference.seeds, difference.subjects, difference.clusters) == (2, 2, 2)
+    assert difference.mean == pytest.approx((0.1 + 0.2 + 0.1 + 0.2 + 0.0) / 5)  # nothing of c at seed 0, nor of seed 2
+    assert (difference.seeds, difference.subjects, difference.clusters) == (2, 3, 3)
     assert difference.low <= difference.mean <= difference.high
     assert paired(scores.loc[[2]], reference) is None
 

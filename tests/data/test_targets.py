@@ -170,8 +170,26 @@ def test_folds_split_the_cohort_by_subject_with_sites_alike():
     assert groups.value_counts(dropna=False).between(3, 4).all()
 
 
+def test_few_folds_train_in_turn_and_all_others_are_tested():
+    trained, held_out = [], []
+    for fold in range(4):
+        data = Cohort(folds=Folds(4, fold, train=1))
+        data.setup()
+        split = data.table.drop_duplicates("subject").set_index("subject")["split"]
+        assert (split.value_counts() == pd.Series({"test": 20, "train": 10, "val": 10})).all()
+        trained += split.index[split == "train"].tolist()
+        held_out += split.index[split == "val"].tolist()
+    assert sorted(trained) == sorted(held_out) == sorted(split.index)
+
+
 @pytest.mark.parametrize(
-    ("folds", "says"), [((2, 0), "3 or more"), ((5, 5), "from 0 to number"), ((5, 0, ["family"]), "no column 'family'")]
+    ("folds", "says"),
+    [
+        ((2, 0), "3 or more"),
+        ((5, 5), "from 0 to number"),
+        ((5, 0, ["family"]), "no column 'family'"),
+        ((5, 0, None, 4), "1 to 3 can train"),
+    ],
 )
 def test_folds_that_cannot_be_are_refused(folds, says):
     with pytest.raises(InputError, match=says):

@@ -157,7 +157,7 @@ def test_structures_change_at_the_rates_that_were_drawn(anatomy):
 
 
 def test_boxes_anywhere_reach_every_end_of_the_head_and_do_not_leave_it(anatomy):
-    stream = dataclasses.replace(stream_of(anatomy, size=(8, 8, 8)), anywhere=True)
+    stream = dataclasses.replace(stream_of(anatomy, size=(8, 8, 8)), anywhere=1.0)
     lowest, highest = [], []
     for number in range(60):
         drawn = stream.draw(number)
