@@ -11,7 +11,7 @@ import csv
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -135,12 +135,24 @@ def _like_a_path(text: str) -> bool:
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    """A prepared folder's tables, or sizes and times of all files of another one."""
+    """A prepared folder's tables and fields of motion, or sizes and times of all files of another one."""
     if tables := [name for name in TABLES if (path / name).is_file()]:
-        return {str(path / name): _content(path / name) for name in tables}
-    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    sizes = [[os.path.relpath(file, path), *_size(file)] for file in sorted(files)]
-    return {str(path): digest(sizes)}
+        fields = {str(path / "fields"): _sizes(path, files)} if (files := _fields(path / TABLES[0])) else {}
+        return {**{str(path / name): _content(path / name) for name in tables}, **fields}
+    return {str(path): _sizes(path, (Path(folder, name) for folder, _, names in os.walk(path) for name in names))}
+
+
+def _fields(table: Path) -> list[Path]:
+    """Files of the column ``field`` of a prepared folder: they can be made again while its tables stay."""
+    if not table.is_file():
+        return []
+    with table.open(newline="", encoding="utf-8") as file:
+        files = [table.parent / row["field"] for row in csv.DictReader(file) if row.get("field")]
+    return [path for path in files if path.is_file()]
+
+
+def _sizes(path: Path, files: Iterable[Path]) -> str:
+    return digest([[os.path.relpath(file, path), *_size(file)] for file in sorted(files)])
 
 
 def _size(path: Path) -> list[int]:

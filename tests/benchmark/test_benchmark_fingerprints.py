@@ -89,6 +89,19 @@ def test_images_that_a_table_lists(project, size):
     assert changed(before, keys(data=data)) == {*before}
 
 
+def test_fields_of_a_prepared_folder_that_are_made_again_under_the_same_tables(project):
+    folder, keys = project
+    (folder / "prepared").mkdir()
+    (folder / "prepared" / "a_field.npz").write_bytes(b"1")
+    (folder / "prepared" / "visits.csv").write_text("subject,session,field\na,1,a_field.npz\na,2,\n")
+    (folder / "prepared" / "dataset.json").write_text("{}")
+    data = {"class_path": "PreparedDataModule", "init_args": {"root": "prepared"}}
+    before = keys(data=data)
+    assert keys(data=data) == before
+    (folder / "prepared" / "a_field.npz").write_bytes(b"22")
+    assert changed(before, keys(data=data)) == {*before}
+
+
 def test_images_relative_to_the_root_of_the_data(project):
     folder, keys = project
     (folder / "bids").mkdir()
