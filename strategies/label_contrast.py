@@ -16,7 +16,8 @@ contrast Σ_l w_l L_l, Σ w_l = 1, with L_l the supervised contrast of the 2 K p
 ======== =========================================================================================== ======
 
 Anatomy, contrast and time differ between the views, and the label is what they share. A pair whose visits have no
-label, or no label twice, is left out. Unlike dense InfoNCE, places within a structure are not told apart.
+label, or no label twice, is left out; the log gives the share of pairs without labels (``skipped``). Unlike dense
+InfoNCE, places within a structure are not told apart.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class LabelContrast(Strategy):
         self.log_metric("feature_std", feature_std(z.flatten(1, 3)))
         labels = torch.stack([first.source_label, second.source_label]).flatten(2)
         label = labels.gather(2, voxels).unflatten(2, (len(taps), -1)).permute(2, 1, 0, 3).flatten(2)  # (T, B, 2 K)
+        self.log_metric("skipped", (label < 0).all(2).float().mean())
         return {"contrast": (self.shares * self.loss(z.transpose(1, 2).flatten(2, 3), label, weight)).sum()}
 
 

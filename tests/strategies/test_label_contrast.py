@@ -108,6 +108,15 @@ def test_without_labels_it_says_what_to_do(make_batch):
         task.terms(*task.views(batch, task.generator), batch)
 
 
+def test_pairs_without_labels_are_counted(make_batch):
+    batch, task = with_labels(make_batch), strategy()
+    task.terms(*task.views(batch, task.generator), batch)
+    assert task.logged["skipped"] == 0
+    batch.labels[1] = -1
+    task.terms(*task.views(batch, task.generator), batch)
+    assert task.logged["skipped"] == 0.5
+
+
 def test_structures_part_in_a_few_steps(make_batch):
     """Voxels of each stripe come together: the loss falls below that of the untrained network."""
     torch.manual_seed(0)
