@@ -29,11 +29,11 @@ def main() -> None:
         data.setup()
         pairs = list(data.train_dataloader().sampler)
         for row, later, seed in pairs[:40]:  # reads the maps
-            data.read_pair(row, later, None, seed)
+            data.read_visits((row, later), None, seed)
         spent: dict[str, list[float]] = {"a pair": [], "a step": []}
         for row, later, seed in pairs[40:]:
             begin = time.perf_counter()
-            first, second = data.read_pair(row, later, None, seed)
+            first, second = data.read_visits((row, later), None, seed)
             middle = time.perf_counter()
             network(torch.stack([first.image, second.image])).square().mean().backward()
             optimizer.step()

@@ -181,7 +181,7 @@ class PreparedDataModule(PairDataModule):
 
     def read(self, row: int) -> Visit:
         """The whole visit in a row of the table."""
-        return self.read_pair(row, row, None, None)[0]
+        return self.read_visits((row,), None, None)[0]
 
     def use_motion(self) -> None:
         """See :meth:`PairDataModule.use_motion`."""
@@ -214,18 +214,17 @@ class PreparedDataModule(PairDataModule):
         reader.table, reader.subjects = pd.DataFrame(), []
         return reader
 
-    def read_pair(
-        self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
-    ) -> tuple[Visit, Visit]:
-        """Reads the same box of two visits, and nothing else of them."""
-        first = self.files.open(row)
-        second = first if later == row else self.files.open(later)
-        start, cut = [0, 0, 0], list(first.shape)
+    def read_visits(
+        self, rows: Sequence[int], size: tuple[int, int, int] | None, seed: int | None
+    ) -> tuple[Visit, ...]:
+        """Reads the same box of visits, and nothing else of them."""
+        stored = {row: self.files.open(row) for row in dict.fromkeys(rows)}
+        start, cut = [0, 0, 0], list(stored[rows[0]].shape)
         if size is not None:
-            start, cut = around(_centre(first, second, seed), size, first.shape)
+            start, cut = around(_centre([stored[row] for row in rows], seed), size, cut)
         names = None if self._present is None else self._channels
-        one = _visit(first, start, cut, names)
-        return one, one if later == row else _visit(second, start, cut, names)
+        read = {row: _visit(visit, start, cut, names) for row, visit in stored.items()}
+        return tuple(read[row] for row in rows)
 
 
 class VisitFiles:
@@ -268,15 +267,15 @@ def _field(path: str) -> VisitField:
     return read_field(path)
 
 
-def _centre(first: StoredVisit, second: StoredVisit, seed: int | None) -> list[int]:
-    """A random foreground voxel of either visit, or the middle of the bounding box of both foregrounds."""
+def _centre(visits: Sequence[StoredVisit], seed: int | None) -> list[int]:
+    """A random foreground voxel of any visit, or the middle of the bounding box of all foregrounds."""
     if seed is None:
-        low, high = np.minimum(first.bounds[0], second.bounds[0]), np.maximum(first.bounds[1], second.bounds[1])
+        low, high = np.min([visit.bounds[0] for visit in visits], 0), np.max([visit.bounds[1] for visit in visits], 0)
         return ((low + high) // 2).tolist()
     generator = torch.Generator().manual_seed(seed)
-    places = np.concatenate([first.places, second.places])
+    places = np.concatenate([visit.places for visit in visits])
     if not len(places):
-        return [int(torch.randint(length, (1,), generator=generator)) for length in first.shape]
+        return [int(torch.randint(length, (1,), generator=generator)) for length in visits[0].shape]
     return places[int(torch.randint(len(places), (1,), generator=generator))].tolist()
 
 

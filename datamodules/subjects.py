@@ -263,15 +263,15 @@ class SubjectsDataModule(PairDataModule):
 
     def read_label(self, row: int) -> np.ndarray | None:
         """The label map after the dataset's transform."""
-        label = self.read_pair(row, row, None, None)[0].label
+        label = self.read_visits((row,), None, None)[0].label
         return None if label is None else label.numpy()
 
-    def read_pair(
-        self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
-    ) -> tuple[Visit, Visit]:
+    def read_visits(
+        self, rows: Sequence[int], size: tuple[int, int, int] | None, seed: int | None
+    ) -> tuple[Visit, ...]:
         """The draws of the dataset's transform follow from the pair's seed, or else from the visit."""
-        with _draws_from(row if seed is None else seed):
-            return super().read_pair(row, later, size, seed)
+        with _draws_from(rows[0] if seed is None else seed):
+            return super().read_visits(rows, size, seed)
 
     def read(self, row: int) -> Visit:
         """Reads, transforms, turns and scales the whole visit in a row of the table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lssl.data.batch import Visit
-from lssl.data.boxes import crop, source_box
+from lssl.data.boxes import same_box
 from lssl.data.datamodule import PairDataModule
 from lssl.data.pairs import SPLITS, count, split_subjects
 from lssl.synthetic.base import refuse_large_visits, refuse_long_table, share_of_subjects
@@ -95,6 +96,11 @@ class SyntheticBrainsDataModule(PairDataModule):
                 "few_shot (subjects, visits), min_interval and max_interval choose among visits that are there, and a "
                 "stream makes its own; leave them out, or take LabelMapDataModule."
             )
+        if self.visits_per_item > 2:
+            raise InputError(
+                f"visits_per_item is {self.visits_per_item}, and a stream makes two visits of a subject; set it to 2, "
+                f"or take LabelMapDataModule."
+            )
         self.size: tuple[int, int, int] = (size, size, size) if isinstance(size, int) else (size[0], size[1], size[2])
         if min(self.size) < 8:
             raise InputError(f"size is {list(self.size)}; give at least 8 voxels along each axis.")
@@ -142,20 +148,17 @@ class SyntheticBrainsDataModule(PairDataModule):
 
     def read(self, row: int) -> Visit:
         """The fixed visit in a row of the table, as validation, test and prediction see it."""
-        return self.read_pair(row, row, None, None)[0]
+        return self.read_visits((row,), None, None)[0]
 
-    def read_pair(
-        self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
-    ) -> tuple[Visit, Visit]:
+    def read_visits(
+        self, rows: Sequence[int], size: tuple[int, int, int] | None, seed: int | None
+    ) -> tuple[Visit, ...]:
         """A new pair for every seed; without one, the fixed pair of the rows' subject. ``size`` must be the visits'."""
-        stream, number = self._fixed_pair(row)
-        wanted = [self._visit(row)] if later == row else [self._visit(row), self._visit(later)]
-        visits = stream.visits(number if seed is None else seed, wanted)
-        first, second = visits[0], visits[-1]
-        if size is None or tuple(size) == self.size:
-            return first, second
-        start, cut = source_box(first, second, size, seed)
-        return crop(first, start, cut), crop(second, start, cut)
+        stream, number = self._fixed_pair(rows[0])
+        wanted = list(dict.fromkeys(self._visit(row) for row in rows))
+        made = dict(zip(wanted, stream.visits(number if seed is None else seed, wanted), strict=True))
+        visits = tuple(made[self._visit(row)] for row in rows)
+        return visits if size is None or tuple(size) == self.size else same_box(visits, size, seed)
 
     def correspond(self, points: Tensor, first: int, second: int) -> Tensor:
         """Exact positions, in a fixed visit, of points of the same subject's other visit; NaN for another subject's."""

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lssl.data.description import CHECKPOINT_FORMAT, check_format, record
-from lssl.data.source import DataSource, learns_partial, refuse_partial
+from lssl.data.source import DataSource, learns_partial, refuse_other_channels, refuse_partial, refuse_series
 from lssl.data.whole_batches import place_of_batch
 from lssl.guards import EvaluationGuard, FiniteGuard, SkippedReads
 from lssl.networks.backbone import Backbone, TakesNetworks
@@ -66,6 +66,8 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
     LOSS_WEIGHTS: ClassVar[Mapping[str, float]] = {}
     #: Whether the network is what is wanted, for other tasks to start from.
     PRETRAINS: ClassVar[bool] = False
+    #: Whether it takes series of more than two visits, see ``visits_per_item`` of the data.
+    TAKES_SERIES: ClassVar[bool] = False
     #: Whether ``lssl test`` prints a table of the task's own.
     OWN_TABLE: ClassVar[bool] = False
 
@@ -193,6 +195,8 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
     def setup(self, stage: str) -> None:
         """Checks options against the data before any long work starts."""
         if (data := self._source) is not None:
+            if not self.TAKES_SERIES:
+                refuse_series(data, type(self).__name__)
             self.use_spacing(data, announce=stage == "fit")
             if stage == "fit":
                 data.check_crop(self.views.size)
@@ -298,14 +302,7 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
 
     def check_channels(self) -> None:
         """Refuses images whose channels are not those that the network takes."""
-        names, taken = self.data_source.channels(), self.backbone.in_channels
-        if len(names) != taken:
-            many = f"{len(names)} channels" if len(names) > 1 else "1 channel"
-            raise InputError(
-                f"The data have {many} ({', '.join(names)}) and the network takes {taken}: set backbone.in_channels "
-                f"(and the network's own option, if it is given by class_path) to {len(names)}, or give data with "
-                f"{taken}."
-            )
+        refuse_other_channels(self.data_source, self.backbone.in_channels)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

@@ -57,12 +57,12 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def oblique(pairs: int, seed: int = 0) -> torch.Tensor:
-    """Affines ``(pairs, 2, 4, 4)``: anisotropic voxels, rotated axes, and a second visit displaced by some mm."""
+def oblique(pairs: int, seed: int = 0, visits: int = 2) -> torch.Tensor:
+    """Affines ``(pairs, visits, 4, 4)``: anisotropic voxels, rotated axes, and later visits displaced by some mm."""
     draw = torch.Generator().manual_seed(seed)
-    angles = 0.15 * torch.randn(pairs, 2, 3, generator=draw, dtype=torch.float64)
-    shift = torch.tensor([-40.0, 12.0, 7.0]) + 1.5 * torch.randn(pairs, 2, 3, generator=draw, dtype=torch.float64)
-    size = torch.tensor([1.1, 0.9, 1.3], dtype=torch.float64).expand(pairs, 2, 3)
+    angles = 0.15 * torch.randn(pairs, visits, 3, generator=draw, dtype=torch.float64)
+    shift = torch.tensor([-40.0, 12.0, 7.0]) + 1.5 * torch.randn(pairs, visits, 3, generator=draw, dtype=torch.float64)
+    size = torch.tensor([1.1, 0.9, 1.3], dtype=torch.float64).expand(pairs, visits, 3)
     return geo.translation(shift) @ geo.rotation(angles) @ geo.scaling(size)
 
 
@@ -82,30 +82,31 @@ def make_batch() -> Callable[..., PairBatch]:
         identical: bool = False,
         labels: bool = False,
         seed: int = 0,
+        visits: int = 2,
     ) -> PairBatch:
         draw = torch.Generator().manual_seed(seed)
-        affines = oblique(pairs, seed)
+        affines = oblique(pairs, seed, visits)
         if affine != "oblique":
-            affines = affines[:, :1].repeat(1, 2, 1, 1)
+            affines = affines[:, :1].repeat(1, visits, 1, 1)
         if affine == "unit":
-            affines = torch.eye(4, dtype=torch.float64).repeat(pairs, 2, 1, 1)
+            affines = torch.eye(4, dtype=torch.float64).repeat(pairs, visits, 1, 1)
         if image == "frame":
-            places = geo.transform(affines, geo.lattice(size).expand(pairs, 2, -1, -1))
+            places = geo.transform(affines, geo.lattice(size).expand(pairs, visits, -1, -1))
             images = places.transpose(-1, -2).unflatten(-1, size).float()
         else:
-            images = torch.rand(pairs, 2, 1, *size, generator=draw)
+            images = torch.rand(pairs, visits, 1, *size, generator=draw)
         if identical:
-            images = images[:, :1].repeat(1, 2, 1, 1, 1, 1)
+            images = images[:, :1].repeat(1, visits, 1, 1, 1, 1)
         return PairBatch(
             images=images,
             affines=affines,
-            extent=torch.tensor(size).repeat(pairs, 2, 1),
-            foreground=torch.ones(pairs, 2, *size, dtype=torch.bool),
-            ages=torch.tensor([[40.0, 42.0]]).repeat(pairs, 1),
-            times=torch.tensor([[0.0, 2.0]]).repeat(pairs, 1),
-            labels=torch.randint(0, 9, (pairs, 2, *size), generator=draw).short() if labels else None,
+            extent=torch.tensor(size).repeat(pairs, visits, 1),
+            foreground=torch.ones(pairs, visits, *size, dtype=torch.bool),
+            ages=40.0 + 2 * torch.arange(visits).repeat(pairs, 1),
+            times=2.0 * torch.arange(visits).repeat(pairs, 1),
+            labels=torch.randint(0, 9, (pairs, visits, *size), generator=draw).short() if labels else None,
             subject=torch.arange(pairs),
-            session=torch.arange(2 * pairs).view(pairs, 2),
+            session=torch.arange(visits * pairs).view(pairs, visits),
         )
 
     return make

@@ -305,3 +305,27 @@ def test_every_strategy_logs_the_deviation_of_its_features(name, monkeypatch):
     strategy.seed("fit", 0)
     strategy._step(next(iter(data.val_dataloader())))
     assert 0 < strategy.logged["feature_std"].item() <= 1.0
+
+
+def test_series_train_what_takes_them_and_are_refused_elsewhere(tmp_path):
+    class OfAll(Mean):
+        TAKES_SERIES: ClassVar = True
+        seen: ClassVar[list] = []
+
+        def losses(self, batch):
+            views = self.views.series(batch, self.generator)
+            self.seen.append([len(views), batch.images.shape[1]])
+            return {"mean": (self.backbone(views[2].image, ["a"])["a"].mean() - 1) ** 2}
+
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    data = PhantomDataModule(
+        subjects=5, visits=3, visits_per_item=3, size=24, spacing=7.0, split=(0.6, 0.4, 0.0), batch_size=3
+    )
+    trainer = L.Trainer(max_steps=2, default_root_dir=tmp_path, **options)
+    task = OfAll(make().backbone, ViewSampler(8))
+    trainer.fit(task, datamodule=data)
+    assert trainer.global_step == 2
+    assert task.seen == [[3, 3]] * len(task.seen)
+    assert len(trainer.predict(task, datamodule=data)) == 15  # every visit once
+    with pytest.raises(InputError, match=r"visits_per_item is 3, and Mean takes pairs of visits; set it to 2"):
+        L.Trainer(max_steps=1, default_root_dir=tmp_path, **options).fit(make(), datamodule=data)

@@ -51,6 +51,7 @@ OF_THE_RECIPE = (
     "single_visits",
     "source_size",
     "transform",
+    "visits_per_item",
 )
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 

@@ -73,9 +73,9 @@ def landmark_errors(
 
 
 def one_pair_per_subject(batches: Iterable[PairBatch], most: int) -> list[PairBatch]:
-    """The first pair of two visits of each subject, as batches of one."""
+    """The first pair of two visits of each subject, as batches of one; of a series, its first and last visit."""
     pairs: dict[int, PairBatch] = {}
-    for batch in batches:
+    for batch in (batch.ends() for batch in batches):
         for row in range(len(batch)):
             subject, sessions = int(batch.subject[row]), batch.session[row]
             if subject not in pairs and sessions[0] != sessions[1]:

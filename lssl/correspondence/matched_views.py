@@ -104,9 +104,8 @@ class MatchedViews:
         second, _ = self._key(pairs, second_turn, match[:, None], shift)
         shares["other_subject"] = (crossed & ~same).mean(dtype=np.float32)
         (sent,) = send([np.array(list(shares.values()))], batch.images.device)
-        return *views.resample_views(batch, np.stack([first, second[:, 0]], 1), draws), dict(
-            zip(shares, sent, strict=True)
-        )
+        query, key = views.resample_views(batch, np.stack([first, second[:, 0]], 1), draws)
+        return query, key, dict(zip(shares, sent, strict=True))
 
     def _match(
         self, batch: PairBatch, points: np.ndarray, visit: np.ndarray, rows: np.ndarray

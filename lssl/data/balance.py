@@ -50,7 +50,7 @@ def balanced_weights(
     Args:
         table: one row per visit, with ``time`` and, for sites, ``site``.
         subject: ``(visits,)`` number of each row's subject.
-        pairs: ``(pairs, 2)`` rows of the table.
+        pairs: ``(pairs, 2)`` rows of the table; the interval of a series is that from its first to its last visit.
         balance: ``site``, ``interval`` or ``both``.
         every_pair: pairs start with equal weight, instead of subjects.
 
@@ -64,5 +64,5 @@ def balanced_weights(
         site = pd.factorize(table["site"].fillna(""))[0][pairs[:, 0]]
     if balance in ("interval", "both"):
         time = table["time"].to_numpy(float)
-        interval = time[pairs[:, 1]] - time[pairs[:, 0]]
+        interval = time[pairs[:, -1]] - time[pairs[:, 0]]
     return pair_weights(subject[pairs[:, 0]], every_pair, site, interval)

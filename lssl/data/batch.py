@@ -86,31 +86,34 @@ class HostPairs:
         return HostPairs(**fields)
 
     def times_within_pair(self) -> np.ndarray:
-        """``(B, 2)`` times, but 0 where a visit of unknown time is paired with itself: that interval is 0."""
-        same = (self.session[:, :1] == self.session[:, 1:]) & np.isnan(self.times)
+        """``(B, K)`` times, but 0 where a visit of unknown time is paired with itself: that interval is 0."""
+        same = (self.session[:, :1] == self.session).all(1, keepdims=True) & np.isnan(self.times)
         return np.where(same, np.float32(0), self.times)
 
 
 @dataclass
 class PairBatch:
-    """B pairs of visits as tensors, in time order where their times are known.
+    """B pairs of visits as tensors, or series of K visits, in time order where their times are known.
+
+    Of pairs, K is 2. The option ``visits_per_item`` of a datamodule makes it larger.
 
     Attributes:
-        images: ``(B, 2, C, D, H, W)`` float32 sources; voxels beyond ``extent`` are padding. A loader may give int16
+        images: ``(B, K, C, D, H, W)`` float32 sources; voxels beyond ``extent`` are padding. A loader may give int16
             steps; :meth:`to` converts them to float32.
-        affines: ``(B, 2, 4, 4)`` float64, index → frame in mm.
-        extent: ``(B, 2, 3)`` int64, how many voxels of each axis are data; padding follows them.
-        foreground: ``(B, 2, D, H, W)`` bool.
-        ages: ``(B, 2)`` float32 years, NaN where unknown.
-        times: ``(B, 2)`` float32 years since the subject's first visit, NaN where unknown. Intervals come from these:
+        affines: ``(B, K, 4, 4)`` float64, index → frame in mm.
+        extent: ``(B, K, 3)`` int64, how many voxels of each axis are data; padding follows them.
+        foreground: ``(B, K, D, H, W)`` bool.
+        ages: ``(B, K)`` float32 years, NaN where unknown.
+        times: ``(B, K)`` float32 years since the subject's first visit, NaN where unknown. Intervals come from these:
             a time may be known without an age.
-        labels: ``(B, 2, D, H, W)`` int16, -1 where a visit has none; ``None`` if no visit of the batch has any.
+        labels: ``(B, K, D, H, W)`` int16, -1 where a visit has none; ``None`` if no visit of the batch has any.
         subject: ``(B,)`` int64 subject ids, equal for pairs of one subject.
-        session: ``(B, 2)`` int64 visit ids, equal within a same-visit pair.
-        targets: ``(B, 2, T)`` float32, the datamodule's targets in their order, NaN where unknown; ``None`` without.
-        motion: ``(B, 2, 3, d, h, w)`` float32 mm, from each visit to the other, see :class:`Visit`; ``None`` without.
+        session: ``(B, K)`` int64 visit ids, equal within a same-visit pair.
+        targets: ``(B, K, T)`` float32, the datamodule's targets in their order, NaN where unknown; ``None`` without.
+        motion: ``(B, 2, 3, d, h, w)`` float32 mm, from each visit of a pair to the other, see :class:`Visit`; ``None``
+            without, and for series.
         motion_affine: ``(B, 2, 4, 4)`` float64, index of ``motion`` → frame.
-        present: ``(B, 2, C)`` bool, which channels each visit has; the others are 0. ``None``: all visits have all.
+        present: ``(B, K, C)`` bool, which channels each visit has; the others are 0. ``None``: all visits have all.
     """
 
     images: Tensor
@@ -131,8 +134,13 @@ class PairBatch:
         self._host: HostPairs | None = None
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Number of pairs, or of series."""
         return self.images.shape[0]
+
+    @property
+    def visits_per_item(self) -> int:
+        """K: 2 for pairs."""
+        return self.images.shape[1]
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -165,19 +173,19 @@ class PairBatch:
         return self._map(lambda tensor: tensor[index])
 
     def visits(self, index: Tensor, rows: Tensor | None = None) -> PairBatch:
-        """The same subjects, with visits ``index (B, 2)`` (each 0 or 1) as their first and second.
+        """The same subjects, with visits ``index (B, N)`` in this order: of pairs, each is 0 or 1, and N is 2.
 
         Args:
-            index: which visit of a pair; on the CPU.
-            rows: ``(B, 2)`` pairs that the visits are taken from; by default each pair's own. Subject ids stay.
+            index: which visits of a pair or series; on the CPU.
+            rows: ``(B, N)`` pairs that the visits are taken from; by default each pair's own. Subject ids stay.
 
         Between a visit and itself, or another subject's, nothing is known to move.
         """
         rows = torch.arange(len(self))[:, None] if rows is None else rows
-        place = send([(2 * rows + index).flatten().numpy()], self.images.device)[0]
+        place = send([(self.visits_per_item * rows + index).flatten().numpy()], self.images.device)[0]
 
         def chosen(tensor: Tensor) -> Tensor:
-            return tensor if tensor.ndim == 1 else tensor.flatten(0, 1)[place].unflatten(0, (-1, 2))
+            return tensor if tensor.ndim == 1 else tensor.flatten(0, 1)[place].unflatten(0, index.shape)
 
         moved = self._map(chosen)
         if moved.motion is not None:
@@ -185,6 +193,18 @@ class PairBatch:
             moved.motion = moved.motion * still
         moved._host = self.host.visits(index.numpy(), rows.numpy())
         return moved
+
+    def ends(self) -> PairBatch:
+        """Pairs of the first and the last visit of each series; pairs stay as they are."""
+        last = self.visits_per_item - 1
+        return self if last == 1 else self.visits(torch.tensor([[0, last]]).expand(len(self), 2))
+
+    def neighbours(self) -> list[PairBatch]:
+        """Pairs of each two visits that follow one another, from the first two on; of pairs, these alone."""
+        later = range(1, self.visits_per_item)
+        if len(later) == 1:
+            return [self]
+        return [self.visits(torch.tensor([[visit - 1, visit]]).expand(len(self), 2)) for visit in later]
 
     def picture(self, pair: int, visit: int) -> Tensor:
         """``(D, H, W)`` float32: the first channel that a visit has."""
@@ -218,17 +238,20 @@ def _stack_motion(visits: Sequence[Visit]) -> dict[str, Tensor]:
     return {name: values.unflatten(0, (-1, 2)) for name, values in stacked.items()}
 
 
-def _stack_present(visits: Sequence[Visit]) -> Tensor | None:
-    """``(B, 2, C)`` bool; ``None`` if all visits have all channels."""
+def _stack_present(visits: Sequence[Visit], shape: tuple[int, int]) -> Tensor | None:
+    """``(B, K, C)`` bool; ``None`` if all visits have all channels."""
     if all(visit.present is None for visit in visits):
         return None
     every = torch.ones(len(visits[0].image), dtype=torch.bool)
-    return torch.stack([every if visit.present is None else visit.present for visit in visits]).unflatten(0, (-1, 2))
+    return torch.stack([every if visit.present is None else visit.present for visit in visits]).unflatten(0, shape)
 
 
-def collate(pairs: Sequence[tuple[Visit, Visit]]) -> PairBatch:
-    """Stacks pairs; smaller sources are padded with zeros after their last voxel, and ``extent`` records their size."""
-    visits = [visit for pair in pairs for visit in pair]
+def collate(pairs: Sequence[Sequence[Visit]]) -> PairBatch:
+    """Stacks pairs, or series of equally many visits.
+
+    Smaller sources are padded with zeros after their last voxel, and ``extent`` records their size.
+    """
+    visits, shape = [visit for pair in pairs for visit in pair], (len(pairs), len(pairs[0]))
     size = [max(visit.image.shape[axis] for visit in visits) for axis in (1, 2, 3)]
 
     def stack(volumes: Sequence[Tensor], value: float = 0) -> Tensor:
@@ -237,7 +260,7 @@ def collate(pairs: Sequence[tuple[Visit, Visit]]) -> PairBatch:
             missing = [wanted - have for wanted, have in zip(size, volume.shape[-3:], strict=True)]
             padding = [0, missing[2], 0, missing[1], 0, missing[0]]
             padded.append(F.pad(volume, padding, value=value) if any(missing) else volume)
-        return torch.stack(padded).unflatten(0, (len(pairs), 2))
+        return torch.stack(padded).unflatten(0, shape)
 
     labelled = any(visit.label is not None for visit in visits)
     labels = [
@@ -247,15 +270,15 @@ def collate(pairs: Sequence[tuple[Visit, Visit]]) -> PairBatch:
     targets = [visit.targets for visit in visits if visit.targets is not None]
     return PairBatch(
         images=stack([visit.image for visit in visits]),
-        affines=torch.stack([visit.affine for visit in visits]).unflatten(0, (len(pairs), 2)),
-        extent=torch.tensor([visit.image.shape[1:] for visit in visits]).unflatten(0, (len(pairs), 2)),
+        affines=torch.stack([visit.affine for visit in visits]).unflatten(0, shape),
+        extent=torch.tensor([visit.image.shape[1:] for visit in visits]).unflatten(0, shape),
         foreground=stack([visit.foreground for visit in visits]),
         ages=torch.tensor([[visit.age for visit in pair] for pair in pairs], dtype=torch.float32),
         times=torch.tensor([[visit.time for visit in pair] for pair in pairs], dtype=torch.float32),
         labels=stack(labels, -1) if labelled else None,
-        subject=torch.tensor([first.subject for first, _ in pairs]),
+        subject=torch.tensor([pair[0].subject for pair in pairs]),
         session=torch.tensor([[visit.session for visit in pair] for pair in pairs]),
-        targets=torch.stack(targets).unflatten(0, (len(pairs), 2)) if targets else None,
-        present=_stack_present(visits),
+        targets=torch.stack(targets).unflatten(0, shape) if targets else None,
+        present=_stack_present(visits, shape),
         **_stack_motion(visits),
     )

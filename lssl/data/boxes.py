@@ -1,9 +1,10 @@
-"""Source boxes: which part of two visits is sent to the device."""
+"""Source boxes: which part of a pair's visits is sent to the device."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from lssl.data.batch import Visit
 from lssl.utils.errors import InputError
 
-__all__ = ["around", "crop", "source_box"]
+__all__ = ["around", "crop", "same_box", "source_box"]
 
 
 def crop(visit: Visit, start: Sequence[int], size: Sequence[int]) -> Visit:
@@ -28,28 +29,32 @@ def crop(visit: Visit, start: Sequence[int], size: Sequence[int]) -> Visit:
     )
 
 
-def source_box(
-    first: Visit, second: Visit, wanted: Sequence[int], seed: int | None = None
-) -> tuple[list[int], list[int]]:
-    """Start and size of the box to cut from both visits, clipped to the volume.
+def same_box(visits: Sequence[Visit], wanted: Sequence[int], seed: int | None = None) -> tuple[Visit, ...]:
+    """The same box of each visit; see :func:`source_box`."""
+    start, size = source_box(visits, wanted, seed)
+    return tuple(crop(visit, start, size) for visit in visits)
+
+
+def source_box(visits: Sequence[Visit], wanted: Sequence[int], seed: int | None = None) -> tuple[list[int], list[int]]:
+    """Start and size of the box to cut from all visits of a pair or series, clipped to the volume.
 
     Args:
-        first: earlier visit.
-        second: later visit, on the same grid.
+        visits: on the same grid.
         wanted: voxels of the box; where the volume is smaller, the whole axis is taken.
         seed: draws a foreground voxel as the centre; ``None`` takes the centre of the foreground's bounding box.
 
     Raises:
         InputError: if the visits have different shapes.
     """
-    shapes = ["×".join(map(str, visit.image.shape[1:])) for visit in (first, second)]
-    if shapes[0] != shapes[1]:
+    shapes = list(dict.fromkeys("×".join(map(str, visit.image.shape[1:])) for visit in visits))
+    if len(shapes) > 1:
         raise InputError(
-            f"The visits have {shapes[0]} and {shapes[1]} voxels, so no box can be cut from both; bring the visits of "
-            f"a subject onto one grid, or set source_size to null."
+            f"The visits have {' and '.join(shapes)} voxels, so no box can be cut from all; bring the visits of a "
+            f"subject onto one grid, or set source_size to null."
         )
-    centre = _foreground_centre(first, second) if seed is None else _foreground_voxel(first, second, seed)
-    return around(centre, wanted, first.foreground.shape)
+    masks = [visit.foreground for visit in visits]
+    centre = _foreground_centre(masks) if seed is None else _foreground_voxel(masks, seed)
+    return around(centre, wanted, masks[0].shape)
 
 
 def around(centre: Sequence[int], wanted: Sequence[int], shape: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -62,25 +67,25 @@ def around(centre: Sequence[int], wanted: Sequence[int], shape: Sequence[int]) -
     return start, size
 
 
-def _foreground_voxel(first: Visit, second: Visit, seed: int) -> list[int]:
-    """A random voxel that is foreground in either visit; any voxel if both foregrounds are empty."""
+def _foreground_voxel(masks: Sequence[Tensor], seed: int) -> list[int]:
+    """A random voxel that is foreground in any visit; any voxel if all foregrounds are empty."""
     generator = torch.Generator().manual_seed(seed)
-    shape = first.foreground.shape
+    shape = masks[0].shape
     # Listing all foreground voxels costs more than reading a cached box. Of 64 random voxels, one nearly always hits.
     guesses = torch.stack([torch.randint(length, (64,), generator=generator) for length in shape], 1)
     i, j, k = guesses.unbind(1)
-    hits = (first.foreground[i, j, k] | second.foreground[i, j, k]).nonzero()
+    hits = reduce(torch.logical_or, [mask[i, j, k] for mask in masks]).nonzero()
     if len(hits):
         return guesses[hits[0, 0]].tolist()
-    voxels = (first.foreground | second.foreground).nonzero()
+    voxels = reduce(torch.logical_or, masks).nonzero()
     if not len(voxels):
         return guesses[0].tolist()
     return voxels[torch.randint(len(voxels), (1,), generator=generator)][0].tolist()
 
 
-def _foreground_centre(first: Visit, second: Visit) -> list[int]:
-    """Middle of the bounding box of both foregrounds; middle of the volume if both are empty."""
-    union: Tensor = first.foreground | second.foreground
+def _foreground_centre(masks: Sequence[Tensor]) -> list[int]:
+    """Middle of the bounding box of all foregrounds; middle of the volume if all are empty."""
+    union = reduce(torch.logical_or, masks)
     if not union.any():
         return [length // 2 for length in union.shape]
     profiles = (union.any(2).any(1), union.any(2).any(0), union.any(1).any(0))

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lssl.data.batch import Visit
-from lssl.data.boxes import crop, source_box
+from lssl.data.boxes import same_box
 from lssl.data.duplicates import check_duplicates
 from lssl.data.few_shot import FewShot, choose_labelled
 from lssl.data.folds import Folds, fold_splits
@@ -32,6 +32,7 @@ from lssl.data.pairs import (
 )
 from lssl.data.partial import channel_notes
 from lssl.data.samples import SampleKind, Samples, choose_samples
+from lssl.data.series import build_series
 from lssl.data.spacing import median_spacing, refuse_large_views, voxels_per_step
 from lssl.data.targets import Target, read_targets
 from lssl.data.transform import visit_transform
@@ -58,6 +59,8 @@ class PairDataModule(PairLoaders):
         num_workers: processes that read visits; 0 reads in the main process.
         source_size: voxels of the box that is cut from both visits and sent to the device; ``None`` sends whole visits.
             If a visit is smaller along an axis, the whole axis is taken.
+        visits_per_item: 2 gives pairs; K > 2 gives series of K visits, see :mod:`.series`, for methods that take them.
+            What is said here of pairs is true of series; subjects without a series are left out.
         pairs: which two visits of a subject may form a pair: ``any`` two, ``consecutive`` ones, or the ``baseline``
             with each later one. ``all`` means ``any`` with ``pairs_per_subject: all``.
         min_interval: shortest interval of a pair in years.
@@ -81,7 +84,7 @@ class PairDataModule(PairLoaders):
     Attributes:
         table: after ``setup``: one row per visit, sorted by subject and time, with its split.
         subjects: after ``setup``: names of the subjects; ``Visit.subject`` is an index into it.
-        train_pairs: after ``setup``: ``(pairs, 2)`` int32 rows of the table in time order.
+        train_pairs: after ``setup``: ``(pairs, 2)`` int32 rows of the table in time order; of series ``(series, K)``.
         val_pairs: the same for validation, equally many of every subject; see :func:`.pairs.evenly`.
         test_pairs: the same for test.
         targets: after ``setup``: name → column, of those that the option ``targets`` names.
@@ -101,6 +104,7 @@ class PairDataModule(PairLoaders):
         batch_size: int = 2,
         num_workers: int = 0,
         source_size: int | tuple[int, int, int] | None = None,
+        visits_per_item: int = 2,
         pairs: Literal["any", "consecutive", "baseline", "all"] = "any",
         min_interval: float = 0.0,
         max_interval: float | None = None,
@@ -120,9 +124,10 @@ class PairDataModule(PairLoaders):
             raise InputError(f"split is {list(split)}; give three shares (train, val, test) that add up to 1.")
         if max_interval is not None and max_interval < min_interval:
             raise InputError(f"max_interval ({max_interval:g}) is below min_interval ({min_interval:g}); no pair fits.")
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise InputError(f"{name} is {value}; give {least} or more.")
+        least = {"batch_size": 1, "num_workers": 0, "visits_per_item": 2}
+        for (name, fewest), value in zip(least.items(), (batch_size, num_workers, visits_per_item), strict=True):
+            if value < fewest:
+                raise InputError(f"{name} is {value}; give {fewest} or more.")
         refuse_larger_than_memory(
             EACH_WORKER * num_workers,
             f"num_workers: starting {num_workers:,} processes",
@@ -134,7 +139,8 @@ class PairDataModule(PairLoaders):
         self.source_size = (source_size,) * 3 if isinstance(source_size, int) else source_size
         if self.source_size is not None and min(self.source_size) < 1:
             raise InputError(f"source_size is {list(self.source_size)}; give at least one voxel per axis, or null.")
-        self.policy, self.min_interval, self.max_interval = pairs, min_interval, max_interval
+        self.visits_per_item, self.policy = visits_per_item, pairs
+        self.min_interval, self.max_interval = min_interval, max_interval
         self.every_pair = pairs_per_subject == "all" or pairs == "all"
         self.balance, self.single_visits, self.split, self.seed = balance, single_visits, tuple(split), seed
         self.few_shot, self.on_error = few_shot or FewShot(), on_error
@@ -169,23 +175,19 @@ class PairDataModule(PairLoaders):
         """Reads the whole visit in a row of the table; subject, session, age and time are filled in later."""
         raise NotImplementedError(f"{type(self).__name__} must say how a visit is read, in read(row).")
 
-    def read_pair(
-        self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
-    ) -> tuple[Visit, Visit]:
-        """Reads the same box of two visits; override it if a part of a visit can be read alone.
+    def read_visits(
+        self, rows: Sequence[int], size: tuple[int, int, int] | None, seed: int | None
+    ) -> tuple[Visit, ...]:
+        """Reads the same box of a subject's visits; override it if a part of a visit can be read alone.
 
         Args:
-            row: the first visit.
-            later: the second visit; may be the same row.
+            rows: the visits of a pair or series; a pair may be twice the same row.
             size: voxels of the box; ``None`` takes whole visits.
             seed: draws a foreground voxel as the centre; ``None`` takes the centre of the foreground.
         """
-        first = self.read(row)
-        second = first if later == row else self.read(later)
-        if size is None:
-            return first, second
-        start, cut = source_box(first, second, size, seed)
-        return crop(first, start, cut), crop(second, start, cut)
+        read = {row: self.read(row) for row in dict.fromkeys(rows)}
+        visits = tuple(read[row] for row in rows)
+        return visits if size is None else same_box(visits, size, seed)
 
     def reader(self) -> PairDataModule:
         """A copy for the workers, without the trainer, which cannot be sent to spawned workers."""
@@ -243,7 +245,8 @@ class PairDataModule(PairLoaders):
         table = order_visits(self.visit_table())
         self.inspect(table)
         self.notes += order_notes(table)
-        index = build_pairs(table, self.policy, self.min_interval, self.max_interval)
+        limits = self.min_interval, self.max_interval
+        index = build_pairs(table, self.policy, *limits)
         if self.policy in ORDERED_POLICIES and not len(index.pairs) and (table["ordered_by"] == "").any():
             raise InputError(
                 f"pairs is {self.policy}, which needs the order of visits, but {'; '.join(order_notes(table))}; give "
@@ -265,8 +268,10 @@ class PairDataModule(PairLoaders):
         if stage == "fit" and (copies := check_duplicates(self.table)):
             self.notes.append(copies)
         self._age, self._time = (table[name].to_numpy(np.float32) for name in ("age", "time"))
+        if self.visits_per_item > 2:
+            index = build_series(table, index, self.policy, limits, self.visits_per_item)
         singles = index.singles[:0] if self.single_visits == "drop" else index.singles
-        used = np.concatenate([index.pairs, np.stack([singles, singles], 1)])
+        used = np.concatenate([index.pairs, np.repeat(singles[:, None], self.visits_per_item, 1)])
         used = used[np.lexsort(used.T[::-1])]
         self._pairs, part_of_pair = used, part[index.subject[used[:, 0]]]
         self.train_pairs, val_pairs, self.test_pairs = (used[part_of_pair == value] for value in range(3))

@@ -16,7 +16,7 @@ from lssl.data.balance import balanced_weights
 from lssl.data.batch import Visit
 from lssl.data.few_shot import FewShot, repeated
 from lssl.data.loading import PairDataset, PairSampler, continue_training, pair_loader, reading_rate, same_length
-from lssl.data.pairs import count, name_bytes
+from lssl.data.pairs import count, item_name, name_bytes
 from lssl.data.previous import Previous, previous_visits
 from lssl.data.read_errors import SkipList
 from lssl.data.spacing import BoxReader
@@ -48,6 +48,7 @@ class PairLoaders(L.LightningDataModule):
     unlabelled_pairs: bool
     predicting: bool
     moving: bool
+    visits_per_item: int
     table: pd.DataFrame
     summary: str
     targets: dict[str, Target]
@@ -95,6 +96,10 @@ class PairLoaders(L.LightningDataModule):
                 kind = "visit" if self.predicting else "labelled visit"
                 rank_zero_info(f"{count(lost, kind)} left out, without an earlier visit of known order.")
 
+    @property
+    def _items(self) -> str:
+        return "pairs of visits" if self.visits_per_item == 2 else item_name(self.visits_per_item)
+
     def _as_pairs(self, rows: np.ndarray) -> np.ndarray:
         """``(pairs, 2)``: each visit twice, or with its previous one."""
         return np.stack([rows if self.previous is None else self.previous[rows], rows], 1).astype(np.int32)
@@ -126,7 +131,7 @@ class PairLoaders(L.LightningDataModule):
 
     def _train_pairs(self, visible: np.ndarray | None = None) -> DataLoader:
         if not len(self.train_pairs):
-            raise InputError(f"There are no pairs of visits to train on, because of this: {self.summary}")
+            raise InputError(f"There are no {self._items} to train on, because of this: {self.summary}")
         dataset = self._dataset(self.train_pairs, self.source_size, visible)
         weights = None
         if self.balance:
@@ -149,7 +154,7 @@ class PairLoaders(L.LightningDataModule):
         if self.supervised:
             return self._whole(np.flatnonzero(self.table["split"] == "test"))
         if not len(self.test_pairs):
-            raise InputError(f"There are no pairs of visits to test on, because of this: {self.summary}")
+            raise InputError(f"There are no {self._items} to test on, because of this: {self.summary}")
         return self._fixed(self.test_pairs)
 
     def predict_dataloader(self) -> DataLoader:
@@ -188,11 +193,18 @@ class PairLoaders(L.LightningDataModule):
         self, pairs: np.ndarray, size: tuple[int, int, int] | None, visible: np.ndarray | None = None
     ) -> PairDataset:
         folder = self.trainer.default_root_dir if self.trainer else None
-        same_visit = self.single_visits == "same" and not self.requires_previous
+        pair = pairs.shape[1] == 2
+        if self.moving and not pair:
+            raise InputError(
+                f"views.correspondence is field, which tells how tissue moves between two visits, and "
+                f"data.init_args.visits_per_item is {self.visits_per_item}; set it to 2, or leave views.correspondence "
+                f"at rigid."
+            )
+        same_visit = pair and self.single_visits == "same" and not self.requires_previous
         skips = SkipList(folder, same_visit) if self.on_error == "skip" else None
         rest = (self._subject, self._age, self._time, size, self.transform, visible, name_bytes(self.table), skips)
         columns = [target.values for target in self.targets.values()]
         targets = np.stack(columns, 1) if columns else None
         reader = self.reader()
         moved = reader.moved if self.moving else None
-        return PairDataset(BoxReader(reader.read_pair, self.voxels_per_step), pairs, *rest, targets, moved)
+        return PairDataset(BoxReader(reader.read_visits, self.voxels_per_step), pairs, *rest, targets, moved)

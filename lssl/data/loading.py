@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Any, cast
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from lssl.data import STEP
 from lssl.data.batch import Visit, collate
 from lssl.data.motion import Moved, with_motion
+from lssl.data.pairs import item_name
 from lssl.data.read_errors import FAILURES, FilledLoader, SkipList, collate_readable, other_pairs, read_error
 from lssl.utils.errors import InputError
 from lssl.utils.workers import check_workers, start_worker
@@ -40,15 +41,15 @@ SLOW = 0.5  # seconds of reading, after which one pair is enough to tell the rat
 VOXEL = 5  # bytes of one channel (int16), foreground and label
 
 
-class PairDataset(Dataset[tuple[Visit, Visit] | None]):
-    """Reads the same source box of the two visits of a pair.
+class PairDataset(Dataset[tuple[Visit, ...] | None]):
+    """Reads the same source box of the two visits of a pair, or of the K visits of a series.
 
     The index is the number of a pair, for the box centred on the foreground, or ``(row, row, seed)``, for a random box.
     The dataset holds only flat arrays, so workers share them without copying.
 
     Args:
-        read: reads the two visits of a pair, see :meth:`PairDataModule.read_pair`.
-        pairs: ``(pairs, 2)`` rows of the visit table.
+        read: reads the visits of a pair, see :meth:`PairDataModule.read_visits`.
+        pairs: ``(pairs, 2)`` rows of the visit table, or ``(series, K)``.
         subject: ``(visits,)`` number of each row's subject.
         age: ``(visits,)`` years, NaN where unknown.
         time: ``(visits,)`` years since the subject's first visit, NaN where unknown.
@@ -63,7 +64,7 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
 
     def __init__(
         self,
-        read: Callable[[int, int, tuple[int, int, int] | None, int | None], tuple[Visit, Visit]],
+        read: Callable[[Sequence[int], tuple[int, int, int] | None, int | None], tuple[Visit, ...]],
         pairs: np.ndarray,
         subject: np.ndarray,
         age: np.ndarray,
@@ -83,52 +84,59 @@ class PairDataset(Dataset[tuple[Visit, Visit] | None]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int | tuple[int, int, int]) -> tuple[Visit, Visit] | None:
+    def __getitem__(self, index: int | tuple[int, ...]) -> tuple[Visit, ...] | None:
         drawn = isinstance(index, tuple)
-        row, later, seed = index if isinstance(index, tuple) else (*self.pairs[index].tolist(), index)
-        found = self._readable(row, later, seed, drawn)
+        *wanted, seed = index if isinstance(index, tuple) else (*self.pairs[index].tolist(), index)
+        found = self._readable(tuple(wanted), seed, drawn)
         if found is None:
             return None
-        (row, later), (first, second) = found
-        first, second = self.named(first, row), self.named(second, later)
+        rows, visits = found
+        visits = tuple(self.named(visit, row) for visit, row in zip(visits, rows, strict=True))
         if self.transform is not None:
-            first, second = (self._scaled(visit) for visit in (first, second))
-            second = copy.deepcopy(second) if later == row else second
-            with torch.random.fork_rng(devices=[]):  # a transform's draws must not depend on the worker
-                torch.manual_seed(seed)
-                first, second = (_emptied(self.transform(visit)) for visit in (first, second))
-        return (first, second) if self.moved is None else with_motion(first, second, self.moved)
+            visits = self._transformed(self.transform, visits, rows, seed)
+        return visits if self.moved is None else with_motion(visits, self.moved)
+
+    def _transformed(
+        self, transform: Callable[[Visit], Visit], visits: Sequence[Visit], rows: Sequence[int], seed: int
+    ) -> tuple[Visit, ...]:
+        """Each visit's own transform, also of a visit that is there twice."""
+        own = []
+        for place, visit in enumerate(map(self._scaled, visits)):
+            own.append(copy.deepcopy(visit) if rows[place] in rows[:place] else visit)
+        with torch.random.fork_rng(devices=[]):  # a transform's draws must not depend on the worker
+            torch.manual_seed(seed)
+            return tuple(_emptied(transform(visit)) for visit in own)
 
     def _readable(
-        self, row: int, later: int, seed: int, drawn: bool
-    ) -> tuple[tuple[int, int], tuple[Visit, Visit]] | None:
+        self, rows: tuple[int, ...], seed: int, drawn: bool
+    ) -> tuple[tuple[int, ...], tuple[Visit, ...]] | None:
         """The pair, or another of its subject that can be read; ``None`` leaves the subject out."""
         failures: list[InputError] = []
-        for one, two in self._candidates(row, later, seed, drawn):
+        for chosen in self._candidates(rows, seed, drawn):
             try:
-                visits = self.read(one, two, self.size, seed if drawn else None)
+                visits = self.read(chosen, self.size, seed if drawn else None)
             except FAILURES as error:
-                failures.append(read_error(error, self._names(one, two)))
+                failures.append(read_error(error, self._names(chosen)))
                 if self.skips is None:
                     raise failures[0] from (error.__cause__ if failures[0] is error else error)
                 continue
             if failures and self.skips is not None:
-                self.skips.add(self._names(row, later), failures[0], self._names(one, two))
-            return (one, two), visits
+                self.skips.add(self._names(rows), failures[0], self._names(chosen))
+            return chosen, visits
         if self.skips is None or not self.skips.alone:
             raise failures[0]
-        self.skips.add(self._names(row, later), failures[0], "nothing")
+        self.skips.add(self._names(rows), failures[0], "nothing")
         return None
 
-    def _candidates(self, row: int, later: int, seed: int, drawn: bool) -> Iterator[tuple[int, int]]:
-        yield row, later
+    def _candidates(self, rows: tuple[int, ...], seed: int, drawn: bool) -> Iterator[tuple[int, ...]]:
+        yield rows
         if self.skips is not None and drawn:
-            yield from other_pairs(self.pairs, self.subject, row, later, seed, self.skips.same_visit)
+            yield from other_pairs(self.pairs, self.subject, rows, seed, self.skips.same_visit)
 
-    def _names(self, row: int, later: int) -> str:
+    def _names(self, rows: tuple[int, ...]) -> str:
         if self.names is None:
-            return f"the visits in rows {row} and {later}"
-        return " and ".join(dict.fromkeys(self.names[each].decode() for each in (row, later)))
+            return f"the visits in rows {' and '.join(map(str, rows))}"
+        return " and ".join(dict.fromkeys(self.names[row].decode() for row in rows))
 
     @staticmethod
     def _scaled(visit: Visit) -> Visit:
@@ -166,25 +174,26 @@ def reading_rate(dataset: PairDataset, batch_size: int, workers: int) -> str:
         A sentence; empty if a pair cannot be read, which the loader reports when it comes to it.
     """
     start, number = time.perf_counter(), 0
-    for row, later in dataset.pairs[:2].tolist():
+    for rows in dataset.pairs[:2].tolist():
         if number and time.perf_counter() - start > SLOW:
             break
         try:
-            visits = dataset.read(row, later, dataset.size, number)
+            visits = dataset.read(rows, dataset.size, number)
             if dataset.moved is not None:
-                with_motion(dataset.named(visits[0], row), dataset.named(visits[1], later), dataset.moved)
+                with_motion(list(map(dataset.named, visits, rows)), dataset.moved)
         except FAILURES:
             return ""
         number += 1
     each = (time.perf_counter() - start) / max(1, number)
-    step = f"{batch_size} pair{'s'[: batch_size > 1]}"
+    one, several = (item_name(dataset.pairs.shape[1], many) for many in (1, 2))
+    step = f"{batch_size} {several if batch_size > 1 else one}"
     if not workers:
-        return f"Reading a pair takes {_ms(each)}, and a step of {step} waits for it, as there are no workers."
+        return f"Reading a {one} takes {_ms(each)}, and a step of {step} waits for it, as there are no workers."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rate = min(workers, cores) / max(each, 1e-9)
     return (
-        f"Reading a pair takes {_ms(each)}, so {workers} workers on {cores} processors read about {rate:.3g} "
-        f"pairs a second: steps of {step} shorter than {_ms(batch_size / rate)} would wait for data."
+        f"Reading a {one} takes {_ms(each)}, so {workers} workers on {cores} processors read about {rate:.3g} "
+        f"{several} a second: steps of {step} shorter than {_ms(batch_size / rate)} would wait for data."
     )
 
 
@@ -194,6 +203,8 @@ def _ms(seconds: float) -> str:
 
 class PairSampler(DistributedSampler):
     """Yields ``(row, later row, seed)`` for each item of one epoch of this rank: the order of training.
+
+    Of series, it yields their K rows and a seed.
 
     The order is a function of (seed, epoch, position) alone. Iterating changes nothing, so it does not matter how many
     workers there are, how far they prefetch, or how often Lightning makes an iterator.
@@ -240,13 +251,13 @@ class PairSampler(DistributedSampler):
         """Chooses the epoch and skips its first items, of which nothing is read."""
         self.epoch, self.start = epoch, items
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         before, after = self.start // self.per_pass, math.ceil(self.num_samples / self.per_pass)
         items = chain.from_iterable(map(partial(self._one_pass, self.epoch), range(before, after)))
         skipped = before * self.per_pass
         return islice(items, self.start - skipped, max(self.start, self.num_samples) - skipped)
 
-    def _one_pass(self, epoch: int, number: int) -> Iterator[tuple[int, int, int]]:
+    def _one_pass(self, epoch: int, number: int) -> Iterator[tuple[int, ...]]:
         mixed = np.random.SeedSequence([self.seed, epoch, number]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
         draw = torch.rand(len(self.first), dtype=torch.float64, generator=generator)
@@ -260,7 +271,7 @@ class PairSampler(DistributedSampler):
         seeds = torch.randint(2**62, (total,), generator=generator)
         mine = slice(self.rank, None, self.num_replicas)
         rows = self.pairs[order[mine].numpy()]
-        return zip(rows[:, 0].tolist(), rows[:, 1].tolist(), seeds[mine].tolist(), strict=True)
+        return zip(*rows.T.tolist(), seeds[mine].tolist(), strict=True)
 
 
 class PairLoader(DataLoader):
@@ -280,7 +291,7 @@ class PairLoader(DataLoader):
 def pair_loader(dataset: PairDataset, batch_size: int, num_workers: int, **options: Any) -> DataLoader:
     """Batches of a dataset as PairBatch; ``options`` are further ones of torch's DataLoader."""
     voxels = math.prod(dataset.size) if dataset.size else 0
-    check_workers(num_workers, 2 * batch_size * voxels * VOXEL)
+    check_workers(num_workers, dataset.pairs.shape[1] * batch_size * voxels * VOXEL)
     skips = dataset.skips is not None
     loader: type[DataLoader] = FilledLoader if skips and "sampler" not in options else PairLoader
     return loader(

@@ -19,11 +19,12 @@ Moved = Callable[[np.ndarray, int, int], np.ndarray]
 """Points ``(N, 3)`` mm of the visit in one row → where their tissue lies at the visit in another row."""
 
 
-def with_motion(first: Visit, second: Visit, moved: Moved) -> tuple[Visit, Visit]:
-    """Two visits of one subject, each with its motion until the other.
+def with_motion(visits: Sequence[Visit], moved: Moved) -> tuple[Visit, Visit]:
+    """The two visits of a pair, each with its motion until the other.
 
     Between two knots the tissue's displacement is interpolated linearly; beyond the box it is that of its border.
     """
+    first, second = visits
     if first.session == second.session:
         return tuple(dataclasses.replace(visit, motion=NONE, motion_affine=visit.affine) for visit in (first, second))  # type: ignore[return-value]
     return _moving(first, second.session, moved), _moving(second, first.session, moved)

@@ -23,6 +23,7 @@ __all__ = [
     "count",
     "evenly",
     "given_split",
+    "item_name",
     "name_bytes",
     "order_notes",
     "order_visits",
@@ -40,6 +41,11 @@ ORDERED_POLICIES = ("consecutive", "baseline")
 def count(number: int, noun: str) -> str:
     """A number with its noun: ``1 pair``, ``2 pairs``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def item_name(visits: int, number: int = 1) -> str:
+    """What a dataset gives at a time: ``pair``, or ``pairs`` if they are several; ``series of 3 visits``."""
+    return f"series of {visits} visits" if visits > 2 else "pair" if number == 1 else "pairs"
 
 
 def visit_name(table: pd.DataFrame, row: int) -> str:
@@ -127,7 +133,7 @@ class PairIndex:
 
     Attributes:
         subject: ``(visits,)`` int32, number of each row's subject.
-        pairs: ``(pairs, 2)`` int32, rows of true pairs in time order, sorted by subject.
+        pairs: ``(pairs, 2)`` int32, rows of true pairs in time order, sorted by subject; of series ``(series, K)``.
         singles: ``(singles,)`` int32, rows of subjects that have one visit.
         excluded: phrases with counts, one per reason.
     """
@@ -261,16 +267,18 @@ def evenly(pairs: np.ndarray, subject: np.ndarray) -> np.ndarray:
     """Equally many pairs of every subject, so that a mean over pairs weighs subjects equally.
 
     The number is that of the median subject. A subject with more pairs gives evenly spread ones; a subject with fewer
-    repeats its own.
+    repeats its own. Of series, of which a subject may have thousands, it is at most the median subject's visits.
 
     Args:
-        pairs: ``(pairs, 2)`` rows, sorted by subject.
+        pairs: ``(pairs, 2)`` rows, sorted by subject; of series ``(series, K)``.
         subject: ``(visits,)`` number of each row's subject.
     """
     if not len(pairs):
         return pairs
-    _, start, number = np.unique(subject[pairs[:, 0]], return_index=True, return_counts=True)
+    own, start, number = np.unique(subject[pairs[:, 0]], return_index=True, return_counts=True)
     most = max(1, int(np.median(number)))
+    if pairs.shape[1] > 2:
+        most = min(most, int(np.median(np.bincount(subject)[own])))
     step = np.arange(most)
     spread = step * number[:, None] // most
     return pairs[(start[:, None] + np.where(number[:, None] >= most, spread, step % number[:, None])).ravel()]
@@ -319,7 +327,8 @@ def summarise(
     paired = len(np.unique(index.subject[index.pairs[:, 0]]))
     parts = [
         f"{count(table['subject'].nunique(), 'subject')}, {count(len(table), 'visit')}: "
-        f"{count(len(index.pairs), 'pair')} from {count(paired, 'subject')} ({by_split(index.pairs[:, 0])})"
+        f"{len(index.pairs)} {item_name(*index.pairs.shape[::-1])} from {count(paired, 'subject')} "
+        f"({by_split(index.pairs[:, 0])})"
     ]
     if len(singles):
         words = "used as same-visit pairs" if len(singles) > 1 else "used as a same-visit pair"

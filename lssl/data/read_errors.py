@@ -48,28 +48,27 @@ def read_error(error: Exception, visits: str) -> InputError:
 
 
 def other_pairs(
-    pairs: np.ndarray, subject: np.ndarray, row: int, later: int, seed: int, same_visit: bool = False
-) -> list[tuple[int, int]]:
-    """The other pairs of a pair's subject, in an order drawn by a seed.
+    pairs: np.ndarray, subject: np.ndarray, rows: tuple[int, ...], seed: int, same_visit: bool = False
+) -> list[tuple[int, ...]]:
+    """The other pairs of a pair's subject, in an order drawn by a seed; of a series, the other series.
 
     Args:
         pairs: ``(pairs, 2)`` rows of the visit table.
         subject: ``(visits,)`` number of each row's subject.
-        row: first visit of the pair.
-        later: second visit.
+        rows: visits of the pair.
         seed: of the item.
         same_visit: each visit with itself comes last.
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def drawn(found: np.ndarray) -> list[tuple[int, int]]:
+    def drawn(found: np.ndarray) -> list[tuple[int, ...]]:
         order = torch.randperm(len(found), generator=generator)
-        return [(one, two) for one, two in found[order.numpy()].tolist()]
+        return [tuple(visits) for visits in found[order.numpy()].tolist()]
 
-    own = np.unique(pairs[subject[pairs[:, 0]] == subject[row]], axis=0)
-    others = drawn(own[(own != (row, later)).any(1)])
+    own = np.unique(pairs[subject[pairs[:, 0]] == subject[rows[0]]], axis=0)
+    others = drawn(own[(own != rows).any(1)])
     alone = drawn(np.repeat(np.unique(own)[:, None], 2, axis=1)) if same_visit else []
-    return [*others, *(pair for pair in alone if pair not in others and pair != (row, later))]
+    return [*others, *(pair for pair in alone if pair not in others and pair != rows)]
 
 
 class SkipList:
@@ -135,7 +134,7 @@ def _line(*cells: str) -> bytes:
     return text.getvalue().encode()
 
 
-def collate_readable(pairs: Sequence[tuple[Visit, Visit] | None]) -> PairBatch | None:
+def collate_readable(pairs: Sequence[tuple[Visit, ...] | None]) -> PairBatch | None:
     """A batch of the pairs that could be read; ``None`` if there is none, which Lightning's training passes over."""
     readable = [pair for pair in pairs if pair is not None]
     return collate(readable) if readable else None

@@ -16,7 +16,7 @@ from lssl.data.samples import SampleKind, Samples
 from lssl.data.targets import Target
 from lssl.utils.errors import InputError
 
-__all__ = ["DataSource", "learns_partial", "refuse_partial"]
+__all__ = ["DataSource", "learns_partial", "refuse_other_channels", "refuse_partial", "refuse_series"]
 
 
 @runtime_checkable
@@ -33,6 +33,7 @@ class DataSource(Protocol):
             subjects.
         knows_correspondence: whether :meth:`correspond` is exact for any two visits.
         targets: after ``setup``: name → column to predict; a batch's ``targets`` are in their order.
+        visits_per_item: visits of a subject that a batch of pairs holds together: 2, or more in series.
     """
 
     table: pd.DataFrame
@@ -42,6 +43,7 @@ class DataSource(Protocol):
     common_frame: bool
     knows_correspondence: bool
     targets: dict[str, Target]
+    visits_per_item: int
 
     def check_crop(self, size: Sequence[int]) -> None:
         """Raises InputError if a view of ``size`` voxels does not fit into the source of every visit."""
@@ -93,6 +95,27 @@ class DataSource(Protocol):
 
     def resample_to(self, spacing: np.ndarray) -> np.ndarray:
         """Loads boxes for views of this spacing; ``(visits, 3)`` voxels of each visit in a step of it."""
+
+
+def refuse_series(data: DataSource, method: str) -> None:
+    """Refuses data in series, for a method that compares two visits."""
+    if data.visits_per_item > 2:
+        raise InputError(
+            f"data.init_args.visits_per_item is {data.visits_per_item}, and {method} takes pairs of visits; set it to "
+            f"2, or choose a method that takes series."
+        )
+
+
+def refuse_other_channels(data: DataSource, taken: int) -> None:
+    """Refuses images whose channels are not as many as a network takes."""
+    names = data.channels()
+    if len(names) != taken:
+        many = f"{len(names)} channels" if len(names) > 1 else "1 channel"
+        raise InputError(
+            f"The data have {many} ({', '.join(names)}) and the network takes {taken}: set backbone.in_channels "
+            f"(and the network's own option, if it is given by class_path) to {len(names)}, or give data with "
+            f"{taken}."
+        )
 
 
 def learns_partial(data: DataSource | None, contrasts: str) -> bool:

@@ -29,7 +29,7 @@ __all__ = [
 
 TOLERANCE = 0.01
 
-Reader = Callable[[int, int, "tuple[int, int, int] | None", "int | None"], tuple[Visit, Visit]]
+Reader = Callable[[Sequence[int], "tuple[int, int, int] | None", "int | None"], tuple[Visit, ...]]
 
 
 def median_spacing(sizes: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -119,19 +119,17 @@ class BoxReader:
     """Reads boxes that have the same extent in mm in every visit.
 
     Args:
-        read: reads the same box of two visits, see :meth:`PairDataModule.read_pair`.
+        read: reads the same box of several visits, see :meth:`PairDataModule.read_visits`.
         steps: of :func:`voxels_per_step`; ``None`` reads boxes of each visit's own voxels.
     """
 
     def __init__(self, read: Reader, steps: np.ndarray | None) -> None:
         self.read, self.steps = read, steps
 
-    def __call__(
-        self, row: int, later: int, size: tuple[int, int, int] | None, seed: int | None
-    ) -> tuple[Visit, Visit]:
+    def __call__(self, rows: Sequence[int], size: tuple[int, int, int] | None, seed: int | None) -> tuple[Visit, ...]:
         """``size`` is in voxels of the working spacing; the box has as many of the visit's as cover it."""
         if size is not None and self.steps is not None:
-            steps = np.maximum(self.steps[row], self.steps[later])
+            steps = self.steps[list(rows)].max(0)
             d, h, w = np.ceil(np.array(size) * steps - 1e-6).astype(int).tolist()
             size = d, h, w
-        return self.read(row, later, size, seed)
+        return self.read(rows, size, seed)

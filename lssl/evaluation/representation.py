@@ -115,14 +115,14 @@ def held_out_pairs(
 
     Args:
         task: whose views, taps and device are used.
-        batches: pairs, those of one subject after one another.
+        batches: pairs, those of one subject after one another. A series is read as the pairs of its neighbours.
         subjects: most subjects.
         visits: most visits of each.
     """
     seen: dict[int, list[int]] = {}
     for batch in batches:
-        for row in range(len(batch)):
-            subject, sessions = int(batch.subject[row]), batch.session[row].tolist()
+        for pair in (pair for row in range(len(batch)) for pair in batch.rows(slice(row, row + 1)).neighbours()):
+            subject, sessions = int(pair.subject), pair.session[0].tolist()
             if subject not in seen and len(seen) == subjects:
                 return
             shown = seen.setdefault(subject, [])
@@ -132,8 +132,7 @@ def held_out_pairs(
             new = new[: None if visits is None else max(0, visits - len(shown))]
             if not new:
                 continue
-            pair = batch.rows(slice(row, row + 1)).to(task.device)
-            yield _held_out_pair(task, pair, new, len(seen) - 1, first=not shown)
+            yield _held_out_pair(task, pair.to(task.device), new, len(seen) - 1, first=not shown)
             shown += [sessions[visit] for visit in new]
 
 

@@ -29,7 +29,7 @@ def draw_shown(present: np.ndarray, contrasts: Contrasts, draws: np.random.Gener
     """Draws which channels each view shows; at least one, and none that its visit lacks.
 
     Args:
-        present: ``(B, 2, C)`` bool, the channels that the visits of a pair have, at least one each.
+        present: ``(B, K, C)`` bool, the channels that the visits of a pair or series have, at least one each.
         contrasts: ``same`` shows all of them. ``cross`` divides them among the two views: a channel that only one visit
             has goes to its view, the others are cut in two at random, so that no channel is in both views; where both
             visits have one and the same channel alone, both show it. ``mix``: each view shows a number of its visit's
@@ -37,7 +37,10 @@ def draw_shown(present: np.ndarray, contrasts: Contrasts, draws: np.random.Gener
         draws: source of random numbers.
 
     Returns:
-        ``(B, 2, C)`` bool.
+        ``(B, K, C)`` bool.
+
+    Raises:
+        InputError: if ``cross`` is to divide the channels among more than two views.
     """
     if contrasts == "same":
         return present
@@ -45,6 +48,11 @@ def draw_shown(present: np.ndarray, contrasts: Contrasts, draws: np.random.Gener
         order, part = draws.random(present.shape), draws.random(present.shape[:2])
         number = 1 + np.floor(part * present.sum(-1))
         return present & (_rank(order, present) < number[..., None])
+    if present.shape[1] > 2:
+        raise InputError(
+            f"views.contrasts is cross, which divides channels between two views, and there are {present.shape[1]}; "
+            f"choose same or mix."
+        )
     first, second = present[:, 0], present[:, 1]
     both = first & second
     order, part = draws.random(both.shape), draws.random(len(both))

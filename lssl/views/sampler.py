@@ -28,13 +28,13 @@ from lssl.views import geometry as geo
 from lssl.views.contrasts import Contrasts, check_contrasts, draw_shown
 from lssl.views.intensity import Changes, IntensityTransform, default_transforms
 from lssl.views.overlap import shared_volume
-from lssl.views.view import Placement, Plan, View, nearest
+from lssl.views.view import Plan, View, nearest, split_views
 
 __all__ = ["View", "ViewSampler"]
 
 
 class ViewSampler:
-    """Draws the two views of each pair, batched, on the batch's device.
+    """Draws the two views of each pair, or the K of each series, batched, on the batch's device.
 
     Geometry of one view, from its own index ``v`` to the source's index: ``c + L (v - (n - 1)/2)`` with
     ``L = diag(1/s) R diag(w z) F``: mirror F, zoom z and rotation R act in mm about a centre ``c`` that keeps the box
@@ -109,34 +109,46 @@ class ViewSampler:
         self.moving, self.contrasts = correspondence == "field", contrasts
 
     def __call__(self, batch: PairBatch, generator: torch.Generator) -> tuple[View, View]:
-        """Two views per pair; all randomness comes from ``generator``, which lives on the CPU."""
+        """Two views per pair, or of the first and last visit of a series; see :meth:`series`."""
+        first, second = self.series(batch.ends(), generator)
+        return first, second
+
+    def series(self, batch: PairBatch, generator: torch.Generator) -> tuple[View, ...]:
+        """A view of each of the K visits: each other one is placed relative to the first as the second of a pair is.
+
+        So each overlaps the first view as ``overlap`` says, and two others may share less. Any two of them correspond
+        through the frame. All randomness comes from ``generator``, which lives on the CPU.
+        """
         self.check(batch)
         draws = host_generator(generator)
         batch = self._choose_visits(batch, generator)
-        pairs = batch.host
+        pairs, others = batch.host, batch.visits_per_item - 1
         same = {"shared": self._same_map, "aligned": self._same_box}.get(self.geometry)
-        turns = self.draw_linear((len(pairs), 1 + (self.OVERLAP_TRIES[0] if same is None else 0)), draws)
+        turns = self.draw_linear((len(pairs), 1 + (others * self.OVERLAP_TRIES[0] if same is None else 0)), draws)
         first = self._anywhere(pairs, 0, self.in_voxels(turns[:, 0], pairs.affines[:, 0]), draws)
-        second = self._place_second(pairs, first, turns[:, 1:], draws) if same is None else same(pairs, first)
-        return self.resample_views(batch, np.stack([first, second], 1), draws)
+        rest = self._place_others(pairs, first, turns[:, 1:], draws) if same is None else same(pairs, first)
+        return self.resample_views(batch, np.concatenate([first[:, None], rest], 1), draws)
 
     def _choose_visits(self, batch: PairBatch, generator: torch.Generator) -> PairBatch:
         if not self.same_visit:
             return batch
-        one = torch.rand(len(batch), 1, generator=generator) < self.same_visit
-        either = torch.randint(2, (len(batch), 1), generator=generator)
-        return batch.visits(torch.where(one, either, torch.tensor([0, 1])))
+        every, one = torch.arange(batch.visits_per_item), torch.rand(len(batch), 1, generator=generator)
+        either = torch.randint(len(every), (len(batch), 1), generator=generator)
+        return batch.visits(torch.where(one < self.same_visit, either, every))
 
     def centred(self, batch: PairBatch) -> tuple[View, View]:
-        """Unaugmented views of one box, at the centre of the first visit's foreground, for evaluation."""
+        """Unaugmented views of one box, at the centre of the first visit's foreground; of a series, of its two ends."""
         self.check(batch)
+        batch = batch.ends()
         pairs = batch.host
         plain = self.steps(pairs.affines[:, 0])[:, None] * np.eye(3)
         low, high = self.centre_bounds(plain, pairs.extent[:, 0])
         mass = geo.centre_of_mass(torch.from_numpy(pairs.foreground[:, 0])).numpy()
         centre = np.round(mass - self._middle) + self._middle
-        first = self.view_to_source(plain, np.clip(centre, low, high))
-        return self.resample_views(batch, np.stack([first, self._same_box(pairs, first)], 1), None)
+        maps = self.view_to_source(plain, np.clip(centre, low, high))
+        maps = np.concatenate([maps[:, None], self._same_box(pairs, maps)], 1)
+        first, second = self.resample_views(batch, maps, None)
+        return first, second
 
     def check(self, batch: PairBatch) -> None:
         """Refuses sources that are smaller than the views; with a working spacing, the data's own check does."""
@@ -202,16 +214,14 @@ class ViewSampler:
 
     @staticmethod
     def _same_box(pairs: HostPairs, first: np.ndarray) -> np.ndarray:
-        """The map into the second source that shows the same box of the frame."""
-        return algebra.inverse(pairs.affines[:, 1]) @ pairs.affines[:, 0] @ first
+        """``(B, K - 1, 4, 4)``: the maps into the other sources that show the same box of the frame."""
+        return algebra.inverse(pairs.affines[:, 1:]) @ pairs.affines[:, :1] @ first[:, None]
 
     def _same_map(self, pairs: HostPairs, first: np.ndarray) -> np.ndarray:
-        """The first map; for pairs whose voxel sizes differ, the map to the same box."""
-        if self.spacing is None:
-            return first
-        one, other = algebra.spacing(pairs.affines).swapaxes(0, 1)
-        alike = abs(one / other - 1).max(-1) < TOLERANCE
-        return np.where(alike[:, None, None], first, self._same_box(pairs, first))
+        """The first map for the other sources; for those whose voxel size differs, the map to the same box."""
+        box, own = self._same_box(pairs, first), algebra.spacing(pairs.affines)
+        alike = (abs(own[:, :1] / own[:, 1:] - 1).max(-1) < TOLERANCE) | (self.spacing is None)
+        return np.where(alike[..., None, None], first[:, None], box)
 
     def centre_bounds(self, linear: np.ndarray, extent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Centres ``(B, 3)`` that keep the view's box inside the source; the source's middle if it does not fit."""
@@ -231,24 +241,27 @@ class ViewSampler:
             centres = centres[np.arange(len(pairs)), hit.argmax(1)]  # the first hit, or the first draw without a hit
         return self.view_to_source(linear, centres.reshape(-1, 3))
 
-    def _place_second(
+    def _place_others(
         self, pairs: HostPairs, first: np.ndarray, turns: np.ndarray, draws: np.random.Generator
     ) -> np.ndarray:
-        """A second index map that overlaps the first: several tries at once, of which the first good one is taken.
+        """Index maps ``(B, K - 1, 4, 4)`` that overlap the first: of several tries at once, the first good one is used.
 
-        ``turns (B, tries, 3, 3)`` are the linear maps of the first tries.
+        ``turns (B, (K - 1) tries, 3, 3)`` are the linear maps of the first tries.
         """
-        n, anchor = len(pairs), self._same_box(pairs, first)
+        boxes = self._same_box(pairs, first)
+        anchor, first = boxes.reshape(-1, 4, 4), np.repeat(first, boxes.shape[1], 0)
+        n = len(anchor)
         best, lacking = anchor.copy(), np.ones(n, dtype=bool)
-        affine = pairs.affines[:, None, 1]
-        # (B, 1, 3): the first view's centre in the second source
+        affine, extent = pairs.affines[:, 1:].reshape(n, 1, 4, 4), pairs.extent[:, 1:].reshape(n, 1, 3)
+        turns = turns.reshape(n, -1, 3, 3)
+        # (n, 1, 3): the first view's centre in the other source
         centre = algebra.transform(anchor, self._middle[None])
         for more in (*self.OVERLAP_TRIES[1:], 0):
             if self.flip_together:
                 turns = self.same_mirror(turns, first[:, None])
             linear = self.in_voxels(turns, affine)
             shift = self.draw_shift(linear.shape[:2], draws) * self.steps(affine)
-            low, high = self.centre_bounds(linear, pairs.extent[:, 1, None])
+            low, high = self.centre_bounds(linear, extent)
             maps = self.view_to_source(linear, np.clip(centre + shift, low, high))
             good = self._shared_part(maps, anchor[:, None]) >= self.overlap * (1 - 1e-6)
             found = lacking & good.any(1)
@@ -257,7 +270,7 @@ class ViewSampler:
             if not more or not lacking.any():
                 break
             turns = self.draw_linear((n, more), draws)
-        return best
+        return best.reshape(boxes.shape)
 
     def draw_shift(self, shape: tuple[int, ...], draws: np.random.Generator) -> np.ndarray:
         """Shifts ``(*shape, 3)`` in voxels of the views that leave two boxes the overlap."""
@@ -275,10 +288,8 @@ class ViewSampler:
         between = algebra.inverse(anchor) @ maps
         return shared_volume(between, self.size) / (algebra.volume(between).clip(None, 1) * math.prod(self.size))
 
-    def resample_views(
-        self, batch: PairBatch, maps: np.ndarray, draws: np.random.Generator | None
-    ) -> tuple[View, View]:
-        """Resamples both sources once, through ``maps (B, 2, 4, 4)``, then augments intensities."""
+    def resample_views(self, batch: PairBatch, maps: np.ndarray, draws: np.random.Generator | None) -> tuple[View, ...]:
+        """Resamples all sources once, through ``maps (B, K, 4, 4)``, then augments intensities."""
         if self.moving and draws is not None and batch.motion is None:
             raise InputError("views.correspondence is field, and the batch does not tell how tissue moves.")
         pairs = batch.host
@@ -291,13 +302,13 @@ class ViewSampler:
         return self._make(batch, pairs, Plan(affines, pairs.times_within_pair(), parts, one_map, changes, shown))
 
     def _shown(self, batch: PairBatch, pairs: HostPairs, draws: np.random.Generator | None) -> np.ndarray | None:
-        """``(B, 2, C)`` bool, the channels that the views show; ``None``: all."""
+        """``(B, K, C)`` bool, the channels that the views show; ``None``: all."""
         if draws is None or self.contrasts == "same":
             return pairs.present
         every = np.ones(batch.images.shape[:3], dtype=bool)
         return draw_shown(every if pairs.present is None else pairs.present, self.contrasts, draws)
 
-    def _make(self, batch: PairBatch, pairs: HostPairs, plan: Plan) -> tuple[View, View]:
+    def _make(self, batch: PairBatch, pairs: HostPairs, plan: Plan) -> tuple[View, ...]:
         """What the device does: one copy, one resampling, and the intensity changes."""
         changed = [*(plan.changes.arrays if plan.changes else []), *([] if plan.shown is None else [plan.shown])]
         affines, time, *sent = send([plan.affines, plan.times, *plan.grid, *changed], batch.images.device)
@@ -307,14 +318,7 @@ class ViewSampler:
         image = clean if plan.changes is None else self._augment(clean, plan.changes, sent[3:])
         if shown is not None:  # last, as noise and bias fields would fill an empty channel
             clean, image = (each.masked_fill(~shown[..., None, None, None], 0) for each in (clean, image))
-        views = [
-            View.of(batch, visit, image[:, visit], clean[:, visit], affines[:, visit], time[:, visit], self.moving)
-            for visit in range(2)
-        ]
-        for visit, view in enumerate(views):
-            view.shown = None if shown is None else shown[:, visit]
-            view.place(Placement.of(plan.affines[:, visit], pairs, visit, self.size, self.moving))
-        return views[0], views[1]
+        return split_views(batch, pairs, plan, (image, clean, affines, time, shown), self.moving)
 
     @property
     def _samples(self) -> list[int]:
@@ -326,7 +330,7 @@ class ViewSampler:
         return maps if self.samples == (1, 1, 1) else maps @ geo.within(self.samples, maps)
 
     def _resample(self, images: Tensor, grid: list[Tensor], one_map: bool) -> Tensor:
-        """One call for ``(B, 2, C, ...)``; two visits on one map are channels of one sampling: half the work."""
+        """One call for ``(B, K, C, ...)``; visits on one map are channels of one sampling: 1/K of the work."""
         if one_map:
             return geo.resample_parts(images.flatten(1, 2), grid).unflatten(1, images.shape[1:3])
         views = geo.resample_parts(images.flatten(0, 1), grid)
@@ -335,12 +339,12 @@ class ViewSampler:
         return views.unflatten(0, images.shape[:2])
 
     def _changes(self, spacing: np.ndarray, draws: np.random.Generator) -> Changes:
-        """What intensity transforms do to views of this voxel size ``(B, 2, 3)``, per pair or per view."""
+        """What intensity transforms do to views of this voxel size ``(B, K, 3)``, per pair or per view."""
         groups = spacing[:, 0] if self.intensity == "shared" else spacing.reshape(-1, 3)
         return Changes(self.transforms, groups, self.size, draws)
 
     def _augment(self, clean: Tensor, changes: Changes, arrays: list[Tensor]) -> Tensor:
-        """Intensity transforms on ``(B, 2, C, ...)``."""
+        """Intensity transforms on ``(B, K, C, ...)``."""
         if self.intensity == "shared":
             return changes(clean, arrays)
         return changes(clean.flatten(0, 1).unsqueeze(1), arrays).squeeze(1).unflatten(0, clean.shape[:2])

@@ -16,7 +16,7 @@ from lssl.views import affines as algebra
 from lssl.views import geometry as geo
 from lssl.views.intensity import Changes
 
-__all__ = ["Placement", "Plan", "View", "nearest"]
+__all__ = ["Placement", "Plan", "View", "nearest", "split_views"]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Placement:
 
     @classmethod
     def of(cls, affine: np.ndarray, pairs: HostPairs, visit: int, size: Sequence[int], field: bool = True) -> Placement:
-        """Views of visit 0 or 1 of each pair; with ``field``, their motion is that of the pairs, if it is known."""
+        """Views of one visit of each pair; with ``field``, their motion is that of the pairs, if it is known."""
         d, h, w = size
         place = cls(affine, pairs.affines[:, visit], pairs.extent[:, visit], pairs.foreground[:, visit], (d, h, w))
         if field and pairs.motion is not None and pairs.motion_affine is not None:
@@ -68,15 +68,15 @@ class Placement:
 
 @dataclass
 class Plan:
-    """What the host decided about two views.
+    """What the host decided about the views of each pair or series.
 
     Attributes:
-        affines: ``(B, 2, 4, 4)``, index → frame.
-        times: ``(B, 2)`` years.
+        affines: ``(B, K, 4, 4)``, index → frame.
+        times: ``(B, K)`` years.
         grid: parts of the sampling grid.
-        one_map: whether both visits are sampled at one grid.
+        one_map: whether all visits are sampled at one grid.
         changes: of the intensities.
-        shown: ``(B, 2, C)`` bool, the channels that the views show; the others are 0. ``None``: all.
+        shown: ``(B, K, C)`` bool, the channels that the views show; the others are 0. ``None``: all.
     """
 
     affines: np.ndarray
@@ -137,7 +137,7 @@ class View:
     def of(
         cls, batch: PairBatch, visit: int, image: Tensor, clean: Tensor, affine: Tensor, time: Tensor, field: bool
     ) -> View:
-        """A view of visit 0 or 1 of each pair; with ``field``, its motion is that of the batch, if it is known."""
+        """A view of one visit of each pair; with ``field``, its motion is that of the batch, if it is known."""
         field = field and batch.motion is not None
         return cls(
             image=image,
@@ -208,3 +208,30 @@ class View:
         if foreground:
             seen &= geo.sample_nearest(self.source_foreground, self.source_affine, points, 0)
         return seen
+
+
+def split_views(
+    batch: PairBatch,
+    pairs: HostPairs,
+    plan: Plan,
+    made: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
+    moving: bool,
+) -> tuple[View, ...]:
+    """One view of each visit.
+
+    Args:
+        batch: sources.
+        pairs: the same on the host.
+        plan: of the views.
+        made: images ``(B, K, C, ...)``, the same before intensities were changed, affines, times, and the channels
+            shown.
+        moving: whether views know how tissue moves until the other one's visit.
+    """
+    image, clean, affines, time, shown = made
+    views = []
+    for visit in range(image.shape[1]):
+        view = View.of(batch, visit, image[:, visit], clean[:, visit], affines[:, visit], time[:, visit], moving)
+        view.shown = None if shown is None else shown[:, visit]
+        view.place(Placement.of(plan.affines[:, visit], pairs, visit, view.size, moving))
+        views.append(view)
+    return tuple(views)

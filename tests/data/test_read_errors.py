@@ -90,12 +90,12 @@ def test_skip_takes_another_pair_of_the_same_subject(workers, tmp_path, capfd):
 def test_which_pair_is_drawn_depends_on_the_seed_alone():
     pairs = np.array([[0, 1], [0, 2], [1, 2], [3, 4]])
     subject = np.array([0, 0, 0, 1, 1])
-    seen = {seed: other_pairs(pairs, subject, 0, 1, seed) for seed in range(20)}
-    assert seen == {seed: other_pairs(pairs, subject, 0, 1, seed) for seed in range(20)}
+    seen = {seed: other_pairs(pairs, subject, (0, 1), seed) for seed in range(20)}
+    assert seen == {seed: other_pairs(pairs, subject, (0, 1), seed) for seed in range(20)}
     assert {tuple(order) for order in seen.values()} == {((0, 2), (1, 2)), ((1, 2), (0, 2))}
-    assert other_pairs(pairs, subject, 3, 4, 0) == []
-    assert sorted(other_pairs(pairs, subject, 3, 4, 0, same_visit=True)) == [(3, 3), (4, 4)]
-    three = other_pairs(pairs, subject, 0, 1, 0, same_visit=True)
+    assert other_pairs(pairs, subject, (3, 4), 0) == []
+    assert sorted(other_pairs(pairs, subject, (3, 4), 0, same_visit=True)) == [(3, 3), (4, 4)]
+    three = other_pairs(pairs, subject, (0, 1), 0, same_visit=True)
     assert sorted(three[:2]) == [(0, 2), (1, 2)]
     assert sorted(three[2:]) == [(0, 0), (1, 1), (2, 2)]
 
@@ -139,7 +139,7 @@ def test_evaluation_leaves_a_pair_out_and_replaces_none():
     pairs = np.array([[0, 1], [2, 2], [3, 4]])
     data = made({1, 2})
     dataset = PairDataset(
-        data.read_pair, pairs, np.array([0] * 3 + [1] * 3), np.zeros(6), np.zeros(6), skips=SkipList(None)
+        data.read_visits, pairs, np.array([0] * 3 + [1] * 3), np.zeros(6), np.zeros(6), skips=SkipList(None)
     )
     loader = pair_loader(dataset, 1, 0)
     assert isinstance(loader, FilledLoader)

@@ -22,13 +22,13 @@ class Disk:
         monkeypatch.setattr(loading, "time", SimpleNamespace(perf_counter=lambda: self.now))
         monkeypatch.setattr(loading.os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
 
-    def __call__(self, row, later, size, seed):
+    def __call__(self, rows, size, seed):
         self.now += self.seconds
         self.reads += 1
 
-    def dataset(self) -> PairDataset:
-        nothing = np.zeros(9)
-        return PairDataset(self, np.arange(8).reshape(4, 2), nothing, nothing, nothing)
+    def dataset(self, visits: int = 2) -> PairDataset:
+        nothing = np.zeros(4 * visits)
+        return PairDataset(self, np.arange(4 * visits).reshape(4, visits), nothing, nothing, nothing)
 
 
 def test_the_rate_is_that_of_the_workers_that_have_a_processor(monkeypatch):
@@ -38,6 +38,9 @@ def test_the_rate_is_that_of_the_workers_that_have_a_processor(monkeypatch):
     assert "takes 40 ms, so 8 workers on 3 processors read about 75 pairs a second" in text
     assert "steps of 2 pairs shorter than 26.7 ms would wait" in text
     assert "a step of 1 pair waits" in reading_rate(disk.dataset(), 1, 0)
+    assert reading_rate(disk.dataset(3), 2, 0).startswith(
+        "Reading a series of 3 visits takes 40 ms, and a step of 2 series of 3 visits waits"
+    )
 
 
 def test_one_slow_pair_is_enough_and_a_damaged_one_is_left_to_the_loader(monkeypatch):

@@ -37,13 +37,15 @@ def test_the_sentence_counts_visits_by_voxel_size():
 def test_boxes_cover_the_same_millimetres():
     asked = []
     steps = voxels_per_step(np.array([[0.8, 0.8, 5.0], [3.0, 3.0, 3.0], [2.0, 2.0, 2.0]]), [2.0, 2.0, 2.0])
-    read = BoxReader(lambda row, later, size, seed: asked.append(size) or ("one", "other"), steps)  # type: ignore[arg-type, func-returns-value]
+    read = BoxReader(lambda rows, size, seed: asked.append(size) or ("one", "other"), steps)  # type: ignore[arg-type, func-returns-value]
     for row in range(3):
-        read(row, row, (40, 40, 40), 0)
+        read((row, row), (40, 40, 40), 0)
     assert asked == [(100, 100, 16), (27, 27, 27), (40, 40, 40)]
-    read(0, 0, None, None)
+    read((2, 1, 0), (40, 40, 40), 0)
+    assert asked[-1] == (100, 100, 40)  # what the visit with the smallest voxels along each axis needs
+    read((0, 0), None, None)
     assert asked[-1] is None
-    BoxReader(read.read, None)(0, 0, (40, 40, 40), 0)
+    BoxReader(read.read, None)((0, 0), (40, 40, 40), 0)
     assert asked[-1] == (40, 40, 40)
 
 

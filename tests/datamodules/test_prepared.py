@@ -96,15 +96,15 @@ def test_only_the_box_is_read(prepared, monkeypatch):
     sizes = []
     plain = store.StoredVisit.box
     monkeypatch.setattr(store.StoredVisit, "box", lambda self, a, n: sizes.append(tuple(n)) or plain(self, a, n))
-    source.read_pair(0, 1, (16, 16, 16), 3)
-    source.read_pair(0, 0, (16, 16, 16), None)
+    source.read_visits((0, 1), (16, 16, 16), 3)
+    source.read_visits((0, 0), (16, 16, 16), None)
     assert sizes == [(16, 16, 16)] * 3  # a same-visit pair is read once
 
 
 @pytest.mark.parametrize("seed", [None, 5, 6])
 def test_a_box_is_the_part_of_the_whole_and_knows_where_it_lies(prepared, seed):
     source = setup(prepared)
-    first, second = source.read_pair(2, 3, (16, 20, 60), seed)
+    first, second = source.read_visits((2, 3), (16, 20, 60), seed)
     whole = source.read(2)
     start = ((first.affine - whole.affine)[:3, 3] / 2).round().int().tolist()
     assert first.image.shape == second.image.shape == (1, 16, 20, 46)
@@ -117,11 +117,25 @@ def test_a_box_is_the_part_of_the_whole_and_knows_where_it_lies(prepared, seed):
     assert first.foreground.any()
 
 
+@pytest.mark.parametrize("seed", [None, 5])
+def test_a_series_shows_one_box_of_all_its_visits(tmp_path, seed):
+    source = setup(make(tmp_path, visits=4), visits_per_item=3, source_size=12)
+    assert source.train_pairs.shape[1] == 3
+    visits = source.read_visits((4, 6, 7), (12, 60, 12), seed)
+    for row, visit in zip((4, 6, 7), visits, strict=True):
+        assert torch.equal(visit.affine, visits[0].affine)
+        start = ((visit.affine - source.read(row).affine)[:3, 3] / 2).round().int().tolist()
+        window = (slice(None), *(slice(a, a + n) for a, n in zip(start, (12, 54, 12), strict=True)))
+        assert torch.equal(visit.image, source.read(row).image[window])
+    batch = next(iter(source.train_dataloader()))
+    assert batch.images.shape[1:] == (3, 1, 12, 12, 12)
+
+
 def test_random_boxes_are_centred_on_foreground_everywhere(prepared):
     source = setup(prepared)
     centres = []
     for seed in range(200):
-        box, _ = source.read_pair(0, 1, (4, 4, 4), seed)
+        box, _ = source.read_visits((0, 1), (4, 4, 4), seed)
         assert box.foreground[2, 2, 2]
         centres.append(((box.affine[:3, 3] - torch.tensor([-50.0, -40.0, -30.0])) / 2 + 2).tolist())
     spread = np.std(centres, 0)
@@ -133,8 +147,8 @@ def test_a_cropped_source_gives_the_views_of_the_whole(prepared):
     """Warping the box equals warping the whole visit, wherever the view lies inside the box."""
     source = setup(prepared)
     sampler = ViewSampler(12, geometry="shared", overlap=1.0, transforms=[])
-    whole, _ = source.read_pair(0, 1, None, None)
-    box, _ = source.read_pair(0, 1, (28, 28, 28), None)
+    whole, _ = source.read_visits((0, 1), None, None)
+    box, _ = source.read_visits((0, 1), (28, 28, 28), None)
 
     def warped(visit, matrix):
         image = visit.image[None].float() * STEP
@@ -155,16 +169,16 @@ def test_memory_serves_what_was_read_once(prepared, monkeypatch):
     source = setup(prepared, cache_gb=1.0)
     size = (prepared / "visits/sub-0/sub-0_ses-0.b2nd").stat().st_size
     small = setup(prepared, cache_gb=1.5 * size / 1e9)
-    wanted = setup(prepared).read_pair(0, 1, (8, 8, 8), 1)
+    wanted = setup(prepared).read_visits((0, 1), (8, 8, 8), 1)
     for one in (source, small):
         for _ in range(2):
-            found = one.read_pair(0, 1, (8, 8, 8), 1)
+            found = one.read_visits((0, 1), (8, 8, 8), 1)
             assert torch.equal(found[0].image, wanted[0].image)
             assert torch.equal(found[1].image, wanted[1].image)
     assert len(source.files.kept) == 2
     assert len(small.files.kept) == 1  # the budget holds one
     monkeypatch.setattr(Path, "read_bytes", None)
-    source.read_pair(0, 1, (8, 8, 8), 1)
+    source.read_visits((0, 1), (8, 8, 8), 1)
 
 
 def test_workers_read_the_same(prepared):
@@ -189,7 +203,7 @@ def test_what_a_worker_holds_hardly_grows_with_the_cohort(prepared, tmp_path):
     assert len(lots.table) == 100 * len(few.table)
     sizes = [len(pickle.dumps(source.train_dataloader().dataset)) for source in (few, lots)]
     assert (sizes[1] - sizes[0]) / (len(lots.table) - len(few.table)) < 200  # bytes per visit
-    assert lots.read_pair(0, 1, (4, 4, 4), 0)[0].image.shape == (1, 4, 4, 4)
+    assert lots.read_visits((0, 1), (4, 4, 4), 0)[0].image.shape == (1, 4, 4, 4)
 
 
 class Brighter:

@@ -177,7 +177,7 @@ def test_random_draws_depend_on_the_pair_and_not_on_the_worker():
     assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
     source = SubjectsDataModule(dataset)
     source.setup()
-    (first, _), (again, _) = (source.read_pair(2, 3, None, seed) for seed in (1, 2))
+    (first, _), (again, _) = (source.read_visits((2, 3), None, seed) for seed in (1, 2))
     assert not torch.equal(first.image, again.image)
 
 

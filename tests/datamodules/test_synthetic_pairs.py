@@ -45,7 +45,7 @@ def test_held_out_pairs_are_fixed_and_of_other_maps(maps):
     for one, other in zip(data.val_dataloader(), make(maps).val_dataloader(), strict=True):
         assert torch.equal(one.images, other.images)
     row = int(np.flatnonzero(data.table["split"] == "val")[0])
-    assert equal(data.read(row), data.read_pair(row, row + 1, None, None)[0])
+    assert equal(data.read(row), data.read_visits((row, row + 1), None, None)[0])
     points = torch.randn(20, 3, generator=seeded(0), dtype=torch.float64) * 20
     there = data.correspond(points, row, row + 1)
     torch.testing.assert_close(data.correspond(there, row + 1, row), points, atol=1e-4, rtol=0)

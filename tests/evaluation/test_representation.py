@@ -75,6 +75,15 @@ def test_every_visit_once_and_views_for_each_subject_once(batch):
     assert [case.sessions.tolist() for case in few] == [[0, 1], [3, 4], [5, 6]]
 
 
+def test_of_series_every_visit_is_shown_once(make_batch):
+    made = make_batch(2, visits=4)
+    held_out = list(held_out_pairs(network(), [made]))
+    assert [case.sessions.tolist() for case in held_out] == [[0, 1], [2], [3], [4, 5], [6], [7]]
+    assert [case.times.tolist() for case in held_out][:3] == [[0, 2], [4], [6]]
+    few = list(held_out_pairs(network(), [made], subjects=1, visits=3))
+    assert [case.sessions.tolist() for case in few] == [[0, 1], [2]]
+
+
 def test_the_same_views_and_points_whatever_else_is_drawn(batch):
     strategy = network()
     one = list(held_out_pairs(strategy, [batch]))

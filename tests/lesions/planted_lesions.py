@@ -72,9 +72,9 @@ class Cohort(PairDataModule):
             label=torch.from_numpy(label) if later else None,
         )
 
-    def read_pair(self, row, later, size, seed):
+    def read_visits(self, rows, size, seed):
         """With ``twice``, the earlier visit is withheld: the later one stands in its place."""
-        return super().read_pair(later if self.twice else row, later, size, seed)
+        return super().read_visits(rows[-1:] * len(rows) if self.twice else rows, size, seed)
 
 
 def network(combine: str) -> Backbone:

@@ -63,13 +63,13 @@ def test_visits_are_registered_by_what_they_share(master):
     assert source.channels() == ["T1w", "FLAIR"]
     assert source.present().tolist() == [[True, True], [False, True], [True, False]]
     assert any("1 visit without T1w (sub-a ses-M012)" in note for note in source.notes)
-    (t1, one), (empty, other) = (visit.image.numpy() for visit in source.read_pair(0, 1, None, None))
+    (t1, one), (empty, other) = (visit.image.numpy() for visit in source.read_visits((0, 1), None, None))
     head = source.read(0).foreground.numpy()
     assert not empty.any()
     for pair, sign in (((one, other), 1), ((t1, one), -1), ((t1, other), -1)):
         a_voxel_off = quality.ncc(pair[0], np.roll(pair[1], 1, 0), head)
         assert sign * quality.ncc(*pair, head) > 0.25 + sign * a_voxel_off
-    first, second = source.read_pair(1, 2, (8, 8, 8), 0)
+    first, second = source.read_visits((1, 2), (8, 8, 8), 0)
     assert (first.present.tolist(), second.present.tolist()) == ([False, True], [True, False])
 
 
@@ -89,11 +89,11 @@ def test_visits_without_a_common_contrast_are_registered_and_judged_all_the_same
     assert table["flags"].isna().tolist() == [True] * 4 + [False] * 2
     source = PreparedDataModule(tmp_path / "out", missing_channels="keep", split=(1.0, 0.0, 0.0))
     source.setup("fit")
-    (t1, one), (_, other) = (visit.image.numpy() for visit in source.read_pair(0, 1, None, None))
+    (t1, one), (_, other) = (visit.image.numpy() for visit in source.read_visits((0, 1), None, None))
     head = source.read(0).foreground.numpy()
     assert quality.ncc(one, other, head) > 0.8
     assert quality.ncc(t1, other, head) < -0.5
-    (t1, _), (_, other) = (visit.image.numpy() for visit in source.read_pair(2, 3, None, None))
+    (t1, _), (_, other) = (visit.image.numpy() for visit in source.read_visits((2, 3), None, None))
     assert quality.ncc(t1, other, source.read(2).foreground.numpy()) < -0.5
 
 

@@ -60,9 +60,9 @@ class Noise(PairDataModule):
         table = pd.DataFrame(rows, columns=["subject", "session", "age", "time"])
         return table.assign(split=["train"] * 18 + ["val"] * 4)
 
-    def read_pair(self, row, later, size, seed):
-        self.reads.append((row, later))
-        return super().read_pair(row, later, size, seed)
+    def read_visits(self, rows, size, seed):
+        self.reads.append(tuple(rows))
+        return super().read_visits(rows, size, seed)
 
     def read(self, row: int) -> Visit:
         image = torch.rand(1, SIZE, SIZE, SIZE, generator=torch.Generator().manual_seed(row))

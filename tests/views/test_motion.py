@@ -120,7 +120,7 @@ def visit(size: tuple[int, int, int], session: int, corner: float) -> Visit:
 
 
 def test_knots_cover_the_box_and_both_visits_move_towards_each_other():
-    pairs = [with_motion(visit(size, 5, -7.0), visit(size, 6, -4.0), moved) for size in ((20, 11, 4), (9, 12, 5))]
+    pairs = [with_motion((visit(size, 5, -7.0), visit(size, 6, -4.0)), moved) for size in ((20, 11, 4), (9, 12, 5))]
     assert pairs[0][0].motion.shape == (3, 6, 6, 4)  # every 4th, 2nd and 1st voxel, and beyond the last
     batch = collate(pairs)
     assert batch.motion.shape == (2, 2, 3, 6, 7, 5)
@@ -134,7 +134,7 @@ def test_knots_cover_the_box_and_both_visits_move_towards_each_other():
 
 def test_a_visit_paired_with_itself_has_no_knots_to_compute():
     one = visit((9, 9, 9), 5, 0.0)
-    first, second = with_motion(one, one, None)
+    first, second = with_motion((one, one), None)
     assert first.motion.shape == second.motion.shape == (3, 1, 1, 1)
     assert not first.motion.any()
 
