@@ -31,6 +31,7 @@ from lssl.strategies.prior_guided_local import PriorGuidedLocal
 from lssl.strategies.prior_guided_local import VICReg as LocalVICReg
 from lssl.strategies.siamese_masked_autoencoder import SiameseMaskedAutoencoder
 from lssl.strategies.temporal_order import TemporalOrder
+from lssl.strategies.trajectory_order import TrajectoryOrder
 from lssl.strategies.trajectory_prediction import TrajectoryPrediction
 from lssl.utils.operations import CountOperations
 from lssl.views import alignment
@@ -68,6 +69,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "LabelContrast": partial(LabelContrast, **SMALL),
     "MaskedAutoencoder": MaskedAutoencoder,
     "TemporalOrder": TemporalOrder,
+    "TrajectoryOrder": partial(TrajectoryOrder, norm="layer"),
     "LatentDirection": LatentDirection,
     "NeighbourhoodEmbedding": NeighbourhoodEmbedding,
     "SiameseMaskedAutoencoder": SiameseMaskedAutoencoder,

@@ -1,9 +1,10 @@
-"""Strategies that learn from the years between two visits, and those of them with an autoencoder."""
+"""Strategies that learn from the years between visits: of two, of two with an autoencoder, and of a whole series."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from lssl.utils.errors import positive
 from lssl.utils.intervals import require_order
 from lssl.views.sampler import View
 
-__all__ = ["LatentStrategy", "TimedStrategy"]
+__all__ = ["LatentStrategy", "SeriesStrategy", "TimedStrategy"]
 
 
 class TimedStrategy(Strategy):
@@ -42,6 +43,39 @@ class TimedStrategy(Strategy):
     def draw_views(self, batch: PairBatch) -> tuple[View, View]:
         """Views of both visits, in random order."""
         return self.views(in_random_order(batch, self.generator), self.generator)
+
+
+class SeriesStrategy(TimedStrategy):
+    """A strategy that sees all visits of a series together, as many as ``visits_per_item`` of the data says.
+
+    Subclasses implement :meth:`series_terms`, for two views and for more. Visits are presented in random order.
+    """
+
+    TAKES_SERIES: ClassVar[bool] = True
+
+    @abstractmethod
+    def series_terms(self, views: Sequence[View], batch: PairBatch) -> dict[str, Tensor]:
+        """Terms of a view of each of K visits, in any order; see :meth:`lssl.strategy.Strategy.terms`.
+
+        The times are those of the views: ``batch`` has its visits in time order, and may have more of them.
+        """
+
+    def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
+        """The terms of two views."""
+        return self.series_terms((first, second), batch)
+
+    def draw_series(self, batch: PairBatch) -> tuple[View, ...]:
+        """A view of each visit, in random order; a strategy may override it."""
+        order = torch.rand(len(batch), batch.visits_per_item, generator=self.generator).argsort(1)
+        return self.views.series(batch.visits(order), self.generator)
+
+    def losses(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Draws views and computes their terms."""
+        with self.phase("views"):
+            views = self.draw_series(batch)
+        terms = self.series_terms(views, batch)
+        self._check_terms(terms)
+        return terms
 
 
 class LatentStrategy(TimedStrategy):

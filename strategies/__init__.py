@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .prior_guided_local import PriorGuidedLocal
     from .siamese_masked_autoencoder import SiameseMaskedAutoencoder
     from .temporal_order import TemporalOrder
+    from .trajectory_order import TrajectoryOrder
     from .trajectory_prediction import TrajectoryPrediction
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "PriorGuidedLocal",
     "SiameseMaskedAutoencoder",
     "TemporalOrder",
+    "TrajectoryOrder",
     "TrajectoryPrediction",
 ]
 
@@ -50,6 +52,7 @@ _HOMES = {
     "PriorGuidedLocal": "lssl.strategies.prior_guided_local",
     "SiameseMaskedAutoencoder": "lssl.strategies.siamese_masked_autoencoder",
     "TemporalOrder": "lssl.strategies.temporal_order",
+    "TrajectoryOrder": "lssl.strategies.trajectory_order",
     "TrajectoryPrediction": "lssl.strategies.trajectory_prediction",
 }
 

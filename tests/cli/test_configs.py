@@ -17,6 +17,7 @@ from lssl.correspondence.matchers import EmbeddingMatcher, Matcher, full_view
 from lssl.datamodules.phantom import PhantomDataModule
 
 SLOW = pytest.mark.slow
+LAYER = ["--model.init_args.norm=layer"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,8 @@ def test_masked_autoencoder(tmp_path):
         pytest.param("temporal_order.yaml", [], marks=SLOW),  # tests/prediction goes on from a run of it
         pytest.param("latent_direction.yaml", [], marks=SLOW),
         ("neighbourhood_embedding.yaml", []),
-        ("trajectory_prediction.yaml", ["--model.init_args.norm=layer"]),
+        ("trajectory_order.yaml", ["--data.init_args.visits=3", "--data.init_args.split=[0.75,0.25,0]", *LAYER]),
+        ("trajectory_prediction.yaml", LAYER),
         pytest.param("siamese_masked_autoencoder.yaml", [], marks=SLOW),
     ],
 )

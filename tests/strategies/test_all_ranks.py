@@ -35,9 +35,11 @@ from lssl.strategies.neighbourhood_embedding import NeighbourhoodEmbedding
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
 from lssl.strategies.siamese_masked_autoencoder import SiameseMaskedAutoencoder
 from lssl.strategies.temporal_order import TemporalOrder
+from lssl.strategies.trajectory_order import TrajectoryOrder
 from lssl.strategies.trajectory_prediction import TrajectoryPrediction
 from lssl.strategy import Strategy
 from lssl.task import Task
+from lssl.timed_strategy import SeriesStrategy
 from lssl.views.sampler import View, ViewSampler
 
 PAIRS, SIZE, EVERY = 4, 16, 10**6  # EVERY: more than there are, so that all are taken
@@ -148,6 +150,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "LabelContrast": label_contrast,
     "MaskedAutoencoder": lambda: MaskedAutoencoder(block=5, mask_ratio=0.5, **common()),
     "TemporalOrder": lambda: TemporalOrder(tap="deep", hidden=16, **common()),
+    "TrajectoryOrder": lambda: TrajectoryOrder(tap="deep", width=8, depth=1, heads=2, **HEADS, **common()),
     "LatentDirection": lambda: LatentDirection(tap="deep", latent=8, hidden=8, **common()),
     "NeighbourhoodEmbedding": lambda: NeighbourhoodEmbedding(tap="deep", latent=8, hidden=8, neighbours=2, **common()),
     "TrajectoryPrediction": lambda: TrajectoryPrediction(tap="deep", **HEADS, **common()),
@@ -156,6 +159,17 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 BATCHES = ("full", "uneven", "nothing")
 Views = tuple[View, View, object]
+
+
+def terms_of(task: Task, data: list) -> dict[str, Tensor]:
+    """Of a series, with a third view that is the first one mirrored, a year before the second."""
+    if isinstance(task, Segmenter):
+        return task.terms(*data[:2])
+    if isinstance(task, SeriesStrategy):
+        first, second, batch = data
+        third = dataclasses.replace(first, image=first.image.flip(2), time=second.time - 1)
+        return task.series_terms((first, second, third), batch)
+    return task.terms(*data)
 
 
 def results(name: str, data: Views, rows: slice) -> dict[str, Tensor]:
@@ -170,7 +184,7 @@ def results(name: str, data: Views, rows: slice) -> dict[str, Tensor]:
     task.generator.manual_seed(0)
     own = [part(item, rows) for item in data]
     with draws_of_the_whole_batch(rows, len(own[0].image), PAIRS):
-        terms = task.terms(*own[:2]) if isinstance(task, Segmenter) else task.terms(*own)
+        terms = terms_of(task, own)
     trained = {key: value for key, value in task.named_parameters() if value.requires_grad}
     found = {}
     for term, value in terms.items():
