@@ -1,8 +1,8 @@
 """Registration of two images of one subject with SimpleITK, the same in both directions.
 
 A coarse search from several starts finds the basin; both directions are then refined from the better of the two coarse
-results, and their average is kept. Exchanging the images therefore gives the inverse map. All sampling is seeded and
-single-threaded, so that two runs agree.
+results, and what is best for both of them is sought from their average (:mod:`lssl.prepare.together`). Exchanging the
+images therefore gives the inverse map. All sampling is seeded and single-threaded, so that two runs agree.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from lssl.data.nifti import without_hot_voxels
+from lssl.prepare.together import refine_together
 from lssl.prepare.transforms import between, displacement, right_turn, right_turns
 from lssl.prepare.volumes import LPS, Volume, to_itk, to_itk_map
 
@@ -77,12 +78,16 @@ def register(first: Volume, second: Volume, kind: Kind = "rigid") -> Match:
     costs = [_cost(pyramids, matrix) for matrix in candidates]
     start = candidates[int(np.argmin(costs))]
     forward, backward = start, np.linalg.inv(start)
-    stages: list[Kind] = ["rigid"] if kind == "rigid" else ["rigid", "affine"]
-    for size, stage in [(MIDDLE, "rigid"), *[(finest, stage) for stage in stages]]:
-        forward = _refine(pyramids[0][size], pyramids[1][size], centres[0], forward, stage, size)
-        backward = _refine(pyramids[1][size], pyramids[0][size], centres[1], backward, stage, size)
-    points = first.points()
-    return Match(turn @ between(forward, backward), displacement(forward, np.linalg.inv(backward), points))
+    for size in (MIDDLE, finest):
+        forward = _refine(pyramids[0][size], pyramids[1][size], centres[0], forward, "rigid", size)
+        backward = _refine(pyramids[1][size], pyramids[0][size], centres[1], backward, "rigid", size)
+    one, two = (pyramid[finest] for pyramid in pyramids)
+    middle = refine_together((one.image, two.image), (one.mask, two.mask), between(forward, backward), centres)
+    if kind == "affine":
+        forward = _refine(one, two, centres[0], middle, kind, finest)
+        backward = _refine(two, one, centres[1], np.linalg.inv(middle), kind, finest)
+        middle = between(forward, backward)
+    return Match(turn @ middle, displacement(forward, np.linalg.inv(backward), first.points()))
 
 
 def mirror_information(first: Volume, second: Volume, matrix: np.ndarray) -> tuple[float, float]:

@@ -171,12 +171,13 @@ def motion(maps: Sequence[np.ndarray], visit: int, points: np.ndarray) -> dict[s
         points: ``(N, 3)`` mm, of the head at this visit.
 
     Returns:
-        ``rotation_deg``, the largest rotation from this visit to another, and ``moved_mm``, the largest mean distance;
-        both 0 for a single visit.
+        ``rotation_deg``, the largest rotation from this visit to another, and ``moved_mm``, the largest mean distance,
+        both 0 for a single visit; ``volume_factor``, the volume at this visit over that in the frame, 1 for rigid maps.
     """
     inverse = np.linalg.inv(maps[visit])
     others = [other @ inverse for number, other in enumerate(maps) if number != visit]
     return {
         "rotation_deg": max(map(rotation_degrees, others), default=0.0),
         "moved_mm": max((displacement(other, np.eye(4), points) for other in others), default=0.0),
+        "volume_factor": float(abs(np.linalg.det(maps[visit][:3, :3]))),
     }

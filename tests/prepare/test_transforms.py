@@ -38,11 +38,15 @@ def test_two_visits_share_the_motion_equally():
 
 def test_motion_is_counted_from_visit_to_visit_not_half_way():
     moved = rigid(14, 20)
-    wanted = {"rotation_deg": 14.0, "moved_mm": displacement(moved, np.eye(4), POINTS)}
+    wanted = {"rotation_deg": 14.0, "moved_mm": displacement(moved, np.eye(4), POINTS), "volume_factor": 1.0}
     assert motion(half_way(2, {(0, 1): moved}), 0, POINTS) == pytest.approx(wanted, abs=1e-5)
     still = [np.eye(4), np.eye(4), moved]
     assert motion(still, 1, POINTS) == pytest.approx(wanted, abs=1e-5)  # the visit that differs most counts
-    assert motion([rigid(9, 5)], 0, POINTS) == {"rotation_deg": 0.0, "moved_mm": 0.0}
+    assert motion([rigid(9, 5)], 0, POINTS) == pytest.approx({"rotation_deg": 0, "moved_mm": 0, "volume_factor": 1})
+    larger = half_way(2, {(0, 1): moved @ np.diag([1.02, 1.01, 1.0, 1.0])})  # at the second visit
+    factors = [motion(larger, visit, POINTS)["volume_factor"] for visit in (0, 1)]
+    assert factors[1] / factors[0] == pytest.approx(1.02 * 1.01)
+    assert factors[1] * factors[0] == pytest.approx(1)
 
 
 def test_a_visit_laid_down_by_right_angles_does_not_tilt_the_frame():
