@@ -50,8 +50,8 @@ class SyntheticBrainsDataModule(PairDataModule):
         held_out: fixed subjects of each of validation and test.
         size: voxels along each axis, or along all three; the box lies at random around the brain.
         spacing: mm between voxels.
-        anywhere: share of pairs that show any box of the head, neck and face too, instead of one around the brain. A
-            network that is to segment whole scans must have seen them.
+        anywhere: share of heads with a skull of which any box is shown, neck and face too, instead of one around the
+            brain. A network that is to segment whole scans must have seen them.
         change: factor on the change between the visits; 0 shows the same anatomy twice, with another scanner.
         same_contrast: share of pairs whose visits have the same contrast, but for what differs from day to day.
         shapes: share of pairs that show random shapes instead of a head.

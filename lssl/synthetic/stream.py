@@ -55,7 +55,7 @@ class Stream:
         same_contrast: share of pairs whose visits have one contrast, varied as from day to day.
         lesions: share of subjects with lesions of white matter.
         lateral: whether classes are told apart by side.
-        anywhere: share of pairs that show any box of the head, neck and face too, instead of one around the brain.
+        anywhere: share of heads with a skull that show any box, neck and face too, instead of one around the brain.
     """
 
     draw_anatomy: Callable[[torch.Generator], Anatomy]
@@ -71,14 +71,15 @@ class Stream:
         """The geometry of pair ``number``: anatomy, course, and where the visits' grids lie."""
         stream = torch.Generator().manual_seed(number)
         anatomy = self.draw_anatomy(stream)
-        course = draw_course(anatomy, stream, self.change)
+        course, look = draw_course(anatomy, stream, self.change), draw_look(stream)
         extent = self.spacing * (torch.tensor(self.size, dtype=torch.float64) - 1)
-        low, high = _head(course) if self.anywhere and uniform(stream, 0, 1) < self.anywhere else _BRAIN
+        whole = uniform(stream, 0, 1) < self.anywhere and look.stripped == "no"  # without its skull, a head has no neck
+        low, high = _head(course) if whole else _BRAIN
         room = (high - low - extent).clamp_min(10) / 2
         centre = room * (2 * torch.rand(3, generator=stream, dtype=torch.float64) - 1) + (low + high) / 2
         corners = torch.stack([centre - extent / 2] * 2)
         rigid = torch.stack([misregistration(centre, self.spacing, stream) for _ in range(2)])
-        return Drawn(course, draw_look(stream), corners, rigid, stream)
+        return Drawn(course, look, corners, rigid, stream)
 
     def visits(self, number: int, wanted: Sequence[int] = (0, 1)) -> list[Visit]:
         """Visits of pair ``number``, with time 0 and later; their frames are the subject's, as recorded.

@@ -88,12 +88,11 @@ def expose(
     image = _corrupt(_blurred(image, spacing, stream), stream)
     image = _noisy(image * _bias(image.shape, stream), stream)
     seen = _field_of_view(image.shape, stream)
-    if stripped:
-        seen = seen & inside
     foreground = inside & seen
+    image = image * (foreground if stripped else seen)
     if not foreground.any():
         foreground = seen
-    image = (image * seen / _brightest(image[foreground])).clamp(0, 2)
+    image = (image / _brightest(image[foreground])).clamp(0, 2)
     return Visit(image[None], torch.eye(4, dtype=torch.float64), foreground, label=anatomy.classes(lateral)[code])
 
 
