@@ -50,7 +50,7 @@ def build_series(
         series = np.concatenate([np.repeat(series, number, 0), steps[place, 1:]], 1)
     excluded = list(index.excluded)
     if short := len(np.unique(index.subject[index.pairs[:, 0]])) - len(np.unique(index.subject[series[:, 0]])):
-        excluded.append(f"{count(short, 'subject')} with pairs but no {item_name(visits)}")
+        excluded.append(f"{count(short, 'subject')} with pairs but no {item_name(visits)} (visits_per_item)")
     if len(index.singles):
         excluded.append(f"{count(len(index.singles), 'single visit')} (visits_per_item: {visits})")
     return PairIndex(index.subject, series.astype(np.int32), index.singles[:0], excluded)

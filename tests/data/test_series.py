@@ -64,8 +64,8 @@ def test_subjects_without_a_series_are_left_out_counted_and_named_in_the_summary
     assert source.train_pairs.dtype == np.int32
     assert source.summary == (
         "4 subjects, 10 visits: 2 series of 3 visits from 2 subjects (train 2, val 0, test 0); excluded: 3 pairs "
-        "further apart than max_interval (4 years), 1 subject with pairs but no series of 3 visits, 1 single visit "
-        "(visits_per_item: 3)."
+        "further apart than max_interval (4 years), 1 subject with pairs but no series of 3 visits "
+        "(visits_per_item), 1 single visit (visits_per_item: 3)."
     )
     none = Toy(table, visits_per_item=5, split=(1, 0, 0))
     none.setup()

@@ -121,12 +121,18 @@ def test_a_box_is_the_part_of_the_whole_and_knows_where_it_lies(prepared, seed):
 def test_a_series_shows_one_box_of_all_its_visits(tmp_path, seed):
     source = setup(make(tmp_path, visits=4), visits_per_item=3, source_size=12)
     assert source.train_pairs.shape[1] == 3
+    below, image = np.zeros(SHAPE, bool), np.random.default_rng(0).random((1, *SHAPE), np.float32)
+    below[30, 22, :4] = True  # the foreground of the last visit alone; elsewhere it is a ball around 30 22 24
+    path = tmp_path / "visits/sub-1/sub-1_ses-3.b2nd"
+    write_stored(path, image, below, None, source.read(7).affine.numpy(), ["T1w"], [(0.0, 500.0)], {})
     visits = source.read_visits((4, 6, 7), (12, 60, 12), seed)
     for row, visit in zip((4, 6, 7), visits, strict=True):
         assert torch.equal(visit.affine, visits[0].affine)
         start = ((visit.affine - source.read(row).affine)[:3, 3] / 2).round().int().tolist()
         window = (slice(None), *(slice(a, a + n) for a, n in zip(start, (12, 54, 12), strict=True)))
         assert torch.equal(visit.image, source.read(row).image[window])
+    if seed is None:
+        assert start == [24, 0, 13]  # from 0 to 37 along the last axis, so the middle is at 19; else at 24
     batch = next(iter(source.train_dataloader()))
     assert batch.images.shape[1:] == (3, 1, 12, 12, 12)
 

@@ -88,6 +88,15 @@ def test_shared_geometry_shows_one_box_where_voxel_sizes_differ(make_batch):
     torch.testing.assert_close(larger.affine, first.affine)
 
 
+@pytest.mark.parametrize("geometry", ["independent", "aligned"])
+def test_each_view_has_the_working_spacing_whatever_its_visit_has(make_batch, geometry):
+    batch = make_batch(3, BIG, visits=3)
+    batch.affines[:, 2] = batch.affines[:, 2] @ torch.diag(torch.tensor([1.3, 1.3, 1.3, 1.0], dtype=torch.float64))
+    sampler, generator = views(geometry=geometry, spacing=1.2, affine_probability=0.0)
+    for view in sampler.series(batch, generator):
+        torch.testing.assert_close(geo.spacing(view.affine), torch.full((3, 3), 1.2, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("two", [(0, 2), (2, 1)])
 def test_any_two_views_correspond(make_batch, generator, two):
     """A point of one view lies at the same place in the other: by its own matrices and images alone."""
