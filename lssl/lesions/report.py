@@ -21,11 +21,12 @@ from lssl.lesions.pair import described
 from lssl.metrics.lesions import LesionScores, lesion_scores
 from lssl.prediction.scores import Figure, mean_interval
 from lssl.runs.folder import back_up
+from lssl.runs.outputs import Score, write_scores
 from lssl.runs.predictions import prediction_folder
 from lssl.runs.result_folder import ResultFolder
 from lssl.utils.files import atomic_write
 
-__all__ = ["ChangeReport", "save_table", "summarise_lesions"]
+__all__ = ["ChangeReport", "save_table", "scores_of", "summarise_lesions"]
 
 #: Figures of pairs with true lesions, and of pairs without; shares are at most 1.
 CHANGED, UNCHANGED = ("sensitivity", "precision", "f1", "dice"), ("false_lesions", "false_volume")
@@ -37,7 +38,8 @@ class ChangeReport(ResultFolder):
     """Writes scores into a folder of the cohort, ``RUN/test/COHORT``.
 
     ``lesions.tsv`` has a row per pair and class (:class:`lssl.metrics.lesions.LesionScores`), ``scores.tsv`` the
-    summary over subjects with 95 % intervals (:func:`summarise_lesions`), ``pictures`` one of every pair.
+    summary over subjects with 95 % intervals (:func:`summarise_lesions`), ``subject_scores.csv`` what it is a summary
+    of (:func:`scores_of`), ``pictures`` one of every pair.
     """
 
     def __init__(self) -> None:
@@ -84,6 +86,8 @@ class ChangeReport(ResultFolder):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         clusters = subject_clusters(data.table.drop(columns="site", errors="ignore"))
         summary = summarise_lesions(pairs, clusters)
+        of_tested = subject_clusters(data.table[data.table["split"] == "test"])
+        write_scores(self.folder, scores_of(pairs, of_tested), "subject_scores.csv")
         for name, table in (("lesions.tsv", pairs), ("scores.tsv", summary)):
             back_up(self.folder / name)
             save_table(self.folder / name, table)
@@ -93,6 +97,28 @@ class ChangeReport(ResultFolder):
         Console(width=None if sys.stdout.isatty() else 100).print(_table(summary, pairs))
         number = len(pairs.drop_duplicates(["subject", "session"]))
         rank_zero_info(f"Scores of {count(number, 'pair')}: {self.folder}, pictures included.")
+
+
+def scores_of(pairs: pd.DataFrame, clusters: dict[str, str]) -> list[Score]:
+    """The figures of single pairs that :func:`summarise_lesions` averages; those that are not defined are left out.
+
+    Args:
+        pairs: the rows of ``lesions.tsv``.
+        clusters: subject → cluster of related subjects.
+    """
+    return [
+        Score(
+            str(row["subject"]),
+            row["session"],
+            row["class"],
+            metric,
+            float(row[metric]),
+            clusters.get(row["subject"], ""),
+        )
+        for row in pairs.to_dict("records")
+        for metric in (CHANGED if row["true_lesions"] else UNCHANGED)
+        if row[metric] == row[metric]
+    ]
 
 
 def summarise_lesions(pairs: pd.DataFrame, clusters: dict[str, str]) -> pd.DataFrame:

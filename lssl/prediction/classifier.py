@@ -27,7 +27,7 @@ from lssl.data.samples import Samples
 from lssl.data.targets import Target
 from lssl.networks.backbone import Backbone
 from lssl.prediction.predictor import Predictor, training_values
-from lssl.prediction.scores import Figure, classification_scores
+from lssl.prediction.scores import Figure, brier_scores, classification_scores
 from lssl.utils.errors import InputError
 
 __all__ = ["Classifier"]
@@ -136,17 +136,24 @@ class Classifier(Predictor):
 
     def scores(self, subjects: pd.DataFrame, clusters: dict[str, str]) -> list[Figure]:
         """AUC, balanced accuracy and recalls, Brier score and calibration error."""
-        output = torch.tensor(subjects["output"].tolist()).view(len(subjects), -1)
+        output, probability = self._outputs(subjects)
         truth = torch.tensor(subjects["truth"].tolist()).long()
         names = [clusters.get(name, name) for name in subjects["subject"]]
-        probability = self.probabilities(output.to(self.class_weight.device)).cpu()
         share = self.class_share.double().cpu()
         return classification_scores(probability, output.argmax(1), truth, self.classes, share, names)
 
+    def subject_scores(self, subjects: pd.DataFrame) -> dict[str, np.ndarray]:
+        """``brier``, see :mod:`.scores`."""
+        return {"brier": brier_scores(self._outputs(subjects)[1], torch.tensor(subjects["truth"].tolist()).long())}
+
+    def _outputs(self, predictions: pd.DataFrame) -> tuple[Tensor, Tensor]:
+        """``(N, K)`` outputs, and their probabilities."""
+        output = torch.tensor(predictions["output"].tolist()).view(len(predictions), -1)
+        return output, self.probabilities(output.to(self.class_weight.device)).cpu()
+
     def shown(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """``prediction``, the ``probability`` of each class, and ``target``."""
-        output = torch.tensor(predictions["output"].tolist()).view(len(predictions), -1)
-        probability = self.probabilities(output.to(self.class_weight.device)).cpu()
+        output, probability = self._outputs(predictions)
         decided = output.argmax(1).tolist()
         columns = {"prediction": [self.classes[number] for number in decided]}
         columns |= {f"probability_{name}": probability[:, number].tolist() for number, name in enumerate(self.classes)}

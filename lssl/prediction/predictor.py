@@ -107,6 +107,10 @@ class Predictor(FineTuned[PairBatch]):
         """Figures over subjects of known truth, see :func:`.scores.by_subject`; empty if they cannot be computed."""
 
     @abstractmethod
+    def subject_scores(self, subjects: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Metric → ``(N,)`` values of N subjects of known truth, by which two tasks are compared in pairs."""
+
+    @abstractmethod
     def shown(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Predictions as columns of a file: ``prediction`` and, if there is one, its probability, and ``target``."""
 

@@ -88,6 +88,10 @@ class Regressor(Predictor):
         truth = subjects["truth"].to_numpy(float)
         return regression_scores(self.numbers(subjects), truth, float(self.median), names)
 
+    def subject_scores(self, subjects: pd.DataFrame) -> dict[str, np.ndarray]:
+        """``absolute_error``, in the target's own unit."""
+        return {"absolute_error": abs(self.numbers(subjects) - subjects["truth"].to_numpy(float))}
+
     def shown(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """``prediction`` and ``target``."""
         truth = ["n/a" if value != value else value for value in predictions["truth"]]

@@ -14,9 +14,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
+from lssl.data.clusters import subject_clusters
 from lssl.data.pairs import count
 from lssl.prediction.scores import Figure, by_subject
 from lssl.runs.folder import back_up
+from lssl.runs.outputs import Score, write_scores
 from lssl.runs.predictions import prediction_folder
 from lssl.runs.result_folder import ResultFolder
 from lssl.utils.errors import InputError
@@ -30,7 +32,8 @@ class PredictionReport(ResultFolder):
 
     ``predictions.tsv`` has a row per sample: ``subject``, ``session`` (of a pair ``first/second``), ``prediction``,
     for classes ``probability_NAME``, and ``target`` where it is known. ``subjects.tsv`` has a row per subject, the mean
-    over its samples. ``lssl test`` also writes ``scores.tsv`` and prints it.
+    over its samples. ``lssl test`` also writes ``scores.tsv`` and prints it, and ``subject_scores.csv``: the score of
+    each subject of known target (``brier`` or ``absolute_error``), and without a subject the figures of all.
     """
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -46,8 +49,20 @@ class PredictionReport(ResultFolder):
         if trainer.is_global_zero:
             table = pd.DataFrame([dataclasses.asdict(figure) for figure in figures])
             _save(self.folder / "scores.tsv", table)
+            self._write_scores(trainer, task, known, figures)
             Console(width=None if sys.stdout.isatty() else 100).print(_table(task.target, figures, len(known)))
             rank_zero_info(f"Predictions of {count(len(subjects), 'subject')}: {self.folder}")
+
+    def _write_scores(self, trainer: L.Trainer, task: Any, known: pd.DataFrame, figures: Sequence[Figure]) -> None:
+        table = trainer.datamodule.table  # type: ignore[attr-defined]
+        clusters = subject_clusters(table[table["split"] == "test"])
+        scores = [
+            Score(name, "", task.target, metric, float(value), clusters.get(name, ""))
+            for metric, values in task.subject_scores(known).items()
+            for name, value in zip(known["subject"], values, strict=True)
+        ]
+        scores += [Score("", "", task.target, one.metric, one.value) for one in figures if one.value == one.value]
+        write_scores(self.folder, scores, "subject_scores.csv")
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes."""

@@ -37,6 +37,7 @@ from torch import Tensor
 __all__ = [
     "Figure",
     "auc_interval",
+    "brier_scores",
     "by_subject",
     "classification_scores",
     "mean_interval",
@@ -129,6 +130,18 @@ def mean_interval(values: np.ndarray, clusters: Sequence[str]) -> tuple[float, f
     return max(0.0, float(values.mean()) - half), float(values.mean()) + half
 
 
+def brier_scores(probability: Tensor, truth: Tensor) -> np.ndarray:
+    """``(N,)`` squared distances of the probabilities ``(N, K)`` from the classes ``(N,)``; halved if K is 2.
+
+    Example:
+        >>> brier_scores(torch.tensor([[0.25, 0.75]]), torch.tensor([1])).tolist()
+        [0.0625]
+    """
+    k = probability.shape[1]
+    distance = ((probability - torch.nn.functional.one_hot(truth, k).double()) ** 2).sum(1)
+    return (distance / (2 if k == 2 else 1)).numpy()
+
+
 def classification_scores(
     probability: Tensor, decided: Tensor, truth: Tensor, classes: Sequence[str], share: Tensor, clusters: Sequence[str]
 ) -> list[Figure]:
@@ -173,10 +186,8 @@ def classification_scores(
         for limits in ([one.low for one in recall], [one.high for one in recall])
     )
     figures += [Figure("balanced_accuracy", mean, mean - below, mean + above, number), *recall]
-    one_hot = torch.nn.functional.one_hot(truth, k).double()
-    scale = 2 if k == 2 else 1
-    brier = ((probability - one_hot) ** 2).sum(1).numpy() / scale
-    constant = float(((share - one_hot) ** 2).sum(1).mean()) / scale
+    brier = brier_scores(probability, truth)
+    constant = float(brier_scores(share.expand(number, k), truth).mean())
     error = float(multiclass_calibration_error(probability.float(), truth, num_classes=k, n_bins=10))
     figures.append(Figure("brier", float(brier.mean()), *mean_interval(brier, clusters), number))
     return [*figures, Figure("brier_constant", constant, subjects=number), Figure("ece", error, subjects=number)]

@@ -1,12 +1,14 @@
 """Files that a run folder holds for the next stage, typed once for writers and readers; without torch.
 
-============================ ========================== ================================================
-file                         written by                 read by
-============================ ========================== ================================================
-``cost.json``                the callback ``Account``   ``lssl show``; the benchmark: time and memory of each cell
-``report.json``              the callback ``Report``    the benchmark: features before and after
-``test/…/segmentation.csv``  ``lssl test``              the benchmark: scores of test subjects
-============================ ========================== ================================================
+============================== =================================== ===============================================
+file                           written by                          read by
+============================== =================================== ===============================================
+``cost.json``                  the callback ``Account``            ``lssl show``; the benchmark: time and memory of
+                                                                   each cell
+``report.json``                the callback ``Report``             the benchmark: features before and after
+``test/…/segmentation.csv``    ``lssl test`` of a Segmenter        the benchmark: scores of test subjects
+``test/…/subject_scores.csv``  ``lssl test`` of the other tasks    the same, in the same form
+============================== =================================== ===============================================
 
 A missing file is ``None`` for the JSON files, which a stage may not write; a file that lacks a value, or holds one of
 another type, is an :class:`~lssl.utils.errors.InputError`.
@@ -36,7 +38,8 @@ __all__ = [
     "write_scores",
 ]
 
-COST, REPORT, SCORES = Path("cost.json"), Path("report.json"), "segmentation.csv"
+COST, REPORT = Path("cost.json"), Path("report.json")
+SCORES = ("segmentation.csv", "subject_scores.csv")  # of a Segmenter, of the other tasks
 
 
 @dataclass(frozen=True)
@@ -123,13 +126,14 @@ class RunReport:
 
 @dataclass(frozen=True)
 class Score:
-    """One value of a test subject.
+    """One value of a test subject, or of all of them.
 
     Attributes:
-        subject: its name.
+        subject: its name; empty for a figure of the whole cohort, such as an AUC.
         session: of one visit, of two consecutive ones (``first/second``), or empty for the whole subject.
-        structure: name of the class.
-        metric: one of :data:`lssl.segmentation.scores.METRICS`, ``volume`` or ``true_volume``.
+        structure: name of the class; of a Classifier or Regressor, of its target.
+        metric: one of :data:`lssl.segmentation.scores.METRICS`, ``volume`` or ``true_volume``; of other tasks, see
+            :class:`lssl.lesions.report.ChangeReport` and :class:`lssl.prediction.report.PredictionReport`.
         value: in the metric's unit.
         cluster: of related subjects (see :func:`lssl.data.clusters.subject_clusters`), or empty.
     """
@@ -164,14 +168,19 @@ def read_report(run: Path) -> RunReport | None:
     return None if content is None else RunReport(**_checked(run / REPORT, content, RunReport))
 
 
-def write_scores(folder: Path, scores: Iterable[Score]) -> pd.DataFrame:
-    """Writes ``segmentation.csv`` to the folder of a cohort, ``RUN/test/COHORT``, a row per score, a column per field.
+def write_scores(folder: Path, scores: Iterable[Score], name: str = SCORES[0]) -> pd.DataFrame:
+    """Writes scores to the folder of a cohort, ``RUN/test/COHORT``, a row per score, a column per field.
+
+    Args:
+        folder: of the cohort.
+        scores: of its test subjects.
+        name: of the file, ``segmentation.csv`` or ``subject_scores.csv``.
 
     Returns:
         The table.
     """
     table = pd.DataFrame(list(scores), columns=_fields(Score))
-    with atomic_write(folder / SCORES) as part:
+    with atomic_write(folder / name) as part:
         table.to_csv(part, index=False)
     return table
 
@@ -179,12 +188,12 @@ def write_scores(folder: Path, scores: Iterable[Score]) -> pd.DataFrame:
 def read_scores(run: Path) -> pd.DataFrame:
     """The table that :func:`write_scores` wrote for the one cohort that a run was tested on.
 
-    An empty session is read as an empty text.
+    An empty subject or session is read as an empty text.
     """
-    found = sorted((run / "test").glob(f"**/{SCORES}"))
+    found = sorted(path for name in SCORES for path in (run / "test").glob(f"**/{name}"))
     if len(found) > 1:
         raise InputError(f"{run / 'test'} holds scores of several cohorts: {', '.join(map(str, found))}.")
-    path = found[0] if found else run / "test" / SCORES
+    path = found[0] if found else run / "test" / SCORES[0]
     try:
         table = pd.read_csv(
             path, dtype={"subject": str, "session": str, "cluster": str}, keep_default_na=False, na_values={"value": ""}

@@ -14,6 +14,7 @@ from monai.networks.nets import BasicUNet
 
 import lssl
 from lssl.cli.main import main
+from lssl.runs.outputs import read_scores
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
@@ -53,6 +54,11 @@ def test_from_fit_to_predict(tmp_path, capsys, caplog):
     assert (pairs["confirmed"] <= pairs["lesions"]).all()
     scores = pd.read_csv(run / "test/phantom/scores.tsv", sep="\t")
     assert len(scores) == 12
+    listed = read_scores(run)
+    for part, metric in ((pairs["true_lesions"] > 0, "f1"), (pairs["true_lesions"] == 0, "false_lesions")):
+        own = listed[listed["metric"] == metric]
+        assert own["value"].tolist() == pytest.approx(pairs[part][metric].tolist(), abs=1e-5)
+        assert own["session"].tolist() == pairs[part]["session"].tolist()
     pictures = {path.stem for path in (run / "test/phantom/pictures").iterdir()}
     assert pictures == {f"{subject}_visit-0{visit}" for subject in pairs["subject"].unique() for visit in (1, 2)}
     caplog.clear()

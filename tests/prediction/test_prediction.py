@@ -21,6 +21,7 @@ from lssl.data.targets import encode
 from lssl.prediction.classifier import Classifier
 from lssl.prediction.readout import Readout, pair_inputs
 from lssl.prediction.regressor import Regressor
+from lssl.runs.outputs import read_scores
 from lssl.utils.errors import InputError
 
 NAN = float("nan")
@@ -214,6 +215,13 @@ def test_a_classifier_from_fit_to_predict(tmp_path, capsys):
     assert list(table) == ["subject", "session", "prediction", "probability_fast", "probability_slow", "target"]
     assert set(table["session"]) == {"visit-00/visit-01"}
     assert np.allclose(table[["probability_fast", "probability_slow"]].sum(axis=1), 1, atol=1e-5)
+    scores = read_scores(run).set_index(["subject", "metric"])["value"].sort_index()
+    figures = pd.read_csv(run / "test/phantom/scores.tsv", sep="\t").set_index("metric")["value"]
+    for _, row in table.iterrows():  # one pair a subject
+        wrong = row["probability_slow" if row["target"] == "fast" else "probability_fast"]
+        assert scores[row["subject"], "brier"] == pytest.approx(wrong**2, abs=1e-4)
+    assert scores["", "brier"] == pytest.approx(scores.drop("").xs("brier", level="metric").mean())
+    assert scores["", "balanced_accuracy"] == pytest.approx(figures["balanced_accuracy"], abs=1e-4)
     main(["predict", *later])
     everyone = pd.read_csv(run / "predict/phantom/predictions.tsv", sep="\t").set_index("subject")
     assert len(everyone) == 9
@@ -238,6 +246,9 @@ def test_a_regressor_starts_from_any_checkpoint(tmp_path, caplog):
     assert list(table) == ["subject", "samples", "prediction", "target"]
     assert (len(table), set(table["samples"])) == (3, {2})
     assert table["target"].between(50, 95).all()
+    scores = read_scores(run).query("metric == 'absolute_error'").set_index("subject")["value"]
+    error = (table["prediction"] - table["target"]).abs()
+    assert scores[table["subject"]].to_numpy() == pytest.approx(error.to_numpy(), abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ SCORES = [
     Score("007", "ses-1", "cortex", "dice", 0.5),
     Score("007", "ses-1/ses-2", "NA", "stcs", 0.75),  # a class may be called like pandas' missing value
     Score("007", "", "cortex", "reversal_rate", 0.25),
+    Score("", "", "diagnosis", "auc", 0.75),  # of the whole cohort
 ]
 
 
@@ -31,7 +32,7 @@ def test_scores_come_back_as_they_were(tmp_path):
     pd.testing.assert_frame_equal(read, written)
     assert [Score(*row) for row in read.itertuples(index=False)] == SCORES
     assert [path.name for path in (tmp_path / "test" / "cohort").iterdir()] == ["segmentation.csv"]
-    write_scores(tmp_path / "test" / "other", SCORES)
+    write_scores(tmp_path / "test" / "other", SCORES, "subject_scores.csv")
     with pytest.raises(InputError, match="scores of several cohorts"):
         read_scores(tmp_path)
 
