@@ -190,12 +190,12 @@ def _dice_table(found: dict[str, Result], done: list[str]) -> Iterator[str]:
     scratch, rows = found.get(SCRATCH), []
     for name in done:
         full = found.get(f"{name.split('-')[0]}-all-terms")
-        own = full and full is not found[name] and paired(found[name].dice, full.dice, found[name].clusters)
+        own = full and full is not found[name] and paired(found[name].scores, full.scores, found[name].clusters)
         rows.append((name, own or None, found[name].difference))
     corrected = holm([own.p if own else float("nan") for _, own, _ in rows])
     if scratch is not None:
-        subjects = f"{scratch.dice.shape[1]} subjects of {len({*scratch.clusters.values()})} maps"
-        yield f"{len(scratch.dice)} seeds, {subjects}, {PRETRAINING} and {FINETUNING} steps"
+        subjects = f"{scratch.scores.shape[1]} subjects of {len({*scratch.clusters.values()})} maps"
+        yield f"{len(scratch.scores)} seeds, {subjects}, {PRETRAINING} and {FINETUNING} steps"
     yield "\n| terms | ↑ Dice | − all terms | − scratch |\n| --- | --: | --: | --: |"
     if scratch is not None:
         yield f"| scratch | {scratch.mean:.3f} | – | – |"

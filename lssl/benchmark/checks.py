@@ -42,7 +42,7 @@ def resolve(cells: Sequence[Cell]) -> None:
     """Refuses a config that ``lssl fit`` cannot read; cells that differ only in numbers are checked once."""
     from lssl.cli.training import TrainingCLI
 
-    alike = {(cell.stage, cell.strategy, cell.budget): cell for cell in reversed(cells)}
+    alike = {(cell.stage, cell.task, cell.strategy, cell.budget): cell for cell in reversed(cells)}
     for cell in reversed(alike.values()):
         try:
             TrainingCLI.check(Config().add(cell.config))

@@ -121,8 +121,7 @@ def _show(plan: Plan, fingerprints: dict[str, str], jobs: int) -> None:
     for name, timing in time_cells(plan, jobs):
         timings[name] = timing
         print(
-            f"  {name or 'fine-tuning'}: {1000 * timing.step:.0f} ms/step, {timing.around:.0f} s around, "
-            f"{timing.memory:.1f} GB",
+            f"  {name}: {1000 * timing.step:.0f} ms/step, {timing.around:.0f} s around, {timing.memory:.1f} GB",
             flush=True,
         )
     hours, memory = estimate(pending, timings, jobs)

@@ -43,21 +43,28 @@ class Timing:
 
 
 def time_cells(plan: Plan, jobs: int, program: Sequence[str] = PROGRAM) -> Iterator[tuple[str, Timing]]:
-    """Timing of each strategy's pretraining by its name, and of fine-tuning (one for all) under ``""``.
+    """Timing of each strategy's pretraining, and of each task's fine-tuning, one for all strategies; see :func:`kind`.
 
     Each runs alone, in a temporary folder. Validation during pretraining is not counted.
     """
     timed = set()
     for cell in plan.cells:
-        name = cell.strategy if cell.stage == "pretrain" else ""
+        name = kind(cell)
         if name not in timed and (cell.stage == "pretrain" or cell.needs is None):
             timed.add(name)
             yield name, _time(plan, cell, jobs, program)
 
 
+def kind(cell: Cell) -> str:
+    """What cells that take equally long have in common, as it is shown."""
+    if cell.stage == "pretrain":
+        return cell.strategy
+    return f"fine-tuning, {cell.task}" if cell.task else "fine-tuning"
+
+
 def estimate(cells: Sequence[Cell], timings: dict[str, Timing], jobs: int) -> tuple[float, float]:
     """Hours of some cells that run in parallel, and GB of memory."""
-    by_cell = [timings[cell.strategy if cell.stage == "pretrain" else ""] for cell in cells]
+    by_cell = [timings[kind(cell)] for cell in cells]
     seconds = sum(timing.seconds(cell) for cell, timing in zip(cells, by_cell, strict=True))
     largest = sorted((timing.memory for timing in by_cell), reverse=True)
     return seconds / 3600 / max(1, min(jobs, len(cells))), sum(largest[:jobs])
@@ -70,6 +77,8 @@ def _time(plan: Plan, cell: Cell, jobs: int, program: Sequence[str]) -> Timing:
         short: dict[str, Any] = {"trainer": {"max_steps": steps, "default_root_dir": str(path / "run")}}
         if cell.stage == "finetune":  # validated once at the end, like the whole cell
             short["data"] = {"init_args": {"few_shot": {"steps": steps}}}
+            if cell.task:
+                short["trainer"]["val_check_interval"] = steps
         trial = replace(cell, folder=path, config=merged(cell.config, short))
         reset(trial)
         log = trial.folder / "log.txt"

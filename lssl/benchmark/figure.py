@@ -1,4 +1,4 @@
-"""The figures: Dice over labelled subjects, differences to scratch with their intervals, and curves of the losses."""
+"""The figures: scores over labelled subjects, differences to scratch with their intervals, and curves of the losses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["draw_curves", "draw_results"]
 
 
 def draw_results(found: list[Result], strategies: list[str], path: Path) -> None:
-    """Draws a panel per budget, and one of all differences to scratch.
+    """Draws a row of panels per task: one per budget, and one of all differences to scratch.
 
     Args:
         found: rows of the comparison.
@@ -26,22 +26,33 @@ def draw_results(found: list[Result], strategies: list[str], path: Path) -> None
         path: PNG to write.
     """
     budgets = list(dict.fromkeys(entry.budget for entry in found))
-    compared = [entry for entry in found if entry.difference is not None]
-    width, height = 4.2 * len(budgets) + 6.5, max(3.9, 1.7 + 0.28 * len(compared))
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, len(budgets) + 1, width_ratios=[*[1.0] * len(budgets), 1.5], squeeze=False)[0]
+    tasks = list(dict.fromkeys(entry.task.name for entry in found))
+    rows = [[entry for entry in found if entry.task.name == name] for name in tasks]
+    heights = [max(3.9, 1.7 + 0.28 * sum(entry.difference is not None for entry in row)) for row in rows]
+    figure = Figure(figsize=(4.2 * len(budgets) + 6.5, sum(heights)), layout="constrained")
+    ratios = [*[1.0] * len(budgets), 1.5]
+    axes = figure.subplots(len(rows), len(ratios), width_ratios=ratios, height_ratios=heights, squeeze=False)
+    for row, entries in zip(axes, rows, strict=True):
+        _draw_task(row, entries, budgets, strategies)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def _draw_task(axes: np.ndarray, found: list[Result], budgets: list[str], strategies: list[str]) -> None:
+    task = found[0].task
+    of_task = f"{task.name}, " if task.name else ""
     labels = sorted({entry.labelled for entry in found}, key=lambda text: np.inf if text == "all" else float(text))
     for place, budget in enumerate(budgets):
-        _dice(axes[place], [entry for entry in found if entry.budget == budget], strategies, labels)
-        axes[place].set_title(f"budget: {budget}", fontsize=10)
-    axes[0].set_ylabel("Dice, mean ± sd over seeds")
+        _means(axes[place], [entry for entry in found if entry.budget == budget], strategies, labels)
+        axes[place].set_title(f"{of_task}budget: {budget}", fontsize=10)
+    axes[0].set_ylabel(f"{task.title}, mean ± sd over seeds")
     top = max(1e-3, *(axis.get_ylim()[1] for axis in axes[:-1]))
     for axis in axes[:-1]:
         axis.set_ylim(min(axis.get_ylim()[0] for axis in axes[:-1]), top)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
-    _forest(axes[-1], compared, strategies)
-    _save(figure, path)
+    _forest(axes[-1], [entry for entry in found if entry.difference is not None], strategies)
+    better = "" if task.higher else ", lower is better"
+    axes[-1].set_title(f"{of_task}{task.title} − scratch, 95 % interval{better}", fontsize=10)
 
 
 def draw_curves(cells: list[Cell], strategies: list[str], path: Path) -> None:
@@ -57,7 +68,8 @@ def draw_curves(cells: list[Cell], strategies: list[str], path: Path) -> None:
         first = cell.stage == "pretrain"
         values = loss["train/loss"] / (abs(loss["train/loss"].iloc[0]) if first else 1)
         style = {"color": _colour(cell.strategy, strategies), "linewidth": 1}
-        axes[0 if first else 1].plot(loss["step"], values, label=f"{cell.strategy}, seed {cell.seed}", **style)
+        label = ", ".join([*([cell.task] if cell.task else []), cell.strategy, f"seed {cell.seed}"])
+        axes[0 if first else 1].plot(loss["step"], values, label=label, **style)
     for axis, title in zip(axes, ("pretraining: loss / first loss", "fine-tuning: loss"), strict=True):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
@@ -66,11 +78,11 @@ def draw_curves(cells: list[Cell], strategies: list[str], path: Path) -> None:
     _save(figure, path)
 
 
-def _dice(axis: Axes, found: list[Result], strategies: list[str], labels: list[str]) -> None:
+def _means(axis: Axes, found: list[Result], strategies: list[str], labels: list[str]) -> None:
     for name in strategies:
         mine = [entry for entry in found if entry.strategy == name]
         shift = 0.06 * (strategies.index(name) - (len(strategies) - 1) / 2)
-        means = [entry.dice.mean(axis=1) for entry in mine]
+        means = [entry.scores.mean(axis=1) for entry in mine]
         places = [labels.index(entry.labelled) + shift for entry in mine]
         spread = [float(mean.std(ddof=1)) if len(mean) > 1 else 0.0 for mean in means]
         if mine:
@@ -101,7 +113,6 @@ def _forest(axis: Axes, compared: list[Result], strategies: list[str]) -> None:
     names = [f"{entry.strategy}, {entry.labelled}, {entry.budget}" for entry in compared]
     axis.set_yticks(range(len(compared)), names, fontsize=8)
     axis.invert_yaxis()
-    axis.set_title("Dice − scratch, 95 % interval", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
 
 

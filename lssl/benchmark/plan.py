@@ -7,6 +7,10 @@ config is, later ones first: what the cell itself is, the strategy's own groups,
 :mod:`lssl.cli.compose`, which also reads the plan. ``backbone`` and ``data`` of all *replace* the networks and the data
 of the files, so that network and split are the same for every row; what a recipe needs of any data stays.
 
+``finetune.tasks`` names several tasks, each with groups and config files of its own, over those of ``finetune``. Then
+every strategy, seed, budget and learning rate is fine-tuned for each task (:mod:`lssl.benchmark.tasks`). A task whose
+model is of another class leaves the model's arguments of ``finetune`` behind.
+
 A seed is everything that chance decides in a row: pretraining, initial weights, crops, and which subjects are labelled.
 All strategies of a seed share it, so that they are compared in pairs.
 
@@ -18,11 +22,12 @@ on; fold s + 1 validates, and all others are tested (:class:`lssl.data.folds.Fol
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lssl.benchmark.plan_checks import GROUPS, SCRATCH, check_plan
+from lssl.benchmark.tasks import ONE_TASK, BenchmarkTask, find_task, only_task
 from lssl.cli.compose import Config, load, merged, without_data
 from lssl.utils.errors import InputError
 
@@ -47,6 +52,7 @@ class Cell:
         budget: its name.
         rate: learning rate.
         needs: name of the pretraining cell that it starts from.
+        task: its name; empty if the plan names none.
     """
 
     name: str
@@ -59,6 +65,7 @@ class Cell:
     budget: str = ""
     rate: float | None = None
     needs: str | None = None
+    task: str = ""
 
     @property
     def run(self) -> Path:
@@ -90,6 +97,7 @@ class Plan:
         slurm: parameters of submitit's executor.
         note: the recognised kind of its data, if they were given by a path.
         rotate: folds that the seeds rotate over, 0 for one split of all cells.
+        tasks: name → task; one without a name if the plan names none.
     """
 
     path: Path
@@ -100,6 +108,7 @@ class Plan:
     slurm: dict[str, Any]
     note: str = ""
     rotate: int = 0
+    tasks: dict[str, BenchmarkTask] = field(default_factory=lambda: ONE_TASK)
 
     def differences(self) -> dict[str, dict[str, Any]]:
         """Setting → strategy → value, of the pretraining settings that are not the same for all.
@@ -132,44 +141,69 @@ def read_plan(path: Path, out: Path | None = None, data: str | None = None) -> P
     text = whole.values
     strategies = check_plan(text, path)
     out = out or Path(text["out"])
+    tasks = _tasks(text, path.parent)
     cells: list[Cell] = []
     for name, own in strategies.items():
-        cells += _rows(text, name, own, out, path.parent)
+        cells += _rows(text, tasks, name, own, out, path.parent)
     cells.sort(key=lambda cell: (cell.stage != "pretrain", cell.seed))
     parts = {name: "–" if own is None else own.get("part", "network") for name, own in strategies.items()}
     shared = {key: text.get(key) or {} for key in ("data", "backbone")}
     _check_data(cells)
     suffix = (shared["data"].get("init_args") or {}).get("suffix", "T1w")
     note = whole.found.sentence(suffix) if whole.found else ""
-    return Plan(path, out, cells, parts, shared, text.get("slurm") or {}, note, text.get("rotate") or 0)
+    named = {task.name: task for task, _ in tasks}
+    return Plan(path, out, cells, parts, shared, text.get("slurm") or {}, note, text.get("rotate") or 0, named)
 
 
-def _rows(text: Mapping[str, Any], name: str, own: Mapping[str, Any] | None, out: Path, beside: Path) -> Iterator[Cell]:
+def _tasks(text: Mapping[str, Any], beside: Path) -> list[tuple[BenchmarkTask, dict[str, Any]]]:
+    """Each task with the config of its fine-tuning, before what a cell adds."""
+    finetune, shared = text["finetune"], _shared(text)
+    layers = _layers(finetune, beside)
+    if not finetune.get("tasks"):
+        base = _base(layers, shared, finetune)
+        return [(only_task(base), base)]
+    found = []
+    for name, own in finetune["tasks"].items():
+        before = [*layers, {"model": finetune["model"]}] if finetune.get("model") else layers
+        files = merged(*_layers(own, beside))  # one layer, so that a model of another class keeps all its arguments
+        base = _base([*before, files], shared, {**finetune, "model": None}, own)
+        found.append((find_task(str(name), own, base), base))
+    return found
+
+
+def _rows(
+    text: Mapping[str, Any],
+    tasks: Sequence[tuple[BenchmarkTask, dict[str, Any]]],
+    name: str,
+    own: Mapping[str, Any] | None,
+    out: Path,
+    beside: Path,
+) -> Iterator[Cell]:
     """All cells of a strategy."""
-    shared = {key: text[key] for key in ("data", "backbone", "views") if text.get(key)}
-    pretrain, finetune = text.get("pretrain") or {}, text["finetune"]
-    base = _base(finetune.get("config"), shared, finetune, {}, beside)
+    shared, pretrain = _shared(text), text.get("pretrain") or {}
     for seed in text["seeds"]:
         start, weights = None, None if own is None else own.get("pretrained")
         if own is not None and not weights:
             start = f"pretrain/{name}/seed-{seed}"
             weights = str(out / "cells" / start / "run" / "checkpoints" / "last.ckpt")
-            config = _base([*_paths(own), *_paths(pretrain)], shared, pretrain, own, beside)
+            config = _base([*_layers(own, beside), *_layers(pretrain, beside)], shared, pretrain, own)
             fixed = {"seed_everything": seed, "trainer": _trainer(out, start, config, _pretraining_callbacks(config))}
             yield Cell(start, "pretrain", name, seed, out / "cells" / start, merged(config, fixed), needs=None)
         given = {"pretrained": weights, **{key: own[key] for key in ("part", "partial") if own and key in own}}
-        for labelled, budget in _settings(text, own is None):
-            for rate in text["finetune"]["learning_rates"]:
-                tuned = merged(base, finetune["budgets"][budget])
+        for task, base in tasks:
+            for labelled, budget in _settings(text, task, own is None):
+                tuned = merged(base, text["finetune"]["budgets"][budget])
                 if text.get("rotate"):
                     folds = {"number": text["rotate"], "fold": seed % text["rotate"], "train": labelled}
                     tuned = merged(tuned, {"data": {"init_args": {"folds": folds}}})
-                yield _tuning(tuned, out, name, seed, labelled, budget, float(rate), start, given)
+                for rate in text["finetune"]["learning_rates"]:
+                    yield _tuning(tuned, out, task, name, seed, labelled, budget, float(rate), start, given)
 
 
 def _tuning(
     base: dict[str, Any],
     out: Path,
+    task: BenchmarkTask,
     strategy: str,
     seed: int,
     labelled: int | None,
@@ -178,40 +212,53 @@ def _tuning(
     start: str | None,
     given: Mapping[str, Any],
 ) -> Cell:
-    """One fine-tuning cell. Its epoch is as long as its budget, so it is validated once, at the end."""
-    many = "all" if labelled is None else labelled
-    name = f"finetune/{strategy}/seed-{seed}/labelled-{many}/{budget}/rate-{rate:g}"
-    few: dict[str, Any] = {"subjects": labelled, "seed": seed, "steps": base["trainer"]["max_steps"]}
+    """One fine-tuning cell. It is validated once, at the end: of labels, an epoch is as long as the budget."""
+    many, steps = "all" if labelled is None else labelled, base["trainer"]["max_steps"]
+    name = "/".join(["finetune", *([task.name] if task.name else []), strategy, f"seed-{seed}"])
+    name += f"/labelled-{many}/{budget}/rate-{rate:g}"
+    few: dict[str, Any] = {"subjects": labelled, "seed": seed, "steps": steps}
     if labelled is None:
         few["visits"] = None
+    once = (
+        {"check_val_every_n_epoch": None, "val_check_interval": steps} if task.name else {"check_val_every_n_epoch": 1}
+    )
     fixed = {
         "seed_everything": seed,
         "data": {"init_args": {"few_shot": few}},
         "model": {"init_args": {"part": "network", **given, "optimizer": {"init_args": {"lr": rate}}}},
-        "trainer": {"check_val_every_n_epoch": 1, **_trainer(out, name, base, [])},
+        "trainer": {**once, **_trainer(out, name, base, [])},
     }
-    config = merged(base, fixed)
-    return Cell(name, "finetune", strategy, seed, out / "cells" / name, config, labelled, budget, rate, start)
+    folder, config = out / "cells" / name, merged(base, fixed)
+    return Cell(name, "finetune", strategy, seed, folder, config, labelled, budget, rate, start, task.name)
 
 
-def _settings(text: Mapping[str, Any], scratch: bool) -> list[tuple[int | None, str]]:
+def _settings(text: Mapping[str, Any], task: BenchmarkTask, scratch: bool) -> list[tuple[int | None, str]]:
     """Numbers of labelled subjects × budgets; and from scratch the ceiling: all labels, the longest budget."""
     budgets = text["finetune"]["budgets"]
-    every = [(labelled, budget) for labelled in text["labelled"] for budget in budgets]
+    numbers = text.get("labelled") or [None] if task.few_labels else [None]
+    every = [(labelled, budget) for labelled in numbers for budget in budgets]
     longest = max(budgets, key=lambda name: budgets[name]["trainer"]["max_steps"])
-    return [*every, *([(None, longest)] if scratch and None not in text["labelled"] else [])]
+    return [*every, *([(None, longest)] if scratch and None not in numbers else [])]
 
 
-def _base(
-    files: Any, shared: Mapping[str, Any], stage: Mapping[str, Any], own: Mapping[str, Any], beside: Path
-) -> dict[str, Any]:
-    """Files, then the groups of all, of the stage and of the strategy."""
-    config = merged(*(layer for file in _paths({"config": files}) for _, layer in load(file, beside)))
+def _shared(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Groups of all cells."""
+    return {key: text[key] for key in ("data", "backbone", "views") if text.get(key)}
+
+
+def _layers(part: Mapping[str, Any], beside: Path) -> list[Mapping[str, Any]]:
+    """Contents of the config files of a part of the plan."""
+    return [layer for file in _paths(part) for _, layer in load(file, beside)]
+
+
+def _base(layers: Sequence[Mapping[str, Any]], shared: Mapping[str, Any], *parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Files, then the groups of all, and of parts of the plan such as the stage and the strategy."""
+    config = merged(*layers)
     if "backbone" in shared:
         config.pop("backbone", None)
     if "data" in shared:
         config = without_data(config)
-    return merged(config, shared, *({key: part[key] for key in GROUPS if part.get(key)} for part in (stage, own)))
+    return merged(config, shared, *({key: part[key] for key in GROUPS if part.get(key)} for part in parts))
 
 
 def _trainer(out: Path, name: str, config: Mapping[str, Any], callbacks: list[dict[str, Any]]) -> dict[str, Any]:

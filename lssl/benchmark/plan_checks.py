@@ -28,7 +28,8 @@ KEYS = (
 )
 STAGE_KEYS = {
     "pretrain": ("config", *GROUPS),
-    "finetune": ("config", "learning_rates", "budgets", *GROUPS),
+    "finetune": ("config", "learning_rates", "budgets", "tasks", *GROUPS),
+    "tasks": ("config", "score", "better", *GROUPS),
     "strategies": ("config", "part", "partial", "pretrained", *GROUPS),
 }
 
@@ -62,10 +63,10 @@ def _check_keys(part: Mapping[str, Any], known: Sequence[str], where: str) -> No
 
 def _check_lists(text: Mapping[str, Any]) -> None:
     for key in ("out", "seeds", "labelled", "finetune"):
-        if not text.get(key):
+        if not text.get(key) and not (key == "labelled" and (text.get("finetune") or {}).get("tasks")):
             raise InputError(f"The benchmark says no '{key}'; configs/benchmark/demo.yaml shows one.")
     for key, least in (("seeds", 0), ("labelled", 1)):
-        values = text[key]
+        values = text.get(key) or [None]
         numbers = [v for v in values if not (v is None and key == "labelled")] if isinstance(values, list) else [""]
         if any(type(v) is not int or v < least for v in numbers) or len({*values}) < len(values):
             raise InputError(f"{key} is {values}; give a list of different whole numbers from {least} on.")
@@ -97,7 +98,7 @@ def _check_rotation(text: Mapping[str, Any]) -> None:
     rotate = text.get("rotate")
     if rotate is None:
         return
-    most = max((value for value in text["labelled"] if value is not None), default=1)
+    most = max((value for value in text.get("labelled") or [] if value is not None), default=1)
     if type(rotate) is not int or rotate < most + 2:
         raise InputError(
             f"rotate is {rotate}; give a number of folds, at least {most + 2}: {most} to train, one to validate and "
@@ -126,6 +127,8 @@ def _check_finetune(finetune: Mapping[str, Any]) -> None:
         good = False
     if not good:
         raise InputError(f"finetune.learning_rates is {rates}; give a list of numbers above 0, the same for all rows.")
+    if finetune.get("tasks") is not None:
+        _check_tasks(finetune["tasks"])
     if not isinstance(budgets, Mapping) or not budgets:
         raise InputError("finetune.budgets is missing; give each a name and trainer: {max_steps: …}.")
     for name, budget in budgets.items():
@@ -133,3 +136,20 @@ def _check_finetune(finetune: Mapping[str, Any]) -> None:
         steps = ((budget or {}).get("trainer") or {}).get("max_steps")
         if type(steps) is not int or steps < 1 or not re.fullmatch(r"[\w-]+", str(name)):
             raise InputError(f"finetune.budgets.{name} needs a plain name and trainer: {{max_steps: …}}, above 0.")
+
+
+def _check_tasks(tasks: Any) -> None:
+    if not isinstance(tasks, Mapping) or not tasks:
+        raise InputError(f"finetune.tasks is {tasks!r}; give each task a name and a config or a model.")
+    for name, own in tasks.items():
+        where = f"finetune.tasks.{name}"
+        if not re.fullmatch(r"[\w-]+", str(name)):
+            raise InputError(f"finetune.tasks: '{name}' names a folder; use letters, digits, - and _.")
+        if not isinstance(own, Mapping):
+            raise InputError(f"{where} is {own!r}; give a config or a model, or {{}} for finetune's own.")
+        _check_keys(own, STAGE_KEYS["tasks"], f"{where}.")
+        score, better = own.get("score"), own.get("better")
+        if (score is None) != (better is None) or not isinstance(score, str | None):
+            raise InputError(f"{where}: give score and better together, as in score: hd95, better: lower.")
+        if better not in (None, "higher", "lower"):
+            raise InputError(f"{where}.better is {better!r}; give higher or lower.")

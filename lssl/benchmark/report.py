@@ -29,13 +29,15 @@ def write_results(plan: Plan, fingerprints: dict[str, str], page: bool) -> list[
         page: also writes ``report.html``.
     """
     table = collect(plan, fingerprints)
-    found = entries(table, list(plan.parts))
+    found = entries(table, list(plan.parts), plan.tasks)
     tables = sheets(plan, table, found)
     intro = _intro(plan, fingerprints)
     written = [plan.out / name for name in ("results.csv", "table.md", "figure.png")]
     with writing(plan.out):
         with atomic_write(written[0]) as part:
-            pd.concat([table, differences(found)], ignore_index=True).to_csv(part, index=False)
+            listed = pd.concat([table, differences(found)], ignore_index=True)
+            unnamed = ["task"] if [*plan.tasks] == [""] else []
+            listed.drop(columns=unnamed).to_csv(part, index=False)
         _write(written[1], f"{intro}\n\n{as_markdown(tables)}")
         draw_results(found, list(plan.parts), written[2])
         if page:
@@ -66,15 +68,15 @@ def _intro(plan: Plan, fingerprints: dict[str, str]) -> str:
 
 
 def _shown(finished: list[Cell], found: list[Result]) -> list[Cell]:
-    """Cells of the first seed: every pretraining, and each strategy's first row at its chosen rate."""
+    """Cells of the first seed: every pretraining, and each strategy's first row of a task at its chosen rate."""
     first = [cell for cell in finished if cell.seed == finished[0].seed]
-    rows: dict[str, Result] = {}
+    rows: dict[tuple[str, str], Result] = {}
     for entry in found:
-        rows.setdefault(entry.strategy, entry)
-    wanted = {(e.strategy, e.labelled, e.budget, e.rate) for e in rows.values()}
+        rows.setdefault((entry.task.name, entry.strategy), entry)
+    wanted = {(e.task.name, e.strategy, e.labelled, e.budget, e.rate) for e in rows.values()}
 
-    def row(cell: Cell) -> tuple[str, str, str, float | None]:
-        return cell.strategy, "all" if cell.labelled is None else str(cell.labelled), cell.budget, cell.rate
+    def row(cell: Cell) -> tuple[str, str, str, str, float | None]:
+        return cell.task, cell.strategy, "all" if cell.labelled is None else str(cell.labelled), cell.budget, cell.rate
 
     return [cell for cell in first if cell.stage == "pretrain" or row(cell) in wanted]
 

@@ -12,6 +12,7 @@ import pandas as pd
 from lssl.benchmark.plan import SCRATCH, Plan
 from lssl.benchmark.results import Result
 from lssl.benchmark.statistics import METHOD
+from lssl.benchmark.tasks import BenchmarkTask
 
 __all__ = ["Table", "as_html", "as_markdown", "ceiling_warnings", "is_ceiling", "sheets"]
 
@@ -39,17 +40,23 @@ class Table:
 
 
 def sheets(plan: Plan, table: pd.DataFrame, found: list[Result]) -> list[Table]:
-    """All that have rows."""
+    """All that have rows: those of each task, then those of pretraining."""
+    tuned: list[Table] = []
+    for task in plan.tasks.values():
+        if own := [entry for entry in found if entry.task == task]:
+            scores = _scores(plan, task, own)
+            scores.notes = [note for note in scores.notes if not any(note in other.notes for other in tuned)]
+            tuned += [scores, *([_structures(task, own)] if task.few_labels else [])]
     pretraining = [_costs(plan, table), *_frozen(plan, table), _differences(plan)]
-    return [sheet for sheet in (_scores(plan, found), _structures(found), *pretraining) if sheet.rows]
+    return [sheet for sheet in (*tuned, *pretraining) if sheet.rows]
 
 
-def _scores(plan: Plan, found: list[Result]) -> Table:
+def _scores(plan: Plan, task: BenchmarkTask, found: list[Result]) -> Table:
     bold = _best(found)
     rows = []
     for entry in found:
-        sd = entry.dice.mean(axis=1).std(ddof=1)  # of seeds' means
-        dice = f"{entry.mean:.3f}" + (f" ± {sd:.3f}" if len(entry.dice) > 1 else "")
+        sd = entry.scores.mean(axis=1).std(ddof=1)  # of seeds' means
+        score = f"{entry.mean:.3f}" + (f" ± {sd:.3f}" if len(entry.scores) > 1 else "")
         equal = "–" if entry.equal is None else f"{entry.equal[1]} ({entry.equal[0]})"
         mean = entry.means
         rows.append(
@@ -58,13 +65,11 @@ def _scores(plan: Plan, found: list[Result]) -> Table:
                 f"{entry.budget}{' (not flat)' if entry.rising else ''}",
                 entry.strategy,
                 plan.parts[entry.strategy],
-                f"**{dice}**" if id(entry) in bold else dice,
+                f"**{score}**" if id(entry) in bold else score,
                 "–" if entry.difference is None else str(entry.difference),
                 equal,
                 f"{entry.rate:g}",
-                _beside(mean, "stcs"),
-                _beside(mean, "aspc"),
-                _figure(mean, "trajectory_error", 2),
+                *(_beside(mean, name, head) for head, name in task.beside.items()),
                 f"{entry.pretraining_compute / 1e12:.3g} + {entry.compute / 1e12:.3g}",
             ]
         )
@@ -73,33 +78,35 @@ def _scores(plan: Plan, found: list[Result]) -> Table:
         "budget",
         "strategy",
         "transferred",
-        "↑ Dice, mean ± sd over seeds",
+        f"{task.arrow} {task.title}, mean ± sd over seeds",
         "− scratch [95 %]",
         "− scratch of equal total compute [95 %] (its budget)",
         "rate",
-        "STCS (true)",
-        "ASPC, % (true)",
-        "↓ trajectory error, %/y",
+        *task.beside,
         "compute of a seed, TFLOP, pretraining + fine-tuning",
     ]
-    return Table("Fine-tuned on few labels", head, rows, _score_notes(found, plan.rotate))
+    title = f"Fine-tuned for {task.name}" if task.name else "Fine-tuned on few labels"
+    return Table(title, head, rows, _score_notes(task, found, plan.rotate))
 
 
-def _score_notes(found: list[Result], rotate: int) -> list[str]:
+def _score_notes(task: BenchmarkTask, found: list[Result], rotate: int) -> list[str]:
     """Notes on intervals, bold cells and compute, and warnings about untrustworthy rows."""
-    seeds, subjects = max(len(entry.dice) for entry in found), max(entry.dice.shape[1] for entry in found)
+    seeds, subjects = max(len(entry.scores) for entry in found), max(entry.scores.shape[1] for entry in found)
     clusters = max((entry.difference.clusters for entry in found if entry.difference), default=subjects)
     of_clusters = f" in {clusters} clusters (family, site or label map)" if clusters < subjects else ""
     notes = [
         f"{seeds} seeds, {subjects} test subjects{of_clusters}. Intervals of paired differences: {METHOD}; seeds and "
         "clusters are both random, and clusters weigh alike.",
-        "Bold: the best of its group, where its difference to scratch is above 0 (p < 0.05, Holm-corrected over the "
-        "rows of this table).",
+        f"Bold: the best of its group, where its difference to scratch is {'above' if task.higher else 'below'} 0 (p < "
+        "0.05, Holm-corrected over the rows of "
+        f"{'all tasks, which are one family' if task.name else 'this table'}).",
         "Rates were chosen from one grid for all, by validation subjects alone. Equal total compute: scratch at the "
         "budget that validation prefers among those that take no more operations than both stages together; – where "
         "no longer scratch fits. Operations are those of convolutions, matrix products and attention, steps × the "
         "first step's, whatever the machine.",
     ]
+    if not task.few_labels:
+        notes.append("All training subjects are learned from: a target is one of a subject, and no label map.")
     if rotate:
         notes.append(
             f"Seeds rotate over {rotate} folds of the subjects: each trains on as many folds as there are labelled "
@@ -131,33 +138,38 @@ def _doubts(found: list[Result], seeds: int) -> list[str]:
 
 
 def is_ceiling(entry: Result) -> bool:
-    """Whether a row is scratch on all labels."""
-    return entry.strategy == SCRATCH and entry.labelled == "all"
+    """Whether a row is scratch on all labels, where there could be fewer."""
+    return entry.strategy == SCRATCH and entry.labelled == "all" and entry.task.few_labels
 
 
 def ceiling_warnings(found: list[Result]) -> list[str]:
-    """A sentence for each ceiling below a row, which means that fine-tuning was too short."""
+    """A sentence for each ceiling that is worse than a row, which means that fine-tuning was too short."""
     texts = []
     for ceiling in (entry for entry in found if is_ceiling(entry)):
-        rows = [entry for entry in found if entry.labelled != "all" and entry.mean > ceiling.mean]
+        task = ceiling.task
+        fewer = [entry for entry in found if entry.task == task and entry.labelled != "all"]
+        rows = [entry for entry in fewer if task.sign * entry.mean > task.sign * ceiling.mean]
         if rows:
-            best = max(rows, key=lambda entry: entry.mean)
+            best = max(rows, key=lambda entry: task.sign * entry.mean)
+            lies, most = ("below", "highest") if task.higher else ("above", "lowest")
             texts.append(
-                f"The ceiling (scratch on all labels, {ceiling.budget}: {ceiling.mean:.3f}) lies below {len(rows)} of "
-                f"the rows with fewer labels (highest: {best.strategy}, {best.labelled}, {best.budget}: "
-                f"{best.mean:.3f}). Fine-tuning is too short to fit all labels; give it more steps before you compare."
+                f"The ceiling{f' of {task.name}' if task.name else ''} (scratch on all labels, {ceiling.budget}: "
+                f"{ceiling.mean:.3f}) lies {lies} {len(rows)} of the rows with fewer labels ({most}: {best.strategy}, "
+                f"{best.labelled}, {best.budget}: {best.mean:.3f}). Fine-tuning is too short to fit all labels; give "
+                f"it more steps before you compare."
             )
     return texts
 
 
-def _structures(found: list[Result]) -> Table:
+def _structures(task: BenchmarkTask, found: list[Result]) -> Table:
     names = list(dict.fromkeys(name for entry in found for name in entry.structures))
     rows = [
         [entry.labelled, entry.budget, entry.strategy]
         + [f"{entry.structures[name]:.3f}" if name in entry.structures else "–" for name in names]
         for entry in found
     ]
-    return Table("Dice per structure", ["labelled", "budget", "strategy", *names], rows)
+    title = f"{task.name}: {task.title} per structure" if task.name else f"{task.title} per structure"
+    return Table(title, ["labelled", "budget", "strategy", *names], rows)
 
 
 def _costs(plan: Plan, table: pd.DataFrame) -> Table:
@@ -213,16 +225,19 @@ def _differences(plan: Plan) -> Table:
 def _best(found: list[Result]) -> set[int]:
     """Entries in bold."""
     bold = set()
-    for group in {(entry.labelled, entry.budget) for entry in found}:
-        best = max((e for e in found if (e.labelled, e.budget) == group), key=lambda entry: entry.mean)
-        if best.difference is not None and best.difference.mean > 0 and best.p < ALPHA:
+    for group in {(entry.task.name, entry.labelled, entry.budget) for entry in found}:
+        rows = (entry for entry in found if (entry.task.name, entry.labelled, entry.budget) == group)
+        best = max(rows, key=lambda entry: entry.task.sign * entry.mean)
+        gained = best.difference is not None and best.task.sign * best.difference.mean > 0
+        if gained and best.p < ALPHA:
             bold.add(id(best))
     return bold
 
 
-def _beside(mean: dict[str, float], metric: str) -> str:
-    """A figure that true change worsens, with the figure of the truth."""
-    return f"{_figure(mean, metric, 2)} ({_figure(mean, f'true_{metric}', 2)})"
+def _beside(mean: dict[str, float], metric: str, head: str) -> str:
+    """A figure; if true change worsens it, with the figure of the truth."""
+    truth = f" ({_figure(mean, f'true_{metric}', 2)})" if head.endswith("(true)") else ""
+    return _figure(mean, metric, 2) + truth
 
 
 def _figure(mean: dict, key: str, digits: int) -> str:

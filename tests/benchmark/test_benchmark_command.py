@@ -168,10 +168,10 @@ def test_estimates_add_up():
 
     class Cell:
         def __init__(self, stage, strategy, steps):
-            self.stage, self.strategy, self.steps = stage, strategy, steps
+            self.stage, self.strategy, self.steps, self.task = stage, strategy, steps, ""
 
     cells = [Cell("pretrain", "a", 100), Cell("finetune", "a", 50), Cell("finetune", "scratch", 50)]
-    timings = {"a": Timing(10.0, 2.0, 3.0), "": Timing(20.0, 1.0, 1.0)}
+    timings = {"a": Timing(10.0, 2.0, 3.0), "fine-tuning": Timing(20.0, 1.0, 1.0)}
     hours, memory = estimate(cells, timings, 2)
     assert hours * 3600 == pytest.approx((10 + 200 + 70 + 70) / 2)
     assert memory == 4.0
@@ -195,9 +195,9 @@ def test_one_sentence_for_a_wrong_option(args, sentence, capsys):
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "brains.yaml"])
+@pytest.mark.parametrize("name", ["demo.yaml", "brains.yaml", "tasks.yaml"])
 def test_shipped_plans(name, tmp_path, monkeypatch, capsys):
-    """Shown by the command, one-shot, and read by the parser; slow tests and `make benchmark` train."""
+    """Shown by the command, few labels, and read by the parser; slow tests and `make benchmark` train."""
     import lssl.benchmark.estimate as estimate
 
     program = fake(tmp_path, monkeypatch)
@@ -212,12 +212,14 @@ def test_shipped_plans(name, tmp_path, monkeypatch, capsys):
     assert {cell.strategy for cell in plan.cells} == {"scratch", *own}
     narrow = yaml.safe_load((ROOT / "configs/base/narrow_heads.yaml").read_text())["model"]["init_args"]
     rows = [cell for cell in plan.cells if cell.name.startswith(("pretrain/longitudinal_local", "pretrain/paper"))]
-    assert rows
+    assert rows or name == "tasks.yaml"
     assert all(cell.config["model"]["init_args"][name] == value for cell in rows for name, value in narrow.items())
-    few = [cell.config["data"]["init_args"]["few_shot"] for cell in plan.cells if cell.labelled == 1]
-    assert {(part["subjects"], part["visits"]) for part in few} == {(1, 1)}
+    few = [cell.config["data"]["init_args"]["few_shot"] for cell in plan.cells if cell.labelled]
+    assert {(part["subjects"], part["visits"]) for part in few} == {(4, None) if name == "tasks.yaml" else (1, 1)}
+    assert all(f"fine-tuning{f', {task}' if task else ''}: 20 ms/step" in said for task in plan.tasks)
     first = [cell for cell in plan.cells if cell.seed == 0 and (cell.stage == "pretrain" or cell.strategy == "scratch")]
-    resolve(first if name == "demo.yaml" else first[-1:])
+    tasks = [cell for cell in first if cell.budget == "frozen"]
+    resolve({"demo.yaml": first, "brains.yaml": first[-1:], "tasks.yaml": tasks}[name])
     if name == "demo.yaml":
         check_leakage(first)
 
@@ -319,3 +321,27 @@ def test_a_miniature_runs_to_its_tables_and_again_in_no_time(real, capsys):
     again = pd.read_csv(out / "results.csv")
     scores = [t[t["subject"].notna()].reset_index(drop=True) for t in (table, again)]
     pd.testing.assert_frame_equal(*scores)  # the same to the bit
+
+
+@pytest.mark.slow
+def test_a_miniature_of_two_tasks_runs_to_its_tables(real):
+    groups = {"slow": {"ventricles": 0.0}, "fast": {"ventricles": 0.1}}
+    data = {**DATA, "init_args": {**DATA["init_args"], "rate_groups": groups, "targets": {"age": "visits"}}}
+    tasks = {"segmentation": {}, "age": {"config": "regressor", "model": {"init_args": {"target": "age"}}}}
+    path = real(seeds=[0], data=data, finetune={**REAL["finetune"], "tasks": tasks})
+    main(["benchmark", "--config", str(path), "--jobs", "2"])
+    out = path.parent / "out"
+    table = pd.read_csv(out / "results.csv", dtype={"subject": str})
+    for task, score, figure in (("segmentation", "dice", "val_dice"), ("age", "absolute_error", "val_mae")):
+        own = table[(table["task"] == task) & table["chosen"].astype(bool)]
+        assert own[own["metric"] == score].groupby(["strategy", "labelled"])["subject"].nunique().eq(2).all()
+        cells = table[(table["task"] == task) & (table["metric"] == figure)]
+        assert cells["value"].notna().all()
+        for log in (out / "cells" / "finetune" / task).glob("**/metrics.csv"):  # validated once, after the last step
+            assert pd.read_csv(log).dropna(subset=[figure.replace("_", "/")])["step"].tolist() == [2]
+    age = table[(table["task"] == "age") & (table["metric"] == "mae")]
+    assert set(age["labelled"]) == {"all"}
+    assert age["subject"].isna().all()
+    text = (out / "table.md").read_text()
+    assert "### Fine-tuned for segmentation" in text
+    assert "↓ absolute error" in text

@@ -54,8 +54,10 @@ def test_the_rate_is_chosen_by_validation_where_the_test_would_choose_another(fi
     assert {rate for (name, *_), rate in chosen.items() if name != "bad"} == {0.001}
     assert {rate for (name, *_), rate in chosen.items() if name == "bad"} == {0.01}
     rows = [("a", "1", "s", 0.1, seed, value) for seed, value in enumerate([0.5, 0.5])] + [("a", "1", "s", 0.2, 0, 0.9)]
-    table = pd.DataFrame(rows, columns=["strategy", "labelled", "budget", "learning_rate", "seed", "value"])
-    assert choose(table.assign(metric="val_dice", stage="finetune")) == {("a", "1", "s"): 0.1}  # 0.2 lacks a seed
+    table = pd.DataFrame(rows, columns=["strategy", "labelled", "budget", "learning_rate", "seed", "value"]).assign(
+        task=""
+    )
+    assert choose(table.assign(metric="val_dice", stage="finetune")) == {("a", "1", "s", ""): 0.1}  # 0.2 lacks a seed
 
 
 def test_differences_are_paired_and_exact(finished):
@@ -67,7 +69,7 @@ def test_differences_are_paired_and_exact(finished):
     assert (good.difference.mean, good.difference.low, good.difference.high) == pytest.approx((0.1, 0.1, 0.1))
     assert bad.difference.mean == pytest.approx(-0.1 + 0.05)  # it took the other rate
     assert scratch.difference is None
-    assert good.dice.shape == (2, 4)
+    assert good.scores.shape == (2, 4)
     assert ("scratch", "all", "long") in found
     assert good.equal is None  # no scratch is longer
     assert (good.compute, good.pretraining_compute) == (9e9, 5e9)  # steps × operations
@@ -79,7 +81,7 @@ def test_equal_compute_takes_the_scratch_row_that_validation_prefers_within_the_
     found = {(e.strategy, e.labelled, e.budget): e for e in entries(collect(plan, fingerprints), list(plan.parts))}
     short, long = (found["scratch", "1", budget] for budget in ("short", "long"))
     short = dataclasses.replace(short, compute=1.0, means={"val_dice": 0.4})
-    long = dataclasses.replace(long, compute=3.0, means={"val_dice": 0.6}, dice=long.dice + 0.3)
+    long = dataclasses.replace(long, compute=3.0, means={"val_dice": 0.6}, scores=long.scores + 0.3)
     good = dataclasses.replace(found["good", "1", "short"], compute=1.0, pretraining_compute=1.5, hours=99.0)
     assert _compared(good, [short, long]).equal is None  # 2.5 are fewer than 3, and hours are of no account
     assert _compared(dataclasses.replace(good, pretraining_compute=2.5), [short]).equal is None  # no longer scratch
