@@ -45,7 +45,8 @@ def sheets(plan: Plan, table: pd.DataFrame, found: list[Result]) -> list[Table]:
     for task in plan.tasks.values():
         if own := [entry for entry in found if entry.task == task]:
             scores = _scores(plan, task, own)
-            scores.notes = [note for note in scores.notes if not any(note in other.notes for other in tuned)]
+            said = {note for sheet in tuned for note in sheet.notes}
+            scores.notes = [note for place, note in enumerate(scores.notes) if not place or note not in said]
             tuned += [scores, *([_structures(task, own)] if task.few_labels else [])]
     pretraining = [_costs(plan, table), *_frozen(plan, table), _differences(plan)]
     return [sheet for sheet in (*tuned, *pretraining) if sheet.rows]
@@ -106,7 +107,7 @@ def _score_notes(task: BenchmarkTask, found: list[Result], rotate: int) -> list[
         "first step's, whatever the machine.",
     ]
     if not task.few_labels:
-        notes.append("All training subjects are learned from: a target is one of a subject, and no label map.")
+        notes.append(f"{task.name} is learned from all training subjects: it needs no label maps, which could be few.")
     if rotate:
         notes.append(
             f"Seeds rotate over {rotate} folds of the subjects: each trains on as many folds as there are labelled "
@@ -131,7 +132,8 @@ def _doubts(found: list[Result], seeds: int) -> list[str]:
             "as a schedule that ends at 0 flattens it; add a longer budget for a verdict."
         )
     return notes + [
-        f"Not flat: {entry.strategy}, {entry.labelled} labelled, {entry.budget}: {entry.rising}."
+        f"Not flat: {f'{entry.task.name}, ' if entry.task.name else ''}{entry.strategy}, {entry.labelled} labelled, "
+        f"{entry.budget}: {entry.rising}."
         for entry in found
         if entry.rising
     ]
