@@ -326,7 +326,8 @@ def test_a_miniature_runs_to_its_tables_and_again_in_no_time(real, capsys):
 @pytest.mark.slow
 def test_a_miniature_of_two_tasks_runs_to_its_tables(real):
     groups = {"slow": {"ventricles": 0.0}, "fast": {"ventricles": 0.1}}
-    data = {**DATA, "init_args": {**DATA["init_args"], "rate_groups": groups, "targets": {"age": "visits"}}}
+    options = {"rate_groups": groups, "targets": {"age": "visits"}, "num_workers": 0}
+    data = {**DATA, "init_args": {**DATA["init_args"], **options}}
     tasks = {"segmentation": {}, "age": {"config": "regressor", "model": {"init_args": {"target": "age"}}}}
     path = real(seeds=[0], data=data, finetune={**REAL["finetune"], "tasks": tasks})
     main(["benchmark", "--config", str(path), "--jobs", "2"])
@@ -337,7 +338,9 @@ def test_a_miniature_of_two_tasks_runs_to_its_tables(real):
         assert own[own["metric"] == score].groupby(["strategy", "labelled"])["subject"].nunique().eq(2).all()
         cells = table[(table["task"] == task) & (table["metric"] == figure)]
         assert cells["value"].notna().all()
-        for log in (out / "cells" / "finetune" / task).glob("**/metrics.csv"):  # validated once, after the last step
+        for log in (out / "cells" / "finetune" / task).glob(
+            "**/run/metrics.csv"
+        ):  # validated once, after the last step
             assert pd.read_csv(log).dropna(subset=[figure.replace("_", "/")])["step"].tolist() == [2]
     age = table[(table["task"] == "age") & (table["metric"] == "mae")]
     assert set(age["labelled"]) == {"all"}
