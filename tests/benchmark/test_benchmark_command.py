@@ -338,9 +338,8 @@ def test_a_miniature_of_two_tasks_runs_to_its_tables(real):
         assert own[own["metric"] == score].groupby(["strategy", "labelled"])["subject"].nunique().eq(2).all()
         cells = table[(table["task"] == task) & (table["metric"] == figure)]
         assert cells["value"].notna().all()
-        for log in (out / "cells" / "finetune" / task).glob(
-            "**/run/metrics.csv"
-        ):  # validated once, after the last step
+        logs = (out / "cells" / "finetune" / task).glob("**/run/metrics.csv")
+        for log in logs:  # validated once, after the last step
             assert pd.read_csv(log).dropna(subset=[figure.replace("_", "/")])["step"].tolist() == [2]
     age = table[(table["task"] == "age") & (table["metric"] == "mae")]
     assert set(age["labelled"]) == {"all"}
