@@ -95,9 +95,9 @@ class _Direction:
     """Mutual information of an image with another one, at random places of its mask."""
 
     def __init__(self, fixed: sitk.Image, mask: sitk.Image, moving: sitk.Image, seen: sitk.Image) -> None:
-        random, values = np.random.default_rng(0), sitk.GetArrayFromImage(fixed)
+        draws, values = np.random.default_rng(0), sitk.GetArrayFromImage(fixed)
         inside = np.argwhere(sitk.GetArrayViewFromImage(mask))
-        index = inside[random.integers(len(inside), size=PLACES)] + random.uniform(-0.5, 0.5, (PLACES, 3))
+        index = inside[draws.integers(len(inside), size=PLACES)] + draws.uniform(-0.5, 0.5, (PLACES, 3))
         self.bins = _in_bins(map_coordinates(values, index.T, order=1, mode="nearest"), values, mask)
         self.places = _index_to_mm(fixed) @ np.concatenate([index.T, np.ones((1, PLACES))])
         self.moving, self.to_index = sitk.GetArrayFromImage(moving), np.linalg.inv(_index_to_mm(moving))
