@@ -235,7 +235,8 @@ def _tuning(
 def _settings(text: Mapping[str, Any], task: BenchmarkTask, scratch: bool) -> list[tuple[int | None, str]]:
     """Numbers of labelled subjects × budgets; and from scratch the ceiling: all labels, the longest budget."""
     budgets = text["finetune"]["budgets"]
-    numbers = text.get("labelled") or [None] if task.few_labels else [None]
+    own = (text["finetune"].get("tasks") or {}).get(task.name) or {}
+    numbers = (own.get("labelled") or text.get("labelled") or [None]) if task.few_labels else [None]
     every = [(labelled, budget) for labelled in numbers for budget in budgets]
     longest = max(budgets, key=lambda name: budgets[name]["trainer"]["max_steps"])
     return [*every, *([(None, longest)] if scratch and None not in numbers else [])]

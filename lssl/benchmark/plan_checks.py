@@ -29,7 +29,7 @@ KEYS = (
 STAGE_KEYS = {
     "pretrain": ("config", *GROUPS),
     "finetune": ("config", "learning_rates", "budgets", "tasks", *GROUPS),
-    "tasks": ("config", "score", "better", *GROUPS),
+    "tasks": ("config", "labelled", "score", "better", *GROUPS),
     "strategies": ("config", "part", "partial", "pretrained", *GROUPS),
 }
 
@@ -65,11 +65,15 @@ def _check_lists(text: Mapping[str, Any]) -> None:
     for key in ("out", "seeds", "labelled", "finetune"):
         if not text.get(key) and not (key == "labelled" and (text.get("finetune") or {}).get("tasks")):
             raise InputError(f"The benchmark says no '{key}'; configs/benchmark/demo.yaml shows one.")
-    for key, least in (("seeds", 0), ("labelled", 1)):
-        values = text.get(key) or [None]
-        numbers = [v for v in values if not (v is None and key == "labelled")] if isinstance(values, list) else [""]
-        if any(type(v) is not int or v < least for v in numbers) or len({*values}) < len(values):
-            raise InputError(f"{key} is {values}; give a list of different whole numbers from {least} on.")
+    _check_numbers("seeds", text["seeds"], 0)
+    _check_numbers("labelled", text.get("labelled") or [None], 1)
+
+
+def _check_numbers(key: str, values: Any, least: int) -> None:
+    """Refuses what is no list of different numbers; that of labelled subjects may hold null, for all."""
+    numbers = [v for v in values if not (v is None and least)] if isinstance(values, list) else [""]
+    if any(type(v) is not int or v < least for v in numbers) or not values or len({*values}) < len(values):
+        raise InputError(f"{key} is {values}; give a list of different whole numbers from {least} on.")
 
 
 def _check_stages(text: Mapping[str, Any], strategies: Mapping[str, Any]) -> None:
@@ -98,7 +102,9 @@ def _check_rotation(text: Mapping[str, Any]) -> None:
     rotate = text.get("rotate")
     if rotate is None:
         return
-    most = max((value for value in text.get("labelled") or [] if value is not None), default=1)
+    tasks = (text["finetune"].get("tasks") or {}).values()
+    numbers = [value for part in (text, *tasks) for value in part.get("labelled") or []]
+    most = max((value for value in numbers if value is not None), default=1)
     if type(rotate) is not int or rotate < most + 2:
         raise InputError(
             f"rotate is {rotate}; give a number of folds, at least {most + 2}: {most} to train, one to validate and "
@@ -148,6 +154,8 @@ def _check_tasks(tasks: Any) -> None:
         if not isinstance(own, Mapping):
             raise InputError(f"{where} is {own!r}; give a config or a model, or {{}} for finetune's own.")
         _check_keys(own, STAGE_KEYS["tasks"], f"{where}.")
+        if "labelled" in own:
+            _check_numbers(f"{where}.labelled", own["labelled"], 1)
         score, better = own.get("score"), own.get("better")
         if (score is None) != (better is None) or not isinstance(score, str | None):
             raise InputError(f"{where}: give score and better together, as in score: hd95, better: lower.")

@@ -12,7 +12,7 @@ any other         ``score`` and ``better``    ``val/loss``, lower               
 
 A Classifier or Regressor has one target of a subject and no label maps, so it learns from all training subjects.
 ``score`` and ``better`` of a task's settings replace those of the table; the test must write that score
-(:func:`lssl.runs.outputs.read_scores`).
+(:func:`lssl.runs.outputs.read_scores`). ``labelled`` of a task replaces the numbers of the plan.
 """
 
 from __future__ import annotations
@@ -142,6 +142,11 @@ def find_task(name: str, own: Mapping[str, Any], config: Mapping[str, Any]) -> B
         raise InputError(
             f"finetune.tasks.{name}: its model is {model or 'not given'}, which is none of {', '.join(KINDS)}; give "
             f"score and better: which score of its test subjects is compared, and whether higher or lower is better."
+        )
+    if kind is not None and not kind.few_labels and "labelled" in own:
+        raise InputError(
+            f"finetune.tasks.{name}: a {model} learns from a target of each training subject, not from label maps; "
+            f"leave out labelled."
         )
     found = kind or BenchmarkTask(validation="val/loss", validation_higher=False)
     if own.get("score"):

@@ -215,7 +215,7 @@ def test_shipped_plans(name, tmp_path, monkeypatch, capsys):
     assert rows or name == "tasks.yaml"
     assert all(cell.config["model"]["init_args"][name] == value for cell in rows for name, value in narrow.items())
     few = [cell.config["data"]["init_args"]["few_shot"] for cell in plan.cells if cell.labelled]
-    assert {(part["subjects"], part["visits"]) for part in few} == {(4, None) if name == "tasks.yaml" else (1, 1)}
+    assert {(part["subjects"], part["visits"]) for part in few} == {(1, 1)}
     assert all(f"fine-tuning{f', {task}' if task else ''}: 20 ms/step" in said for task in plan.tasks)
     first = [cell for cell in plan.cells if cell.seed == 0 and (cell.stage == "pretrain" or cell.strategy == "scratch")]
     tasks = [cell for cell in first if cell.budget == "frozen"]

@@ -192,6 +192,9 @@ def test_a_score_that_no_test_wrote_is_one_sentence(finished):
         ({"tasks": {"a/b": {}}}, "'a/b' names a folder"),
         ({"tasks": {"age": None}}, "finetune.tasks.age is None; give a config or a model"),
         ({"tasks": {"age": {"cofnig": "regressor"}}}, "no key 'finetune.tasks.age.cofnig'; did you mean 'config'"),
+        ({"tasks": {"age": {"labelled": [0]}}}, "finetune.tasks.age.labelled is"),
+        ({"tasks": {"age": {"labelled": []}}}, "finetune.tasks.age.labelled is"),
+        ({"tasks": {"age": {"labelled": [1], "config": "regressor"}}}, "a Regressor learns from a target of each"),
         ({"tasks": {"age": {"score": "hd95"}}}, "give score and better together"),
         ({"tasks": {"age": {"score": "hd95", "better": "less"}}}, "better is 'less'; give higher or lower"),
         ({"tasks": {"age": {"model": {"class_path": "mine.Counter"}}}}, "its model is Counter, which is none of"),
@@ -206,6 +209,12 @@ def test_one_sentence_for_tasks_that_cannot_be(finetune, sentence, tmp_path):
 def test_numbers_of_labels_are_for_label_maps_alone(tmp_path):
     plan = plan_with(tmp_path, labelled=None)
     assert {cell.labelled for cell in plan.cells} == {None}
+    own = {**TASKS, "lesions": {**TASKS["lesions"], "labelled": [2, 3]}}
+    cells = plan_with(tmp_path, tasks=own).cells
+    assert {cell.labelled for cell in cells if cell.task == "lesions"} == {2, 3, None}  # and the ceiling
+    assert {cell.labelled for cell in cells if cell.task == "segmentation"} == {1, None}
+    with pytest.raises(InputError, match="at least 5: 3 to train"):
+        plan_with(tmp_path, tasks=own, rotate=4)
     with pytest.raises(InputError, match="says no 'labelled'"):
         read_plan(write_plan(tmp_path, labelled=None))
 
