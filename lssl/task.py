@@ -134,7 +134,8 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         self._check_weights(terms)
         if not terms:
             raise InputError("loss_weights: every term has weight 0, so there is nothing to learn.")
-        return torch.stack([self.weight(name) * value for name, value in terms.items()]).sum()
+        weighted = torch._foreach_mul(list(terms.values()), [self.weight(name) for name in terms])
+        return torch.stack(weighted).sum()
 
     def log_metric(self, name: str, value: Tensor) -> None:
         """Logs a scalar that is not part of the loss; in training, its mean since the last log."""

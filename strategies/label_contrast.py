@@ -96,7 +96,7 @@ class LabelContrast(Strategy):
         points = plan_points(*views, taps, self.samples, host_generator(self.generator), self.foreground)
         planned = [points.weight, sampling_grids(views, taps, points.places), _source_voxels(views, points.places)]
         weight, grid, voxels = send(planned, first.image.device)
-        rows = [at_grid(features[tap], grid[n].flatten(0, 1)).flatten(0, 1) for n, tap in enumerate(self.taps)]
+        rows = [at_grid(features[tap], grid[n].flatten(0, 1)) for n, tap in enumerate(self.taps)]
         z = self.projectors(rows).unflatten(1, (2, len(batch), -1))  # (T, 2, B, K, D)
         self.log_metric("feature_std", feature_std(z.flatten(1, 3)))
         labels = torch.stack([first.source_label, second.source_label]).flatten(2)

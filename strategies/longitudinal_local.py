@@ -260,8 +260,7 @@ class LongitudinalLocal(Strategy):
         """``z (T, 2, B, K, D)``; the heads' statistics pool over both views, as published."""
         if not len(self.projectors):
             return rows[0].new_zeros(0)
-        wanted = [values.flatten(0, 1) for values in rows[: len(self.projectors)]]
-        return self.projectors(wanted).unflatten(1, (2, -1, rows[0].shape[1]))
+        return self.projectors(rows[: len(self.projectors)]).unflatten(1, (2, -1, rows[0].shape[1]))
 
     def _predict(self, z: Tensor) -> Tensor:
         """``p`` of the same shape."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssl.losses.cosine import cosine
 from lssl.utils.distributed import weighted_mean
 
 __all__ = ["AlignedCosine"]
@@ -37,6 +37,6 @@ class AlignedCosine(nn.Module):
             weight: ``(..., B)`` weight of each sample in the mean; 0 for a sample with too few voxels.
         """
         with torch.autocast(query.device.type, enabled=False):
-            distance = 2 - 2 * F.cosine_similarity(query.float(), target.detach().float(), dim=-1)
+            distance = 2 - 2 * cosine(query.float(), target.detach().float())
             per_sample = (distance * valid).sum(-1) / valid.sum(-1).clamp_min(1)
             return weighted_mean(per_sample, weight)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssl.losses.cosine import cosine
 from lssl.utils.distributed import weighted_mean
 
 __all__ = ["NegativeCosine"]
@@ -38,7 +38,5 @@ class NegativeCosine(nn.Module):
             weight: ``(..., B)`` weight of each sample in the mean; 0 for a sample without corresponding points.
         """
         with torch.autocast(p1.device.type, enabled=False):
-            cosine = F.cosine_similarity(p1.float(), z2.detach().float(), dim=-1)
-            cosine = cosine + F.cosine_similarity(p2.float(), z1.detach().float(), dim=-1)
-            per_sample = -0.5 * cosine.mean(-1)
-            return weighted_mean(per_sample, weight)
+            predicted, seen = torch.stack([p1, p2]).float(), torch.stack([z2, z1]).detach().float()
+            return weighted_mean(-cosine(predicted, seen).mean((0, -1)), weight)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lssl.losses.cosine import cosine
 from lssl.utils.distributed import weighted_mean
 
 __all__ = ["Orthogonality"]
@@ -35,5 +35,5 @@ class Orthogonality(nn.Module):
             weight: ``(B,)`` weight of each sample in the mean; ``None`` weighs all alike.
         """
         with torch.autocast(encoder.device.type, enabled=False):
-            squared = F.cosine_similarity(encoder.float(), decoder.float(), dim=-1).square()
+            squared = cosine(encoder.float(), decoder.float()).square()
             return weighted_mean(squared.flatten(1).mean(1) if squared.ndim > 1 else squared, weight)

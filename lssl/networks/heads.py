@@ -171,13 +171,31 @@ class StackedHeads(nn.Module):
         return len(self.taps)
 
     def forward(self, rows: Sequence[Tensor] | Tensor) -> Tensor:
-        """Rows ``(N, channels)`` of each tap, in order, or ``(T, N, channels)``, to ``(T, N, out_features)``."""
-        if self.training and len(rows[0]) < Projector.FEWEST_ROWS:
-            raise InputError(_few_rows(len(rows[0])))
-        if isinstance(self.first, nn.ModuleDict):
-            first = [self.first[_key(tap)](values) for tap, values in zip(self.taps, rows, strict=True)]
-            return self.rest(torch.stack(first, 1).transpose(0, 1))
-        return self.rest(self.first(rows if isinstance(rows, Tensor) else torch.stack(list(rows))))
+        """Rows of all taps to ``(T, N, out_features)``.
+
+        Args:
+            rows: ``(..., channels)`` of each tap, in order, N in all, or ``(T, N, channels)``.
+        """
+        number = rows[0].shape[:-1].numel()
+        if self.training and number < Projector.FEWEST_ROWS:
+            raise InputError(_few_rows(number))
+        if isinstance(rows, Tensor):
+            return self.rest(self.first(rows))
+        if not isinstance(self.first, nn.ModuleDict):
+            return self.rest(self.first(torch.stack(list(rows)).flatten(1, -2)))
+        columns = torch.cat(list(rows), -1).flatten(0, -2)  # one copy, whatever the layout of a tap's rows
+        each = columns.split([values.shape[-1] for values in rows], 1)
+        first = [self.first[_key(tap)](values) for tap, values in zip(self.taps, each, strict=True)]
+        return self.rest(torch.stack(first, 1).transpose(0, 1))
+
+
+class RowNorm(nn.BatchNorm1d):
+    """Batch norm of rows ``(N, D)`` that does not count its batches: no momentum here depends on them."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """See the class."""
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(rows, *statistics, self.weight, self.bias, self.training, self.momentum or 0.0, self.eps)
 
 
 class StackedNorm(nn.Module):
@@ -185,7 +203,7 @@ class StackedNorm(nn.Module):
 
     def __init__(self, channels: int, affine: bool = True) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(channels, affine=affine)
+        self.norm = RowNorm(channels, affine=affine)
 
     def forward(self, rows: Tensor) -> Tensor:
         """See the class."""
@@ -248,7 +266,7 @@ def feature_std(rows: Tensor) -> Tensor:
 
 def _norm(kind: str, width: int, affine: bool = True) -> nn.Module:
     if kind == "batch":
-        return nn.BatchNorm1d(width, affine=affine)
+        return RowNorm(width, affine=affine)
     if kind == "layer":
         return nn.LayerNorm(width, elementwise_affine=affine)
     return nn.Identity()

@@ -79,7 +79,8 @@ def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     ranks = world_size()
     if ranks > 1:
         distributed.all_reduce(total)
-    return ranks * (weight * values).sum(-1) / total.masked_fill(total == 0, 1)
+        total = total / ranks
+    return (weight * values).sum(-1) / total.clamp_min(torch.finfo(torch.float32).tiny)  # 0 / 0 is 0
 
 
 def sync_metrics(metrics: Iterable[Metric]) -> None:

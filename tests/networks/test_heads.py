@@ -38,6 +38,16 @@ def test_batch_norm_head_by_hand():
     torch.testing.assert_close(z.var(0, unbiased=False), torch.ones(4), rtol=1e-2, atol=1e-2)
 
 
+def test_batch_norm_of_heads_is_torchs_and_can_be_synchronised():
+    norm, torchs = Projector(6, 10, 4)[1], nn.BatchNorm1d(10)
+    for _ in range(3):
+        rows = 3 * torch.randn(8, 10) + 1
+        assert torch.equal(norm(rows), torchs(rows))
+    assert torch.equal(norm.running_var, torchs.running_var)
+    assert torch.equal(norm.eval()(rows), torchs.eval()(rows))
+    assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(Projector(6, 10, 4))[1], nn.SyncBatchNorm)
+
+
 @pytest.mark.parametrize("norm", ["layer", "none"])
 def test_other_norms_treat_each_row_alone(norm: str):
     head, rows = Projector(6, 10, 4, norm=norm, last_norm=True), torch.randn(5, 6)
@@ -100,6 +110,7 @@ def test_stacked_heads_of_one_width_take_their_rows_together():
     stacked, rows = StackedHeads({"a": 3, "b": 3}, 6, 4), torch.randn(2, 7, 3)
     assert isinstance(stacked.first, StackedLinear)
     torch.testing.assert_close(stacked(rows), stacked(list(rows)))
+    torch.testing.assert_close(stacked(rows[:, :6]), stacked(list(rows[:, :6].unflatten(1, (2, 3)))))
     weights = [[layer.weight[n] for layer in (stacked.first, stacked.rest[2])] for n in (0, 1)]
     hidden = [values @ first for values, (first, _) in zip(rows, weights, strict=True)]
     hidden = [F.batch_norm(values, None, None, training=True).relu() for values in hidden]

@@ -100,7 +100,7 @@ def test_heads_see_the_same_place_of_both_views(make_batch):
     strategy.projectors.register_forward_pre_hook(lambda _, args: rows.append(args[0][0]))
     batch = make_batch(4, (40, 38, 36), image="frame")
     terms(strategy, batch)
-    one, two = rows[0].unflatten(0, (2, 4, -1)).double()
+    one, two = rows[0].unflatten(0, (2, 4)).double()
     inner = torch.ones(one.shape[:2], dtype=torch.bool)
     for visit in range(2):  # beyond the source's last voxels zeros mix in
         index = geo.transform(torch.linalg.inv(batch.affines[:, visit]), one)

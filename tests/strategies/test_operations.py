@@ -25,8 +25,6 @@ VIEWS = 110
 FEW = 140
 #: Strategies that need more, and why.
 TERMS = dict.fromkeys(bench.STRATEGIES, FEW) | {
-    "LongitudinalLocal, published": 175,  # nine taps and five terms: three operations a tap, a term 10 to 25
-    "LongitudinalLocal, info_nce": 160,  # the same without predictors
     "PriorGuidedLocal, cosine, 3 taps": 260,  # 84 a tap, as whole maps are compared, of another size at each tap
     "AnatomicalInvariance": 190,  # five heads of three layers, two attentions, four times prototypes
     "AnatomicalEmbedding": 165,  # two maps with 65 each
