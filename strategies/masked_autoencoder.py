@@ -85,7 +85,7 @@ class MaskedAutoencoder(Strategy):
         difference = self.to_image(output).float() - clean
         error = difference.square() if self.distance == "l2" else difference.abs()
         chosen = torch.ones_like(masked) if self.full else masked
-        self.log_metric("explained", explained_share(difference, clean, masked))
+        self.log_metric("explained", explained_share(masked_mean(difference.detach().square(), masked), clean, masked))
         self.log_metric("feature_std", feature_std(to_rows(output[:, :, ::4, ::4, ::4]).flatten(0, 1)))
         return {"reconstruction": masked_mean(error, chosen).mean()}
 

@@ -36,15 +36,18 @@ Deviations, most of them because any network may stand in place of a ViT:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
 from lssl.metrics.masked import explained_share, masked_mean
+from lssl.networks.attention import DecoderLayer
 from lssl.networks.backbone import Backbone
 from lssl.networks.feature_geometry import Tap
 from lssl.networks.heads import feature_std, mean_and_max
@@ -52,7 +55,7 @@ from lssl.networks.latent import LatentAutoencoder
 from lssl.timed_strategy import TimedStrategy
 from lssl.utils.distributed import weighted_mean
 from lssl.utils.errors import InputError, positive
-from lssl.utils.intervals import signed_interval
+from lssl.utils.transfer import send
 from lssl.views.masking import BlockMasking
 from lssl.views.sampler import View
 
@@ -108,43 +111,42 @@ class SiameseMaskedAutoencoder(TimedStrategy):
         pooled, latent = 2 * backbone.taps[tap].channels, variables * categories
         self.norm, self.time = nn.LayerNorm(pooled), TimeEmbedding(pooled)
         self.posterior, self.prior = _perceptron(2 * pooled, latent), _perceptron(pooled, latent)
-        self.decoder = FutureDecoder(backbone.taps[tap], backbone.in_channels, pooled, latent, width, depth, heads)
+        sizes = backbone.in_channels, pooled, latent, width, depth, heads
+        self.decoder = FutureDecoder(backbone.taps[tap], self.views.size, *sizes)
         self.prior.requires_grad_(self.uses("divergence"))
         self.decoder.requires_grad_(self.uses("reconstruction"))
 
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """See the module's table."""
-        years, _ = signed_interval(first.time, second.time)
-        known = 1 - (second.time - first.time).isnan().float()
-        swapped = (years < 0).view(-1, 1, 1, 1, 1)
+        elapsed = (second.time - first.time).float()
+        known, years = (elapsed == elapsed).float(), elapsed.nan_to_num(0.0).abs()
+        swapped = (elapsed < 0).view(-1, 1, 1, 1, 1)
         earlier = torch.where(swapped, second.image, first.image)
         later, clean = (
             torch.where(swapped, a, b) for a, b in ((first.image, second.image), (first.clean, second.clean))
         )
         masked = self.masking.draw(len(later), self.generator, later.device)
-        past, future = self.features(earlier, later, masked)
-        now, then = self.pooled(past, years.abs()), self.norm(mean_and_max(future))
+        features = self.features(earlier, later, masked)
+        pools = mean_and_max(features)
+        past, then = self.norm(pools).chunk(2)
+        now = past + self.time(years)
         posterior = self.posterior(torch.cat([now, then], 1)).float().unflatten(1, self.shape)
-        terms = {}
+        each = {}
         if self.uses("reconstruction"):
-            made = self.decoder(past, future, now, self.draw(posterior).flatten(1), years.abs())
-            terms["reconstruction"] = weighted_mean(masked_mean((made - clean).square(), masked), known)
-            self.log_metric("explained", explained_share(made - clean, clean, masked))
+            made = self.decoder(features, now, self.draw(posterior).flatten(1), years)
+            each["reconstruction"] = masked_mean(F.mse_loss(made, clean, reduction="none"), masked)
+            self.log_metric("explained", explained_share(each["reconstruction"], clean, masked))
         if self.uses("divergence"):
-            terms["divergence"] = weighted_mean(self.divergence(posterior, self.foreseen(now)), known)
-        self.log_metric("feature_std", feature_std(mean_and_max(past)))
+            each["divergence"] = self.divergence(posterior, self.foreseen(now))
+        self.log_metric("feature_std", feature_std(pools[: len(known)]))
         self.log_metric("skipped", 1 - known.mean())
-        return terms
+        means = weighted_mean(torch.stack(list(each.values())), known) if each else ()
+        return dict(zip(each, means, strict=True))
 
-    def features(self, earlier: Tensor, later: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
-        """The tap's features of earlier images, and of later ones without their masked voxels."""
-        images, hidden = torch.cat([earlier, later]), torch.cat([torch.zeros_like(masked), masked])
-        past, future = self.masking(self.backbone, images, hidden, [self.tap])[self.tap].chunk(2)
-        return past, future
-
-    def pooled(self, features: Tensor, years: Tensor) -> Tensor:
-        """``(B, 2 C)`` pools of the earlier visit's features, told the years to the later one."""
-        return self.norm(mean_and_max(features)) + self.time(years)
+    def features(self, earlier: Tensor, later: Tensor, masked: Tensor) -> Tensor:
+        """The tap's features of earlier images, then of later ones without their masked voxels."""
+        hidden = F.pad(masked, (0,) * 8 + (len(masked), 0))  # nothing of the earlier ones
+        return self.masking(self.backbone, torch.cat([earlier, later]), hidden, [self.tap])[self.tap]
 
     def foreseen(self, now: Tensor) -> Tensor:
         """The prior's logits ``(B, variables, categories)``."""
@@ -152,15 +154,18 @@ class SiameseMaskedAutoencoder(TimedStrategy):
 
     def draw(self, logits: Tensor) -> Tensor:
         """One category of each variable, as ones among zeros; the gradient is that of the probabilities."""
-        uniform = torch.rand(*logits.shape, generator=self.generator).clamp_min(1e-20).to(logits.device)
-        chosen = F.one_hot((logits - (-uniform.log()).log()).argmax(-1), logits.shape[-1])
+        uniform = torch.rand(*logits.shape, generator=self.generator).numpy()
+        (gumbel,) = send([-np.log(-np.log(uniform.clip(1e-20)))], logits.device)
+        chosen = torch.zeros_like(logits).scatter_(-1, (logits + gumbel).argmax(-1, keepdim=True), 1.0)
         probability = logits.softmax(-1)
         return chosen + probability - probability.detach()
 
     def divergence(self, posterior: Tensor, prior: Tensor) -> Tensor:
         """``(B,)`` divergence of each pair, of logits ``(B, variables, categories)``."""
-        moved = _kl(posterior, prior.detach()) * self.balance + _kl(posterior.detach(), prior) * (1 - self.balance)
-        return moved.clamp_min(self.free)
+        # Scaled gradients: at every share, the value is that of the logits themselves
+        q = torch.lerp(posterior.detach(), posterior, self.balance).log_softmax(-1)
+        p = torch.lerp(prior.detach(), prior, 1 - self.balance).log_softmax(-1)
+        return (q.exp() * (q - p)).sum((1, 2)).clamp_min(self.free)
 
 
 class TimeEmbedding(nn.Module):
@@ -172,16 +177,19 @@ class TimeEmbedding(nn.Module):
     """
 
     frequency: Tensor
+    phase: Tensor
 
     def __init__(self, width: int, frequencies: int = 32) -> None:
         super().__init__()
-        self.register_buffer("frequency", 160.0 ** -(torch.arange(frequencies) / frequencies), persistent=False)
+        frequency = 12 * 160.0 ** -(torch.arange(frequencies) / frequencies)
+        self.register_buffer("frequency", frequency.repeat(2), persistent=False)
+        quarter = torch.full((frequencies,), math.pi / 2)  # the cosine is the sine of a quarter turn more
+        self.register_buffer("phase", torch.cat([quarter, torch.zeros(frequencies)]), persistent=False)
         self.layers = _perceptron(2 * frequencies, width, width)
 
     def forward(self, years: Tensor) -> Tensor:
         """Embeds years."""
-        angles = 12 * years[:, None].float() * self.frequency
-        return self.layers(torch.cat([angles.cos(), angles.sin()], 1))
+        return self.layers(torch.addcmul(self.phase, years[:, None].float(), self.frequency).sin())
 
 
 class FutureDecoder(nn.Module):
@@ -189,6 +197,7 @@ class FutureDecoder(nn.Module):
 
     Args:
         tap: the feature map.
+        size: voxels of a view.
         image_channels: channels of the image.
         pooled: length of the pooled vector.
         latent: length of the latent vector.
@@ -197,43 +206,45 @@ class FutureDecoder(nn.Module):
         heads: of their attention.
     """
 
+    places: Tensor
+
     def __init__(
-        self, tap: Tap, image_channels: int, pooled: int, latent: int, width: int, depth: int, heads: int
+        self,
+        tap: Tap,
+        size: Sequence[int],
+        image_channels: int,
+        pooled: int,
+        latent: int,
+        width: int,
+        depth: int,
+        heads: int,
     ) -> None:
         super().__init__()
+        cells = [side // step for side, step in zip(size, tap.stride, strict=True)]
+        self.register_buffer("places", _places(cells, width), persistent=False)
         self.patches = LatentAutoencoder(tap, image_channels, width, width)
         self.of_latent, self.of_pooled, self.time = (
             nn.Linear(latent, width),
             nn.Linear(pooled, width),
             TimeEmbedding(width),
         )
-        self.layers = nn.ModuleList(
-            nn.TransformerDecoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-            for _ in range(depth)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, past: Tensor, future: Tensor, now: Tensor, z: Tensor, years: Tensor) -> Tensor:
-        """``(B, C, D, H, W)`` float32 of features ``(B, C', d, h, w)``, vectors and years."""
-        maps = self.patches(torch.cat([past, future]))
-        places = _places(maps.shape[2:], maps.shape[1]).to(maps)
-        before, rows = (maps.flatten(2).transpose(1, 2) + places).chunk(2)
-        told = torch.stack([self.of_latent(z), self.of_pooled(now) + self.time(years)], 1)
-        memory = torch.cat([told, before], 1)
+    def forward(self, features: Tensor, now: Tensor, z: Tensor, years: Tensor) -> Tensor:
+        """``(B, C, D, H, W)`` float32 of features ``(2 B, C', d, h, w)``, the earlier first, vectors and years."""
+        maps = self.patches(features)
+        before, rows = (maps.flatten(2).transpose(1, 2) + self.places.to(maps)).chunk(2)
+        told = self.of_latent(z), self.of_pooled(now) + self.time(years)
+        memory = torch.cat([*(vector[:, None] for vector in told), before], 1)
         for layer in self.layers:
             rows = layer(rows, memory)
-        return self.patches.decode(self.norm(rows).transpose(1, 2).unflatten(2, past.shape[2:]))
+        return self.patches.decode(self.norm(rows).transpose(1, 2).unflatten(2, features.shape[2:]))
 
 
 def _perceptron(inputs: int, outputs: int, hidden: int | None = None) -> nn.Sequential:
     hidden = hidden or inputs
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
-
-
-def _kl(one: Tensor, other: Tensor) -> Tensor:
-    """``(B,)`` KL(one ‖ other) of independent categorical variables, in nats."""
-    p, q = one.log_softmax(-1), other.log_softmax(-1)
-    return (p.exp() * (p - q)).sum((1, 2))
 
 
 def _places(shape: Sequence[int], width: int) -> Tensor:

@@ -10,15 +10,16 @@ __all__ = ["explained_share", "masked_mean"]
 
 def masked_mean(values: Tensor, chosen: Tensor) -> Tensor:
     """``(B,)`` means of ``values (B, C, ...)`` over the chosen voxels ``(B, 1, ...)`` of each sample."""
-    return (values * chosen).flatten(1).sum(1) / (chosen.flatten(1).sum(1) * values.shape[1])
+    axes = tuple(range(1, values.ndim))
+    return (values * chosen).sum(axes) / chosen.expand_as(values).sum(axes)
 
 
 @torch.no_grad()
-def explained_share(difference: Tensor, clean: Tensor, masked: Tensor) -> Tensor:
+def explained_share(squares: Tensor, clean: Tensor, masked: Tensor) -> Tensor:
     """Explained share of the masked voxels' variance about each view's own mean, the best constant prediction.
 
     Args:
-        difference: ``(B, C, ...)`` prediction minus truth.
+        squares: ``(B,)`` mean squared difference of prediction and truth over the masked voxels.
         clean: ``(B, C, ...)`` the truth.
         masked: ``(B, 1, ...)`` voxels that count.
 
@@ -26,4 +27,4 @@ def explained_share(difference: Tensor, clean: Tensor, masked: Tensor) -> Tensor
         A scalar: 0 for a constant, 1 for the truth.
     """
     centre = masked_mean(clean, masked).view(-1, *[1] * (clean.ndim - 1))
-    return 1 - masked_mean(difference.square(), masked).sum() / masked_mean((clean - centre).square(), masked).sum()
+    return 1 - squares.sum() / masked_mean((clean - centre).square(), masked).sum()

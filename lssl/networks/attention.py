@@ -1,4 +1,4 @@
-"""Conditional attention: features of a masked crop ask features of the full crop (Alice, Jiang et al., ICCV 2023)."""
+"""Attention: of features of a masked crop to the full crop (Alice, Jiang et al., ICCV 2023), and of decoders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Alignment", "ConditionalAttention"]
+__all__ = ["Alignment", "ConditionalAttention", "DecoderLayer", "attend"]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """``softmax(q kᵀ / √d) v`` in several heads: ``(B, K, width)`` of ``(B, K, width)`` and ``(B, N, width)``."""
+    q, k, v = (rows.unflatten(2, (heads, -1)).transpose(1, 2) for rows in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 @dataclass
@@ -56,6 +62,39 @@ class ConditionalAttention(nn.Module):
 
     def forward(self, query: Tensor, rows: Tensor) -> Tensor:
         """Attends from queries ``(B, K, width)`` to ``rows (B, N, width)``; gives ``(B, K, outputs of last)``."""
-        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, self.key(rows), self.value(rows)))
-        found = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        found = self.out(attend(query, self.key(rows), self.value(rows), self.heads))
         return self.last(self.zeta(query + found if self.residual else found))
+
+
+class DecoderLayer(nn.TransformerDecoderLayer):
+    """torch's layer with norms first, GELU and no dropout, in 16 operations; as it is for masks, torch takes 24.
+
+    Args:
+        width: channels of rows and memory.
+        heads: number of attention heads.
+
+    Example:
+        >>> import torch
+        >>> DecoderLayer(8, heads=2)(torch.rand(2, 3, 8), torch.rand(2, 5, 8)).shape
+        torch.Size([2, 3, 8])
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+
+    def forward(self, rows: Tensor, memory: Tensor) -> Tensor:  # type: ignore[override]
+        """``(B, K, width)`` rows that attend to themselves, then to ``memory (B, N, width)``."""
+        own = self.norm1(rows)
+        rows = rows + self._attended(self.self_attn, own, own)
+        rows = rows + self._attended(self.multihead_attn, self.norm2(rows), memory)
+        return rows + self.linear2(F.gelu(self.linear1(self.norm3(rows))))
+
+    @staticmethod
+    def _attended(attention: nn.MultiheadAttention, query: Tensor, rows: Tensor) -> Tensor:
+        weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, attention.embed_dim
+        if query is rows:
+            q, k, v = F.linear(rows, weight, bias).chunk(3, 2)
+        else:
+            q = F.linear(query, weight[:width], bias[:width])
+            k, v = F.linear(rows, weight[width:], bias[width:]).chunk(2, 2)
+        return attention.out_proj(attend(q, k, v, attention.num_heads))

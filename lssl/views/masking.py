@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssl.networks.backbone import Backbone
 from lssl.utils.errors import InputError
+from lssl.utils.transfer import send
 
 __all__ = ["BlockMasking", "block_masks"]
 
@@ -46,13 +48,13 @@ def block_masks(
     sides = (block, block, block) if isinstance(block, int) else tuple(block)
     grid = [math.ceil(n / side) for n, side in zip(size, sides, strict=True)]
     cells = math.prod(grid)
-    order = torch.rand(count, cells, generator=generator).argsort(1)
-    masked = torch.zeros(count, cells, dtype=torch.bool)
-    masked.scatter_(1, order[:, : round(ratio * cells)], True)
-    masked = masked.to(device, non_blocking=True).unflatten(1, (1, *grid))
-    for axis, (side, n) in enumerate(zip(sides, size, strict=True)):
-        masked = masked.repeat_interleave(side, 2 + axis).narrow(2 + axis, 0, n)
-    return masked
+    order = torch.rand(count, cells, generator=generator).numpy().argsort(1)
+    planned = np.zeros((count, cells), bool)
+    np.put_along_axis(planned, order[:, : round(ratio * cells)], True, 1)
+    d, h, w = grid
+    (masked,) = send([planned.reshape(count, 1, d, 1, h, 1, w, 1)], device)
+    masked = masked.expand(-1, -1, d, sides[0], h, sides[1], w, sides[2]).flatten(6).flatten(4, 5).flatten(2, 3)
+    return masked[:, :, : size[0], : size[1], : size[2]]
 
 
 class BlockMasking(nn.Module):

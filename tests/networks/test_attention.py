@@ -1,4 +1,4 @@
-"""Conditional attention against a plain loop over queries and heads, in float64."""
+"""Conditional attention against a plain loop over queries and heads, in float64; decoder layers against torch's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lssl.networks.attention import ConditionalAttention
+from lssl.networks.attention import ConditionalAttention, DecoderLayer
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -28,3 +28,16 @@ def test_attention_is_the_written_formula(residual: bool):
             mixed = attention.out(torch.cat(parts))
             expected = attention.last(attention.zeta(query[b, k] + mixed if residual else mixed))
             torch.testing.assert_close(found[b, k], expected)
+
+
+def test_decoder_layer_is_torchs():
+    torch.manual_seed(0)
+    layer, torchs = DecoderLayer(6, 3), nn.TransformerDecoderLayer(6, 3, 24, 0.0, "gelu", 1e-5, True, True)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    torchs.load_state_dict(layer.state_dict())
+    rows, memory = (torch.randn(2, n, 6).requires_grad_() for n in (5, 7))
+    outputs = [module(rows, memory) for module in (layer, torchs)]
+    torch.testing.assert_close(*outputs)
+    gradients = [torch.autograd.grad(output.square().sum(), (rows, memory)) for output in outputs]
+    torch.testing.assert_close(*gradients)

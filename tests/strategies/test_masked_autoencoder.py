@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
-from lssl.metrics.masked import explained_share
+from lssl.metrics.masked import explained_share, masked_mean
 from lssl.networks.backbone import Backbone
 from lssl.strategies.masked_autoencoder import MaskedAutoencoder
 from lssl.utils.errors import InputError
@@ -133,7 +133,7 @@ def test_explained_is_nothing_for_the_mean_and_all_for_the_truth():
     hidden[:, :, :4] = True
     mean = torch.stack([image[mask].mean() for image, mask in zip(clean, hidden, strict=True)]).view(2, 1, 1, 1, 1)
     for guess, expected in ((clean, 1), (mean, 0), (2 * mean - clean, -3)):
-        found = explained_share(guess - clean, clean, hidden).item()
+        found = explained_share(masked_mean((guess - clean).square(), hidden), clean, hidden).item()
         assert found == pytest.approx(expected, abs=1e-5)
 
 

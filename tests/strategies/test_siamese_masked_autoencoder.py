@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, distributions
 
+from lssl.networks.heads import mean_and_max
 from lssl.strategies.siamese_masked_autoencoder import SiameseMaskedAutoencoder
 from lssl.utils.errors import InputError
 from lssl.views.sampler import View
@@ -69,7 +70,7 @@ def test_terms_by_hand():
         z = torch.zeros(3, 4)
         for variable in range(3):
             z[variable, (logits[variable] - (-uniform[n, variable].log()).log()).argmax()] = 1
-        made = strategy.decoder(past, future, now, z.view(1, -1), years)[0]
+        made = strategy.decoder(torch.cat([past, future]), now, z.view(1, -1), years)[0]
         losses.append((made - later.clean[n])[mask].square().mean().item())
     assert found["reconstruction"].item() == pytest.approx(sum(losses) / 3, rel=1e-4)
     assert found["divergence"].item() == pytest.approx(sum(divergences) / 3, rel=1e-3)
@@ -143,12 +144,12 @@ def test_drawn_categories_follow_the_posterior_and_pass_its_gradient():
 def test_the_time_is_told_to_prior_posterior_and_decoder():
     strategy = make()
     first, second = drawn(strategy)
-    past, future = strategy.features(first.image, second.image, hidden(strategy))
-    years = torch.tensor([0.5, 1.0, 2.0, 4.0])
-    now, other = strategy.pooled(past, years), strategy.pooled(past, years + 1)
+    features = strategy.features(first.image, second.image, hidden(strategy))
+    years, past = torch.tensor([0.5, 1.0, 2.0, 4.0]), strategy.norm(mean_and_max(features[:4]))
+    now, other = past + strategy.time(years), past + strategy.time(years + 1)
     assert (strategy.foreseen(now) - strategy.foreseen(other)).abs().amax((1, 2)).min() > 1e-3
     z = strategy.draw(strategy.foreseen(now)).flatten(1)
-    made, later = (strategy.decoder(past, future, now, z, time) for time in (years, years + 1))
+    made, later = (strategy.decoder(features, now, z, time) for time in (years, years + 1))
     assert (made - later).abs().amax((1, 2, 3, 4)).min() > 1e-4
 
 
