@@ -38,14 +38,15 @@ from torch import Tensor, nn
 
 from lssl.data.batch import PairBatch
 from lssl.losses import AlignedCosine, Covariance, DenseInfoNCE, Variance
-from lssl.networks.backbone import Backbone, Tap
+from lssl.losses.aligned_cosine import mean_of_valid, sums_of_sets
+from lssl.networks.backbone import Backbone
 from lssl.networks.heads import Projector, TapHeads, feature_std, to_rows
 from lssl.networks.teacher import Teacher
 from lssl.strategy import Strategy
 from lssl.utils.distributed import gather, weighted_mean
 from lssl.utils.errors import InputError, positive
 from lssl.utils.random import host_generator
-from lssl.views.alignment import AlignedLattice, align_views
+from lssl.views.alignment import AlignedLattices, align_views
 from lssl.views.sampler import View
 
 __all__ = ["Cosine", "Directions", "InfoNCE", "Objective", "PriorGuidedLocal", "VICReg"]
@@ -67,7 +68,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, sides: Directions) -> Tensor:
-        """Losses ``(2,)`` of both directions."""
+        """Losses ``(2, T)`` of both directions at T taps."""
 
 
 class Cosine(Objective):
@@ -83,7 +84,7 @@ class Cosine(Objective):
 
     def forward(self, sides: Directions) -> Tensor:
         """Losses at every valid voxel."""
-        return self.loss(sides.query, sides.target, sides.valid, sides.weight)
+        return self.loss(sides.query, sides.target, sides.valid, sides.weight, sides.counts)
 
 
 class InfoNCE(Objective):
@@ -100,7 +101,8 @@ class InfoNCE(Objective):
 
     def forward(self, sides: Directions) -> Tensor:
         """Losses at drawn voxels."""
-        return self.loss(*(sides.pick(rows) for rows in (sides.query, sides.target, sides.points_mm)), sides.weight)
+        drawn = (sides.pick(rows) for rows in (sides.query, sides.target, sides.points_mm))
+        return torch.stack([self.loss(*each) for each in zip(*drawn, sides.weight.unbind(1), strict=True)], 1)
 
 
 class VICReg(Objective):
@@ -113,8 +115,7 @@ class VICReg(Objective):
         """Losses at every valid voxel."""
         with torch.autocast(sides.query.device.type, enabled=False):
             distance = (sides.query.float() - sides.target.float()).square().mean(-1)
-            per_sample = (distance * sides.valid).sum(-1) / sides.valid.sum(-1).clamp_min(1)
-            return weighted_mean(per_sample, sides.weight)
+            return weighted_mean(mean_of_valid(distance, sides.valid, sides.counts), sides.weight)
 
 
 class PriorGuidedLocal(Strategy):
@@ -136,6 +137,8 @@ class PriorGuidedLocal(Strategy):
         samples: voxels per sample and direction drawn for InfoNCE, variance and covariance.
         **common: see :class:`lssl.task.Task`.
     """
+
+    shares: Tensor
 
     def __init__(
         self,
@@ -173,61 +176,56 @@ class PriorGuidedLocal(Strategy):
         if self.objective.needs_teacher and self.uses("similarity"):
             self.teacher = Teacher({"backbone": backbone, "projectors": self.projectors}, momentum)
         self.variance, self.covariance = Variance(), Covariance()
+        self.register_buffer("shares", torch.tensor(list(self.tap_weights.values())), persistent=False)
 
     def terms(self, first: View, second: View, batch: PairBatch) -> dict[str, Tensor]:
         """See the module's table."""
         images = torch.cat([first.image, second.image])
         online = self.backbone(images, list(self.tap_weights))
-        target = self._target(images)
-        terms: dict[str, Tensor] = {}
-        kept, stds = [], []
-        seed = int(host_generator(self.generator).integers(2**62))
-        keys = torch.Generator(images.device).manual_seed(seed)
-        for tap, share in self.tap_weights.items():
-            features = online[tap]
-            z = self.projectors.rows(tap, to_rows(features))  # (2 B, N, D)
-            query = self.predictors.rows(tap, z) if tap in self.predictors else z
-            own = z.transpose(1, 2).unflatten(2, features.shape[2:])
-            sides = self._directions(first, second, query, target.get(tap, own), self.backbone.taps[tap], keys)
-            kept.append(sides.weight)
-            stds.append(feature_std(z.flatten(0, 1)))
-            for name, value in self._tap_terms(z, sides).items():
-                terms[name] = terms[name] + share * value if name in terms else share * value
-        self.log_metric("skipped", 1 - torch.stack(kept).mean())
-        self.log_metric("feature_std", torch.stack(stds).mean())
-        return terms
+        z = {tap: self.projectors.rows(tap, to_rows(features)) for tap, features in online.items()}  # (2 B, N, D) each
+        query = [self.predictors.rows(tap, each) if tap in self.predictors else each for tap, each in z.items()]
+        own = [each.transpose(1, 2).unflatten(2, online[tap].shape[2:]) for tap, each in z.items()]
+        sides = self._directions(first, second, query, self._target(images) or own)
+        terms = {}
+        if self.uses("similarity"):
+            terms["similarity"] = self.objective(sides).mean(0)
+        if self.uses("variance") or self.uses("covariance"):
+            terms |= self._spread(torch.cat(list(z.values()), 1), sides)
+        self.log_metric("skipped", 1 - sides.weight.mean())
+        self.log_metric("feature_std", torch.stack([feature_std(each.flatten(0, 1)) for each in z.values()]).mean())
+        return {name: (self.shares * values).sum() for name, values in terms.items()}
 
     @torch.no_grad()
-    def _target(self, images: Tensor) -> dict[str, Tensor]:
-        """The teacher's projected maps; empty if the online network is its own target."""
+    def _target(self, images: Tensor) -> list[Tensor]:
+        """The teacher's projected maps; none if the online network is its own target."""
         if self.teacher is None:
-            return {}
+            return []
         heads = self.teacher["projectors"]
         assert isinstance(heads, TapHeads)
         features = self.teacher["backbone"](images, list(self.tap_weights))
-        return {tap: heads.maps(tap, value) for tap, value in features.items()}
+        return [heads.maps(tap, value) for tap, value in features.items()]
 
-    def _directions(
-        self, first: View, second: View, query: Tensor, target: Tensor, tap: Tap, keys: torch.Generator
-    ) -> Directions:
-        """1 → 2 and 2 → 1: the other view's map on this view's lattice."""
-        lattice = align_views(first, second, tap, target.shape[2:], self.border, self.foreground)
-        weight = (lattice.valid.sum(-1) >= self.min_points).float()
-        aligned = lattice.of_other(target)
-        return Directions(query.unflatten(0, (2, -1)), aligned, lattice, weight, self.samples, keys)
+    def _directions(self, first: View, second: View, query: list[Tensor], target: list[Tensor]) -> Directions:
+        """1 → 2 and 2 → 1: the other view's maps on this view's lattices."""
+        seed = int(host_generator(self.generator).integers(2**62))
+        keys = torch.Generator(first.image.device).manual_seed(seed)
+        taps, sizes = [self.backbone.taps[tap] for tap in self.tap_weights], [maps.shape[2:] for maps in target]
+        lattices = align_views(first, second, taps, sizes, self.border, self.foreground)
+        weight = (sums_of_sets(lattices.valid, lattices.counts) >= self.min_points).float()
+        rows = torch.cat(query, 1).unflatten(0, (2, -1))
+        return Directions(rows, lattices.of_other(target), lattices, weight, self.samples, keys)
 
-    def _tap_terms(self, z: Tensor, sides: Directions) -> dict[str, Tensor]:
-        terms = {}
-        if self.uses("similarity"):
-            terms["similarity"] = self.objective(sides).mean()
-        if self.uses("variance") or self.uses("covariance"):
-            chosen = sides.pick(z.unflatten(0, (2, -1)))
+    def _spread(self, z: Tensor, sides: Directions) -> dict[str, Tensor]:
+        """Variance and covariance ``(T,)`` at drawn voxels of all ranks."""
+        losses = {"variance": self.variance, "covariance": self.covariance}
+        found: dict[str, list[Tensor]] = {name: [] for name in losses if self.uses(name)}
+        drawn = sides.pick(z.unflatten(0, (2, -1)))
+        for chosen, weight in zip(drawn, sides.weight.unbind(1), strict=True):
             rows = [gather(side.flatten(0, 1)) for side in chosen]
-            used = [gather(side.repeat_interleave(chosen.shape[2])) for side in sides.weight]
-            for name, loss in (("variance", self.variance), ("covariance", self.covariance)):
-                if self.uses(name):
-                    terms[name] = loss(*rows, *used)
-        return terms
+            used = [gather(side.repeat_interleave(chosen.shape[2])) for side in weight]
+            for name, values in found.items():
+                values.append(losses[name](*rows, *used))
+        return {name: torch.stack(values) for name, values in found.items()}
 
     def _check_maps(self) -> None:
         for name in self.tap_weights:
@@ -245,18 +243,20 @@ class PriorGuidedLocal(Strategy):
 class Directions:
     """The maps of both views and the aligned maps of the other, on the same lattices: 1 → 2, then 2 → 1.
 
+    The N voxels are those of T taps, which follow one another.
+
     Attributes:
         query: ``(2, B, N, D)`` features of view 1, then of view 2.
         target: ``(2, B, N, D)`` aligned features of the other view; undefined where not valid.
-        lattice: where the features lie, and which are valid.
-        weight: ``(2, B)`` 1, or 0 for a sample with too few valid voxels.
-        samples: number of voxels that are drawn.
+        lattices: where the features lie, and which are valid.
+        weight: ``(2, T, B)`` 1, or 0 for a sample with too few valid voxels.
+        samples: number of voxels that are drawn at each tap.
         keys: draws them, on the device.
     """
 
     query: Tensor
     target: Tensor
-    lattice: AlignedLattice
+    lattices: AlignedLattices
     weight: Tensor
     samples: int
     keys: torch.Generator
@@ -264,25 +264,33 @@ class Directions:
     @property
     def valid(self) -> Tensor:
         """``(2, B, N)`` bool, Ω."""
-        return self.lattice.valid
+        return self.lattices.valid
+
+    @property
+    def counts(self) -> list[int]:
+        """Numbers of voxels of the taps."""
+        return self.lattices.counts
 
     @property
     def points_mm(self) -> Tensor:
         """``(2, B, N, 3)`` positions in mm."""
-        return self.lattice.points_mm
+        return self.lattices.points_mm
 
     @cached_property
-    def drawn(self) -> Tensor:
-        """``(2, B, K)`` indices of valid voxels; they do not depend on the order of the views.
+    def drawn(self) -> list[Tensor]:
+        """Indices ``(2, B, K)`` of valid voxels of each tap; they do not depend on the order of the views.
 
         A sample with fewer repeats them; one without any gets arbitrary indices.
         """
-        _, samples, number = self.valid.shape
-        key = torch.rand(samples, number, generator=self.keys, device=self.valid.device)
-        order = torch.where(self.valid, key, -1.0).topk(min(self.samples, number)).indices
-        found = self.valid.sum(-1, keepdim=True).clamp_min(1)
-        return order.gather(2, torch.arange(order.shape[2], device=order.device) % found)
+        drawn = []
+        for valid in self.valid.split(self.counts, 2):
+            key = torch.rand(valid.shape[1:], generator=self.keys, device=valid.device)
+            order = torch.where(valid, key, -1.0).topk(min(self.samples, valid.shape[2])).indices
+            found = valid.sum(-1, keepdim=True).clamp_min(1)
+            drawn.append(order.gather(2, torch.arange(order.shape[2], device=order.device) % found))
+        return drawn
 
-    def pick(self, rows: Tensor) -> Tensor:
-        """Drawn rows ``(2, B, K, D)`` of ``(2, B, N, D)``."""
-        return rows.gather(2, self.drawn[..., None].expand(-1, -1, -1, rows.shape[3]))
+    def pick(self, rows: Tensor) -> list[Tensor]:
+        """Drawn rows ``(2, B, K, D)`` of each tap, of ``(2, B, N, D)``."""
+        each = zip(rows.split(self.counts, 2), self.drawn, strict=True)
+        return [tap.gather(2, drawn[..., None].expand(-1, -1, -1, rows.shape[3])) for tap, drawn in each]

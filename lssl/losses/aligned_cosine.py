@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from lssl.losses.cosine import cosine
 from lssl.utils.distributed import weighted_mean
 
-__all__ = ["AlignedCosine"]
+__all__ = ["AlignedCosine", "mean_of_valid", "sums_of_sets"]
 
 
 class AlignedCosine(nn.Module):
@@ -27,7 +29,9 @@ class AlignedCosine(nn.Module):
         4.0
     """
 
-    def forward(self, query: Tensor, target: Tensor, valid: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        self, query: Tensor, target: Tensor, valid: Tensor, weight: Tensor, counts: Sequence[int] | None = None
+    ) -> Tensor:
         """Loss of one direction, or of several at leading indices.
 
         Args:
@@ -35,8 +39,24 @@ class AlignedCosine(nn.Module):
             target: ``(..., B, N, D)`` targets at the same points; they receive no gradient.
             valid: ``(..., B, N)`` bool, true for the voxels of Ω.
             weight: ``(..., B)`` weight of each sample in the mean; 0 for a sample with too few voxels.
+            counts: number of points of each of T sets that follow one another, whose sum is N. The weights are then
+                ``(..., T, B)``, and there are T losses.
         """
         with torch.autocast(query.device.type, enabled=False):
             distance = 2 - 2 * cosine(query.float(), target.detach().float())
-            per_sample = (distance * valid).sum(-1) / valid.sum(-1).clamp_min(1)
-            return weighted_mean(per_sample, weight)
+            return weighted_mean(mean_of_valid(distance, valid, counts), weight)
+
+
+def mean_of_valid(values: Tensor, valid: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """``(..., B)`` means of ``values (..., B, N)`` over valid points, 0 where there are none.
+
+    With ``counts`` they are those of T sets of points, ``(..., T, B)``; see :class:`AlignedCosine`.
+    """
+    if counts is None:
+        return (values * valid).sum(-1) / valid.sum(-1).clamp_min(1)
+    return sums_of_sets(values * valid, counts) / sums_of_sets(valid, counts).clamp_min(1)
+
+
+def sums_of_sets(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """``(..., T, B)`` sums of ``values (..., B, N)`` over T sets of points that follow one another."""
+    return torch.stack([part.sum(-1) for part in values.split(list(counts), -1)], -2)

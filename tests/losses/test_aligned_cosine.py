@@ -121,3 +121,12 @@ def test_float32_under_autocast():
         half = AlignedCosine()(query.bfloat16(), target.bfloat16(), valid, WEIGHTS)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(by_loops(query.bfloat16(), target.bfloat16(), valid, WEIGHTS), rel=1e-5)
+
+
+def test_sets_of_points_are_as_each_alone():
+    query, target, valid = inputs()
+    counts, weight = [2, query.shape[-2] - 2], torch.stack([WEIGHTS, WEIGHTS.flip(0)])
+    found = AlignedCosine()(query, target, valid, weight, counts)
+    parts = [zip(*(rows.split(counts, axis) for rows, axis in ((query, 1), (target, 1), (valid, 1))), strict=True)]
+    expected = [AlignedCosine()(*rows, each) for rows, each in zip(*parts, weight, strict=True)]
+    torch.testing.assert_close(found, torch.stack(expected))

@@ -25,7 +25,6 @@ VIEWS = 110
 FEW = 140
 #: Strategies that need more, and why.
 TERMS = dict.fromkeys(bench.STRATEGIES, FEW) | {
-    "PriorGuidedLocal, cosine, 3 taps": 260,  # 84 a tap, as whole maps are compared, of another size at each tap
     "AnatomicalInvariance": 190,  # five heads of three layers, two attentions, four times prototypes
     "AnatomicalEmbedding": 165,  # two maps with 65 each
     "SiameseMaskedAutoencoder": 170,  # its decoder is a network of its own: four layers of a transformer with 16 each

@@ -53,11 +53,11 @@ def test_identical_views_have_the_teachers_own_map_as_target(twins, seen):
     teacher = strategy.teacher
     own = teacher["projectors"].maps("bottleneck", teacher["backbone"](first.image, ["bottleneck"])["bottleneck"])
     assert len(calls) == 1
-    for _, target, valid, weight in zip(*calls[0], strict=True):
+    for _, target, valid, weight in zip(*calls[0][:4], strict=True):
         torch.testing.assert_close(target.mT.unflatten(2, own.shape[2:]), own, rtol=0, atol=1e-5)
         points = geo.transform(first.affine, 4 * geo.lattice(own.shape[2:]) + 1)
         assert torch.equal(valid, first.contains(points, foreground=True))
-        assert weight.tolist() == [1, 1]
+        assert weight.tolist() == [[1, 1]]
 
 
 def test_where_to_draw_does_not_repeat(batch, seen):
