@@ -52,7 +52,7 @@ from lssl.utils.distributed import gather, world_size
 from lssl.utils.errors import InputError, positive
 from lssl.utils.random import host_generator, seeded
 from lssl.utils.transfer import send
-from lssl.views.alignment import lattice_parts
+from lssl.views.alignment import lattice_parts, lattice_sum
 from lssl.views.draws import draw_distinct
 from lssl.views.points import at_grid, feature_affines, plan_points, sampling_grids
 from lssl.views.sampler import View
@@ -207,19 +207,17 @@ class AnatomicalEmbedding(Strategy):
             keys: draws among the hardest candidates, on the device.
         """
         grid, index, shown, weight, *position, drawn, own = plan
-        d, h, w = position
-        places = (d[:, :, None, None] + h[:, None, :, None] + w[:, None, None]).flatten(1, 3)
         swapped = torch.cat(maps.chunk(2)[::-1])
         rows = torch.cat([to_rows(maps), to_rows(swapped)], 1)  # (2 B, 2 N, D)
         with torch.no_grad(), torch.autocast(maps.device.type, enabled=False):
-            candidates = torch.stack([places, torch.cat(places.chunk(2)[::-1])])
+            candidates = lattice_sum(position).unflatten(0, (2, -1))  # (2, 2 B, N, 3), in the own view and in the other
             apart = torch.cdist(shown, candidates, compute_mode="donot_use_mm_for_euclid_dist")
             apart = torch.cat(apart.unbind(), 2)
             others = to_rows(rank)
             ranking = pick(others, index) @ torch.cat([others, torch.cat(others.chunk(2)[::-1])], 1).mT
         return self.mined[name](
             pick(to_rows(maps), index),
-            at_grid(swapped, grid),
+            F.normalize(at_grid(swapped, grid), dim=-1),
             rows,
             apart > self.levels[name].exclusion,
             keys,
@@ -232,8 +230,9 @@ class AnatomicalEmbedding(Strategy):
         """A seed for the device, and for each level what :meth:`_term` needs of the host, in its order.
 
         These are, for anchors of view 1 and then of view 2: where the other map is sampled, indices in the own map,
-        positions in mm in the own view and, where tissue moves, in the other, and weights; the lattices' positions in
-        parts; rows of other subjects and whose they are. Both directions draw alike, so the views may be swapped.
+        positions in mm in the own view and, where tissue moves, in the other, and weights; the positions of the own and
+        of the other view's lattices, in parts; rows of other subjects and whose they are. Both directions draw alike,
+        so the views may be swapped.
         """
         draws, views = host_generator(self.generator), (first.host, second.host)
         seed, taps = int(draws.integers(2**62)), [self.backbone.taps[tap] for tap in self.taps]
@@ -251,7 +250,8 @@ class AnatomicalEmbedding(Strategy):
             grid = np.concatenate([grids[n, 1], grids[n + count, 0]])[:, :anchors]
             index = points.index[n::count].reshape(-1, points.index.shape[2])[:, :anchors]
             place = np.concatenate([places[n], places[n + count, ::-1]], 1)[:, :, :anchors]  # (V, 2 B, K, 3), own first
-            position = [part.astype(np.float32) for part in lattice_parts(lattices[:, :3], size)]
+            rows = np.concatenate([lattices, np.roll(lattices, len(subject), 0)])[:, :3]
+            position = [part.astype(np.float32) for part in lattice_parts(rows, size)]
             drawn = self._strangers(level, len(subject) * 2 * features, draws)
             weight = points.weight[n::count].reshape(-1)
             plans.append([grid, index, place, weight, *position, drawn, subject[drawn // (2 * features)]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lssl.utils.distributed import weighted_mean
@@ -15,7 +14,7 @@ __all__ = ["MinedInfoNCE"]
 class MinedInfoNCE(nn.Module):
     """Discriminates each anchor's positive from the candidates that are most similar to the anchor.
 
-    ``L = -log e^{a·p/τ} / (e^{a·p/τ} + Σ_{n∈N(a)} e^{a·n/τ} + Σ_o e^{a·o/τ})`` with everything L2-normalised.
+    ``L = -log e^{a·p/τ} / (e^{a·p/τ} + Σ_{n∈N(a)} e^{a·n/τ} + Σ_o e^{a·o/τ})`` of vectors of unit length.
 
     * ``N(a)`` are ``diverse`` candidates, drawn at random from the ``hard`` allowed candidates that rank highest for
       ``a``. The highest alone would come from a few neighbourhoods.
@@ -58,7 +57,7 @@ class MinedInfoNCE(nn.Module):
         cross_subject_negatives: tuple[Tensor, Tensor] | None = None,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """Mean loss of ``(B, K)`` anchors.
+        """Mean loss of ``(B, K)`` anchors; they, their positives and all candidates have unit length.
 
         Args:
             anchor: ``(B, K, D)`` anchors.
@@ -73,16 +72,15 @@ class MinedInfoNCE(nn.Module):
                 ``(G, B / G)`` there is one mean for each of G equal parts of the samples.
         """
         with torch.autocast(anchor.device.type, enabled=False):
-            anchor, own = (F.normalize(rows.float(), dim=-1) for rows in (anchor, own))
+            anchor, own, candidates = anchor.float(), own.float(), candidates.float()
             if ranking is None:
-                ranking = anchor @ F.normalize(candidates.float(), dim=-1).mT
+                ranking = anchor @ candidates.mT
             index, used = self.mine(ranking, allowed, generator)
             rows = candidates.gather(1, index.flatten(1)[..., None].expand(-1, -1, candidates.shape[2]))
-            rows = F.normalize(rows.float(), dim=-1).unflatten(1, index.shape[1:])
-            negative = (rows @ anchor[..., None])[..., 0]
+            negative = (rows.unflatten(1, index.shape[1:]) @ anchor[..., None])[..., 0]
             logits = [(anchor * own).sum(-1, keepdim=True), negative.masked_fill(~used, float("-inf"))]
             if cross_subject_negatives is not None:
-                extra = F.normalize(cross_subject_negatives[0].float(), dim=-1)
+                extra = cross_subject_negatives[0].float()
                 extra = anchor.reshape(extra.shape[0] if extra.ndim == 3 else 1, -1, anchor.shape[2]) @ extra.mT
                 logits.append(
                     extra.view(*anchor.shape[:2], -1).masked_fill(~cross_subject_negatives[1][:, None], float("-inf"))

@@ -17,7 +17,7 @@ from lssl.views import geometry as geo
 from lssl.views.points import feature_affines
 from lssl.views.view import Placement, View
 
-__all__ = ["AlignedLattices", "align_views", "bring", "lattice_parts"]
+__all__ = ["AlignedLattices", "align_views", "bring", "lattice_parts", "lattice_sum"]
 
 SLACK = 1e-9  # voxels, see :func:`lssl.views.affines.contains`
 
@@ -57,7 +57,7 @@ class AlignedLattices:
     @property
     def points_mm(self) -> Tensor:
         """``(2, B, N, 3)`` float64 positions of the features."""
-        return torch.cat([_sum(parts) for parts in self.positions], 1).unflatten(0, (2, -1))
+        return torch.cat([lattice_sum(parts) for parts in self.positions], 1).unflatten(0, (2, -1))
 
 
 def align_views(
@@ -97,10 +97,10 @@ def align_views(
 
 def _placed(first: View, second: View, parts: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """The twelve indices ``(2 B, N, 12)`` of a tap's features, and the shift of its grids, if tissue moves."""
-    index = _sum(parts[6:9])
+    index = lattice_sum(parts[6:9])
     if not parts[9:]:
         return index, None
-    points = _sum(parts[3:6]).unflatten(0, (2, -1))
+    points = lattice_sum(parts[3:6]).unflatten(0, (2, -1))
     motion = torch.cat([first.follow(points[0]) - points[0], second.follow(points[1]) - points[1]])
     pull, of_grid = parts[9:]
     return index + motion @ pull.mT, (motion @ of_grid.mT).float().unflatten(1, tuple(size))
@@ -191,6 +191,7 @@ def lattice_parts(rows: np.ndarray, size: Sequence[int]) -> list[np.ndarray]:
     return parts
 
 
-def _sum(parts: Sequence[Tensor]) -> Tensor:
+def lattice_sum(parts: Sequence[Tensor]) -> Tensor:
+    """``(N, d h w, R)`` of every index of a lattice, of its parts (:func:`lattice_parts`)."""
     d, h, w = parts
     return (d[:, :, None, None] + h[:, None, :, None] + w[:, None, None]).flatten(1, 3)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy, normalize
 
 from lssl.losses import MinedInfoNCE
 from lssl.utils.errors import InputError
@@ -17,7 +18,7 @@ B, K, M, D = 2, 5, 40, 6
 @pytest.fixture
 def case():
     draw = torch.Generator().manual_seed(1)
-    anchor, own, candidates = (torch.randn(B, n, D, generator=draw) for n in (K, K, M))
+    anchor, own, candidates = (normalize(torch.randn(B, n, D, generator=draw), dim=-1) for n in (K, K, M))
     allowed = torch.rand(B, K, M, generator=draw) < 0.7
     return {"anchor": anchor, "own": own, "candidates": candidates, "allowed": allowed}
 
@@ -60,7 +61,10 @@ def test_hard_negatives(case, temperature, hard, generator):
 def test_ranking_of_ones_own_others_and_weight(case, generator):
     draw = torch.Generator().manual_seed(2)
     ranking = torch.randn(B, K, M, generator=draw)
-    others = torch.randn(7, D, generator=draw), torch.tensor([[True, False] * 3 + [True], [False] * 7])
+    others = (
+        normalize(torch.randn(7, D, generator=draw), dim=-1),
+        torch.tensor([[True, False] * 3 + [True], [False] * 7]),
+    )
     extra = {"ranking": ranking, "cross_subject_negatives": others, "weight": torch.tensor([1.0, 0.25])}
     loss = MinedInfoNCE(0.2, 6, 6)(**case, generator=generator, **extra)
     assert loss.item() == pytest.approx(brute(case, 0.2, 6, ranking, others, extra["weight"]), rel=1e-5)
@@ -83,7 +87,9 @@ def test_diverse_ones_are_a_random_part_of_the_hard_ones(case, generator):
 
 def test_excluded_ones_never_count_even_when_all_others_are_worse(generator):
     anchor = torch.tensor([[[1.0, 0.0]]])
-    candidates = torch.tensor([[[1.0, 0.01], [-1.0, 0.0], [-1.0, 0.1]]])  # the first is excluded, the rest negative
+    candidates = normalize(
+        torch.tensor([[[1.0, 0.01], [-1.0, 0.0], [-1.0, 0.1]]]), dim=-1
+    )  # the first is excluded, the rest negative
     allowed = torch.tensor([[[False, True, True]]])
     value = MinedInfoNCE(0.5, hard=1, diverse=1)(anchor, anchor, candidates, allowed, generator).item()
     cosine = -1 / math.sqrt(1.01)  # a multiplied mask would have picked the excluded one, with similarity 0
@@ -101,15 +107,16 @@ def test_an_anchor_without_negatives_gives_an_exact_zero_and_finite_gradients(ca
 
 def test_gradient_is_that_of_float64(case, generator):
     inputs = {name: case[name].double().requires_grad_() for name in ("anchor", "own", "candidates")}
-    normal = {name: torch.nn.functional.normalize(value, dim=-1) for name, value in inputs.items()}
+    normal = {name: normalize(value, dim=-1) for name, value in inputs.items()}
     similarity = normal["anchor"] @ normal["candidates"].mT
     logits = torch.cat(
         [(normal["anchor"] * normal["own"]).sum(-1, keepdim=True), similarity.masked_fill(~case["allowed"], -math.inf)],
         2,
     )
-    torch.nn.functional.cross_entropy((logits / 0.3).flatten(0, 1), torch.zeros(B * K, dtype=torch.long)).backward()
+    cross_entropy((logits / 0.3).flatten(0, 1), torch.zeros(B * K, dtype=torch.long)).backward()
     ours = {name: case[name].clone().requires_grad_() for name in inputs}
-    MinedInfoNCE(0.3, M, M)(**ours, allowed=case["allowed"], generator=generator).backward()
+    rows = {name: normalize(value, dim=-1) for name, value in ours.items()}
+    MinedInfoNCE(0.3, M, M)(**rows, allowed=case["allowed"], generator=generator).backward()
     for name, value in inputs.items():
         torch.testing.assert_close(ours[name].grad.double(), value.grad, rtol=1e-4, atol=1e-6)
 

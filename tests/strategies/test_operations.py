@@ -26,7 +26,6 @@ FEW = 140
 #: Strategies that need more, and why.
 TERMS = dict.fromkeys(bench.STRATEGIES, FEW) | {
     "AnatomicalInvariance": 190,  # five heads of three layers, two attentions, four times prototypes
-    "AnatomicalEmbedding": 165,  # two maps with 65 each
     "SiameseMaskedAutoencoder": 170,  # its decoder is a network of its own: four layers of a transformer with 16 each
 }
 
