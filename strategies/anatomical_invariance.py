@@ -284,11 +284,9 @@ class AnatomicalInvariance(Strategy):
             if self.uses("intra"):
                 terms["intra"] = self._intra(online[self.encoder], online[self.decoder], full, seen, first, second)
         if self.uses("reconstruction"):
-            error = (self.to_image(online["output"]).float() - images).square()
-            share = torch.ones_like(masked) if self.full else masked
-            each = share.flatten(1).sum(1).float()  # cut-off blocks make masks of different sizes
-            mean = (error * share).flatten(1).sum(1) / (each * images.shape[1]).clamp_min(1)
-            terms["reconstruction"] = weighted_mean(mean, each)
+            error = F.mse_loss(self.to_image(online["output"]).float(), images, reduction="none")
+            counted = (torch.ones_like(masked) if self.full else masked).expand_as(error).float()
+            terms["reconstruction"] = weighted_mean(error.flatten(), counted.flatten())
         return terms
 
     def show_reconstruction(self, view: View) -> tuple[Tensor, Tensor] | None:

@@ -20,14 +20,18 @@ class Prototypes(nn.Module):
         count: number of directions K.
     """
 
+    length: Tensor
+
     def __init__(self, in_features: int, count: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(count, in_features) * 0.02)
+        self.register_buffer("length", torch.ones(count, 1), persistent=False)
 
     def forward(self, rows: Tensor) -> Tensor:
         """``(..., D) → (..., K)`` in [-1, 1], float32."""
         with torch.autocast(rows.device.type, enabled=False):
-            return F.linear(F.normalize(rows.float(), dim=-1), F.normalize(self.weight.float(), dim=-1))
+            directions = torch._weight_norm(self.weight.float(), self.length)  # as torch's weight_norm does
+            return F.linear(F.normalize(rows.float(), dim=-1), directions)
 
 
 class SelfDistillation(nn.Module):
@@ -61,7 +65,6 @@ class SelfDistillation(nn.Module):
     centre: Tensor
     temperature: Tensor
     observed: Tensor
-    batches: Tensor
 
     def __init__(
         self,
@@ -84,7 +87,7 @@ class SelfDistillation(nn.Module):
         self.register_buffer("centre", torch.zeros(prototypes))
         self.register_buffer("temperature", torch.tensor(float(first)))
         self.register_buffer("observed", torch.zeros(prototypes), persistent=False)  # sum of the batches' means
-        self.register_buffer("batches", torch.zeros(()), persistent=False)  # how many these are
+        self.batches = 0  # how many these are
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean loss over rows ``(..., K)``; the teacher's get no gradient."""
@@ -113,13 +116,13 @@ class SelfDistillation(nn.Module):
         Args:
             progress: share of the steps done.
         """
-        mean = self.observed / self.batches.clamp_min(1)
+        mean = self.observed / max(1, self.batches)
         if world_size() > 1:
             distributed.all_reduce(mean)
             mean = mean / world_size()
-        self.centre.lerp_(mean, (1 - self.momentum) * self.batches.clamp_max(1))
+        self.centre.lerp_(mean, (1 - self.momentum) * min(1, self.batches))
         self.observed.zero_()
-        self.batches.zero_()
+        self.batches = 0
         first, last = self.range
         share = min(1.0, progress / self.warmup) if self.warmup else 1.0
         self.temperature.fill_(first + (last - first) * share)

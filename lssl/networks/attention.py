@@ -53,7 +53,7 @@ class ConditionalAttention(nn.Module):
     def __init__(self, width: int, heads: int, last: nn.Module, residual: bool = False) -> None:
         super().__init__()
         self.heads, self.residual = heads, residual
-        self.key, self.value = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.zeta = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
@@ -62,7 +62,8 @@ class ConditionalAttention(nn.Module):
 
     def forward(self, query: Tensor, rows: Tensor) -> Tensor:
         """Attends from queries ``(B, K, width)`` to ``rows (B, N, width)``; gives ``(B, K, outputs of last)``."""
-        found = self.out(attend(query, self.key(rows), self.value(rows), self.heads))
+        key, value = self.key_value(rows).chunk(2, 2)
+        found = self.out(attend(query, key, value, self.heads))
         return self.last(self.zeta(query + found if self.residual else found))
 
 

@@ -18,7 +18,7 @@ def test_attention_is_the_written_formula(residual: bool):
     query, rows = torch.randn(2, 5, 6).double(), torch.randn(2, 7, 6).double()
     found = attention(query, rows)
     assert found.shape == (2, 5, 4)
-    keys, values = rows @ attention.key.weight.T, rows @ attention.value.weight.T
+    keys, values = (rows @ weight.T for weight in attention.key_value.weight.chunk(2))
     for b in range(2):
         for k in range(5):
             parts = []

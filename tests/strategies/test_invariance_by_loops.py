@@ -23,7 +23,7 @@ from lssl.networks.heads import mean_and_max
 def looked_up(attention: nn.Module, q: Tensor, rows: Tensor) -> Tensor:
     """One query ``(D,)`` among rows ``(N, D)``, head by head."""
     out, size = [], len(q) // attention.heads
-    keys, values = attention.key(rows), attention.value(rows)
+    keys, values = attention.key_value(rows).chunk(2, 1)
     for head in range(attention.heads):
         part = slice(head * size, (head + 1) * size)
         share = (keys[:, part] @ q[part] / math.sqrt(size)).exp()
