@@ -23,7 +23,9 @@ spec.loader.exec_module(bench)
 VIEWS = 110
 #: Most operations of a strategy's terms, network excluded.
 FEW = 140
-#: Strategies that need more, and why.
+#: Most operations of views and terms together.
+ALL = 250
+#: Strategies whose terms need more than FEW, and why.
 TERMS = dict.fromkeys(bench.STRATEGIES, FEW) | {
     "AnatomicalInvariance": 150,  # five heads of three layers, two attentions, four times prototypes
     "SiameseMaskedAutoencoder": 170,  # its decoder is a network of its own: four layers of a transformer with 16 each
@@ -41,6 +43,7 @@ def test_a_step_asks_for_few_operations(name: str):
     for part, most in (("views", VIEWS), ("terms", TERMS[name])):
         counted = parts[part]
         assert 0 < counted.total <= most, f"{part}: {counted.total}, {counted.found.most_common(12)}"
+    assert parts["views"].total + parts["terms"].total <= ALL
 
 
 @pytest.mark.parametrize("seed", range(4))
