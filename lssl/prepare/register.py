@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from lssl.data.nifti import without_hot_voxels
-from lssl.prepare.together import refine_together
+from lssl.prepare.together import best_together
 from lssl.prepare.transforms import between, displacement, right_turn, right_turns
 from lssl.prepare.volumes import LPS, Volume, to_itk, to_itk_map
 
@@ -39,7 +39,8 @@ class Match:
 
     Attributes:
         matrix: ``(4, 4)``, point of the first image → the same point in the second, mm (RAS+).
-        disagreement: mean distance in mm between the two directions' own results, over the foreground.
+        disagreement: of both directions, mm, as :func:`lssl.prepare.together.best_together` has it; of an affine map,
+            between the directions' own results.
     """
 
     matrix: np.ndarray
@@ -82,12 +83,13 @@ def register(first: Volume, second: Volume, kind: Kind = "rigid") -> Match:
         forward = _refine(pyramids[0][size], pyramids[1][size], centres[0], forward, "rigid", size)
         backward = _refine(pyramids[1][size], pyramids[0][size], centres[1], backward, "rigid", size)
     one, two = (pyramid[finest] for pyramid in pyramids)
-    middle = refine_together((one.image, two.image), (one.mask, two.mask), between(forward, backward), centres)
+    pair = (one.image, two.image), (one.mask, two.mask)
+    middle, apart = best_together(*pair, (forward, np.linalg.inv(backward)), centres, first.points())
     if kind == "affine":
         forward = _refine(one, two, centres[0], middle, kind, finest)
         backward = _refine(two, one, centres[1], np.linalg.inv(middle), kind, finest)
-        middle = between(forward, backward)
-    return Match(turn @ middle, displacement(forward, np.linalg.inv(backward), first.points()))
+        middle, apart = between(forward, backward), displacement(forward, np.linalg.inv(backward), first.points())
+    return Match(turn @ middle, apart)
 
 
 def mirror_information(first: Volume, second: Volume, matrix: np.ndarray) -> tuple[float, float]:

@@ -25,20 +25,50 @@ import SimpleITK as sitk
 from scipy.ndimage import map_coordinates
 from scipy.optimize import minimize
 
-from lssl.prepare.transforms import exponential, logarithm
+from lssl.prepare.transforms import between, displacement, exponential, logarithm
 from lssl.prepare.volumes import LPS
 
-__all__ = ["refine_together"]
+__all__ = ["best_together", "refine_together"]
 
 BINS = 32
 PLACES = 20_000
+CLOSE = 1.0  # mm: directions that agree so well lie in one basin, so one search from their middle does
 REACH = 6.0  # mm of motion about each axis, at most: the start is in the right basin
 LEVER = 60.0  # mm: at this distance from the centre a turn moves as far as a shift of the same number
 
 
+def best_together(
+    images: Sequence[sitk.Image],
+    masks: Sequence[sitk.Image],
+    ends: tuple[np.ndarray, np.ndarray],
+    centres: Sequence[np.ndarray],
+    points: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """The rigid map that is best for both directions, and how much they disagree.
+
+    Args:
+        images: two images of one head.
+        masks: where each is looked at, on its grid.
+        ends: each direction's own result, both ``(4, 4)``, point of the first → point of the second, mm (RAS+).
+        centres: ``(3,)`` middle of the head in each, mm.
+        points: ``(N, 3)`` of the first head, mm.
+
+    Returns:
+        ``(4, 4)``, and a mean distance over the points, mm: between the ends; where these are more than :data:`CLOSE`
+        apart, between the maps that are found from the one end and from the other. So a pair of two contrasts,
+        whose own optima lie apart, is doubted only if there is no map that both ends lead to.
+    """
+    apart = displacement(*ends, points)
+    starts = ends if apart > CLOSE else (between(ends[0], np.linalg.inv(ends[1])),)
+    found = [refine_together(images, masks, start, centres) for start in starts]
+    if len(found) == 2:
+        apart = displacement(found[0][0], found[1][0], points)
+    return max(found, key=lambda case: case[1])[0], apart
+
+
 def refine_together(
     images: Sequence[sitk.Image], masks: Sequence[sitk.Image], start: np.ndarray, centres: Sequence[np.ndarray]
-) -> np.ndarray:
+) -> tuple[np.ndarray, float]:
     """The rigid map near ``start`` that is best for both directions; exchanging the images gives its inverse.
 
     Args:
@@ -48,13 +78,14 @@ def refine_together(
         centres: ``(3,)`` middle of the head in each, mm.
 
     Returns:
-        ``(4, 4)``; ``start`` where nothing is better, or a mask is empty.
+        ``(4, 4)``, ``start`` where nothing is better, or a mask is empty; and :math:`I` there, nats.
     """
     if _name(images[0]) > _name(images[1]):  # the search itself is not the same from both ends
-        return np.linalg.inv(refine_together(images[::-1], masks[::-1], np.linalg.inv(start), centres[::-1]))
+        back, information = refine_together(images[::-1], masks[::-1], np.linalg.inv(start), centres[::-1])
+        return np.linalg.inv(back), information
     if not all(sitk.GetArrayViewFromImage(mask).any() for mask in masks):
-        return start
-    half = exponential(0.5 * logarithm(start))
+        return start, 0.0
+    half = exponential(0.5 * logarithm(start.round(10)))  # the same bits from both ends: the search amplifies rounding
     centre = half[:3, :3] @ centres[0] + half[:3, 3]
     to, back = np.eye(4), np.eye(4)
     to[:3, 3], back[:3, 3] = centre, -centre
@@ -69,7 +100,8 @@ def refine_together(
 
     options = {"xtol": 0.02, "ftol": 1e-5, "maxiter": 4}
     found = minimize(cost, np.zeros(6), method="Powell", bounds=[(-REACH, REACH)] * 6, options=options)
-    return moved(found.x) if found.fun < cost(np.zeros(6)) else start
+    unmoved = cost(np.zeros(6))
+    return (moved(found.x), -found.fun) if found.fun < unmoved - 1e-9 else (start, -unmoved)
 
 
 def _tangent(step: np.ndarray) -> np.ndarray:

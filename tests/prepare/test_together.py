@@ -8,7 +8,8 @@ import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from lssl.prepare.together import BINS, REACH, mutual_information, refine_together
+from lssl.prepare.together import BINS, CLOSE, REACH, best_together, mutual_information, refine_together
+from lssl.prepare.transforms import displacement
 from lssl.prepare.volumes import to_itk
 
 
@@ -72,7 +73,7 @@ def test_finds_a_motion_across_contrasts_and_thick_slices_and_the_inverse_from_t
     away[:3, 3] = 1.5, -1.0, 2.0
     start, centres = away @ truth, [np.zeros(3), truth[:3, 3]]
     images, masks = zip(one, two, strict=True)
-    found = refine_together(images, masks, start, centres)
+    found, information = refine_together(images, masks, start, centres)
     corners = np.stack(np.meshgrid(*[[-25.0, 25.0]] * 3), -1).reshape(-1, 3)
 
     def error(matrix):
@@ -80,17 +81,60 @@ def test_finds_a_motion_across_contrasts_and_thick_slices_and_the_inverse_from_t
 
     assert error(start) > 2.5
     assert error(found) < 0.2
-    back = refine_together(images[::-1], masks[::-1], np.linalg.inv(start), centres[::-1])
+    back, same = refine_together(images[::-1], masks[::-1], np.linalg.inv(start), centres[::-1])
     assert np.abs(back @ found - np.eye(4)).max() < 1e-9
+    assert same == pytest.approx(information, rel=1e-12)
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["one contrast each", "noise"])
+def test_directions_that_lie_apart_are_doubted_only_if_no_map_serves_both(both: bool):
+    one, two, truth = pair()
+    if not both:
+        random = np.random.default_rng(0)
+        one, two = ((each[0] * 0 + noise_like(each[0], random), each[1]) for each in (one, two))
+    images, masks = zip(one, two, strict=True)
+    centres = [np.zeros(3), truth[:3, 3]]
+    ends = tuple(shifted(side * 1.6) @ truth for side in (-1, 1))
+    points = np.stack(np.meshgrid(*[[-25.0, 25.0]] * 3), -1).reshape(-1, 3)
+    assert displacement(*ends, points) > 3
+    found, apart = best_together(images, masks, ends, centres, points)
+    assert (apart < 0.3) == both
+    assert (apart > CLOSE) != both
+    if both:
+        assert displacement(found, truth, points) < 0.2
+    back, _ = best_together(
+        images[::-1], masks[::-1], [np.linalg.inv(end) for end in ends[::-1]], centres[::-1], points
+    )
+    assert np.abs(back @ found - np.eye(4)).max() < 1e-9
+
+
+def test_directions_that_agree_keep_their_figure():
+    one, two, truth = pair()
+    images, masks = zip(one, two, strict=True)
+    ends = tuple(shifted(side * 0.4) @ truth for side in (-1, 1))
+    apart = best_together(images, masks, ends, [np.zeros(3), truth[:3, 3]], np.zeros((1, 3)))[1]
+    assert apart == pytest.approx(0.8)
+
+
+def shifted(mm: float) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[0, 3] = mm
+    return matrix
+
+
+def noise_like(image: sitk.Image, random: np.random.Generator) -> sitk.Image:
+    noise = sitk.GetImageFromArray(random.normal(size=image.GetSize()[::-1]).astype(np.float32))
+    noise.CopyInformation(image)
+    return noise
 
 
 def test_nothing_to_see_or_nothing_better_leaves_the_start():
     one, two, truth = pair()
     centres = [np.zeros(3), truth[:3, 3]]
     empty = one[1] * 0
-    assert np.allclose(refine_together((one[0], two[0]), (empty, two[1]), truth, centres), truth, rtol=0, atol=1e-12)
+    assert np.allclose(refine_together((one[0], two[0]), (empty, two[1]), truth, centres)[0], truth, rtol=0, atol=1e-12)
     plain = one[0] * 0 + 1
-    assert np.allclose(refine_together((plain, two[0]), (one[1], two[1]), truth, centres), truth, rtol=0, atol=1e-12)
+    assert np.allclose(refine_together((plain, two[0]), (one[1], two[1]), truth, centres)[0], truth, rtol=0, atol=1e-12)
 
 
 def test_noise_moves_it_no_further_than_it_may():
@@ -98,6 +142,6 @@ def test_noise_moves_it_no_further_than_it_may():
     noise = random.normal(size=(2, 20, 20, 20)).astype(np.float32)
     images = [to_itk(gaussian_filter(each, 1), np.diag([2.0, 2, 2, 1])) for each in noise]
     masks = [sitk.Cast(each * 0 + 1, sitk.sitkUInt8) for each in images]
-    found = refine_together(images, masks, np.eye(4), [np.full(3, 19.0)] * 2)
+    found, _ = refine_together(images, masks, np.eye(4), [np.full(3, 19.0)] * 2)
     middle = np.array([19.0, 19.0, 19.0, 1.0])
     assert np.linalg.norm((found - np.eye(4)) @ middle) <= REACH * math.sqrt(3) + 1e-6
