@@ -101,13 +101,13 @@ def find_subjects(root: Path, options: Options) -> tuple[list[CohortSubject], pd
         table, notes = csv_table(root, suffixes=suffixes, partial=partial)
     else:
         table, notes = channel_table(root, suffixes, None, None, options.select, partial)
+    table, excluded = without_visits(table, options.exclude)
+    notes += excluded
     files = channel_files(table, len(suffixes))
     if partial:
         notes += channel_notes(table, files != "", suffixes, training=True)
     folder = root.parent if listed else root
     table = table.drop(columns="image").assign(**{f"image_{number}": paths for number, paths in enumerate(files.T)})
-    table, excluded = without_visits(table, options.exclude)
-    notes += excluded
     notes += add_overlays(folder, table, options.masks, options.labels)[0]
     table = order_visits(table)
     subjects: dict[str, CohortSubject] = {}

@@ -11,6 +11,7 @@ from scans import image_path, rigid, save, scan
 from lssl.datamodules.nifti import NiftiDataModule
 from lssl.datamodules.prepared import PreparedDataModule
 from lssl.prepare import quality
+from lssl.prepare.cohort import Options, find_subjects
 from lssl.prepare.register import Match
 from lssl.prepare.volumes import Volume
 from lssl.utils.errors import InputError
@@ -95,6 +96,16 @@ def test_visits_without_a_common_contrast_are_registered_and_judged_all_the_same
     assert quality.ncc(t1, other, head) < -0.5
     (t1, _), (_, other) = (visit.image.numpy() for visit in source.read_visits((2, 3), None, None))
     assert quality.ncc(t1, other, source.read(2).foreground.numpy()) < -0.5
+
+
+def test_what_excluded_visits_lack_is_not_told(master):
+    options = {"suffixes": ("T1w", "FLAIR"), "missing_channels": "keep"}
+    notes = find_subjects(master / "bids", Options(**options, exclude=("sub-b",)))[2]
+    assert [note for note in notes if "without" in note] == [
+        "1 visit without T1w (sub-a ses-M012), where that channel is 0"
+    ]
+    with pytest.raises(InputError, match="No visit has the channel FLAIR"):
+        find_subjects(master / "bids", Options(**options, exclude=("sub-a",)))
 
 
 def test_a_batch_of_a_prepared_folder_knows_what_is_missing(master):
