@@ -55,6 +55,7 @@ def complete(files: Sequence[str], data: str | None = None, options: Sequence[tu
         at_mm = f" of {spacing_text(spacing)} mm" if spacing else ""
         channels = "padding and, for two visits, twice its channels" if both else "padding and channels"
         rank_zero_info(f"{path}: network ({name}), taps, {channels} are its own, as are views of {size} voxels{at_mm}.")
+    _agree_on_channels(config)
     _leave_out_unknown(config)
     return config
 
@@ -73,6 +74,24 @@ def _of_two_visits(backbone: Mapping[str, Any]) -> dict[str, Any]:
         own |= {name: 2 * own[name] for name in IN_CHANNELS if isinstance(own.get(name), int)}
         wide["network"] = {**network, "init_args": own}
     return wide
+
+
+def _agree_on_channels(config: Config) -> None:
+    """One number of image channels: that of the backbone, or else of its network, which has an option of its own."""
+    backbone = config.values.get("backbone") or {}
+    own = at(backbone, "network", "init_args") or {}
+    name = next((name for name in IN_CHANNELS if name in own), None)
+    if name is None:
+        return
+    key, option = ("backbone", "in_channels"), ("backbone", "network", "init_args", name)
+    source = config.sources.get(option, "")
+    if "in_channels" not in backbone:
+        backbone["in_channels"], config.sources[key] = own[name], source
+    elif str(backbone["in_channels"]) != str(own[name]):
+        if source.startswith("--"):
+            given = f"backbone.in_channels is {backbone['in_channels']} and {'.'.join(option)} {own[name]}"
+            raise InputError(f"{given}: give the first alone.")
+        own[name] = backbone["in_channels"]
 
 
 def refuse_missing_weights(model: str, path: Any) -> None:

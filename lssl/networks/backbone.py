@@ -195,10 +195,13 @@ class Backbone(nn.Module):
                 with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
                     features = self(image, taps, output)
                 break
-            except (RuntimeError, ValueError, AssertionError):
-                continue
+            except (RuntimeError, ValueError, AssertionError) as error:
+                said = str(error).partition("\n")[0]
         else:
-            raise InputError("backbone: the network accepts no cube of 64, 96 or 128 voxels a side.")
+            raise InputError(
+                f"backbone: the network accepts no cube of 64, 96 or 128 voxels a side and {self.in_channels} channel(s) "
+                f"(backbone.in_channels); it says: {said}"
+            )
         with torch.enable_grad():
             total = torch.stack([feature.sum() for feature in features.values()]).sum()
         gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)

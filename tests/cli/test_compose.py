@@ -11,6 +11,7 @@ import torch
 from composing import CONFIGS, prepared, write  # noqa: F401
 
 from lssl.cli.arguments import read_arguments
+from lssl.cli.complete import complete
 from lssl.cli.compose import Config, compose, find_config, load, merged
 from lssl.cli.main import main
 from lssl.cli.references import from_environment, resolved
@@ -51,6 +52,20 @@ def test_arguments_without_a_class_hold_for_whichever_is_named():
         assert merged(base, layer)["model"]["class_path"] == "A"
         assert merged(base, layer)["model"]["init_args"]["hidden"] == 8
         assert merged(layer, base)["model"] == merged(base, layer)["model"]
+
+
+@pytest.mark.parametrize("network", ["unet_tiny", "segresnet", "dynunet", "swin_unetr", "unetr"])
+def test_the_network_takes_as_many_channels_as_the_backbone_says(network: str):
+    values = complete(["longitudinal_infonce", f"network/{network}"], options=[("backbone.in_channels", "3")]).values
+    assert str(values["backbone"]["network"]["init_args"]["in_channels"]) == "3"
+
+
+def test_the_networks_own_number_of_channels_holds_if_the_backbone_has_none():
+    own = ("backbone.network.init_args.in_channels", "2")
+    files = ["longitudinal_infonce", "network/unet_tiny"]
+    assert complete(files, options=[own]).values["backbone"]["in_channels"] == "2"
+    with pytest.raises(InputError, match="in_channels is 3 and backbone.network.init_args.in_channels 2"):
+        complete(files, options=[own, ("backbone.in_channels", "3")])
 
 
 def test_another_network_takes_no_taps_of_the_former():
