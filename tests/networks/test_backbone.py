@@ -258,12 +258,12 @@ def test_unknown_taps_and_undivided_sides_are_refused_with_what_would_do():
     backbone.check_size((32, 48, 64))
 
 
-@pytest.mark.parametrize("grad", [True, False])
 def test_a_network_that_takes_no_cube_says_why():
     with pytest.raises(InputError, match=r"and 2 channel\(s\) .* it says: .*1, 3, 3, 3"):
         narrow(in_channels=2).upstream_parameters(["bottleneck"])
 
 
+@pytest.mark.parametrize("grad", [True, False])
 def test_only_what_the_taps_need_is_trained(grad: bool):
     """Distributed training would wait for the gradients of the rest."""
     backbone = Backbone(unet(features=(4, 4, 4, 4, 4, 4)), unet_taps()).train()
