@@ -51,10 +51,19 @@ def _after_fit(run: Path, model: Any, data: Any) -> list[list[str]]:
     commands = [["show", str(run)]] if (run / "metrics.csv").is_file() else []
     if saved and isinstance(data, DataSource) and Path(data.location).exists() and len(data.labelled_rows("train")):
         start = ["--model.init_args.pretrained", str(run / "checkpoints" / f"{saved[-1]}.ckpt")]
-        labels = getattr(data, "labels", None)
-        pattern = ["--data.init_args.labels", labels] if isinstance(labels, str) else []
-        commands.append(["fit", "--config", "finetune", "--data", data.location, *pattern, *start])
+        commands.append(["fit", "--config", "finetune", "--data", data.location, *_as_read(model, data), *start])
     return commands
+
+
+def _as_read(model: Any, data: DataSource) -> list[str]:
+    """Options by which fine-tuning reads the labels and channels that this run has read."""
+    labels, suffixes = getattr(data, "labels", None), getattr(data, "suffixes", [])
+    options = ["--data.init_args.labels", labels] if isinstance(labels, str) else []
+    if len(suffixes) > 1:
+        options += ["--data.init_args.suffix", f"[{','.join(suffixes)}]"]
+    if getattr(data, "partial", False):
+        options += ["--data.init_args.missing_channels", "keep", "--views.contrasts", model.views.contrasts]
+    return options
 
 
 def _testable(model: Any, data: Any) -> bool:

@@ -199,8 +199,8 @@ class Backbone(nn.Module):
                 said = str(error).partition("\n")[0]
         else:
             raise InputError(
-                f"backbone: the network accepts no cube of 64, 96 or 128 voxels a side and {self.in_channels} channel(s) "
-                f"(backbone.in_channels); it says: {said}"
+                f"backbone: the network accepts no cube of 64, 96 or 128 voxels a side and {self.in_channels} "
+                f"channel(s) (backbone.in_channels); it says: {said}"
             )
         with torch.enable_grad():
             total = torch.stack([feature.sum() for feature in features.values()]).sum()

@@ -64,7 +64,7 @@ def test_the_networks_own_number_of_channels_holds_if_the_backbone_has_none():
     own = ("backbone.network.init_args.in_channels", "2")
     files = ["longitudinal_infonce", "network/unet_tiny"]
     assert complete(files, options=[own]).values["backbone"]["in_channels"] == "2"
-    with pytest.raises(InputError, match="in_channels is 3 and backbone.network.init_args.in_channels 2"):
+    with pytest.raises(InputError, match=r"in_channels is 3 and backbone\.network\.init_args\.in_channels 2"):
         complete(files, options=[own, ("backbone.in_channels", "3")])
 
 

@@ -1,6 +1,7 @@
 """Every command ends with its folder and a command that works when pasted: from a folder of scans to predictions."""
 
 import shlex
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 import yaml
 from helpers import TINY_NET
 
+from lssl.cli.endings import _as_read
 from lssl.cli.main import main
+from lssl.datamodules import NiftiDataModule
+from lssl.views.sampler import ViewSampler
 
 BALL = np.linalg.norm(np.mgrid[:40, :40, :40] - 19.5, axis=0) < 15
 SMALL = {
@@ -79,3 +83,14 @@ def test_each_command_leads_to_the_next(cohort, capsys):
     out, (export,) = type_in(predict)
     assert "Folder: runs/finetune/predict/my cohort" in out
     assert export == ["export", "runs/finetune/checkpoints/best.ckpt", "runs/finetune/export"]
+
+
+def test_fine_tuning_reads_the_channels_that_pretraining_read(cohort):
+    """One-contrast data need no option."""
+    model = SimpleNamespace(views=ViewSampler(16, contrasts="mix"))
+    assert _as_read(model, NiftiDataModule(cohort)) == []
+    data = NiftiDataModule(cohort, suffix=["T1w", "FLAIR"], missing_channels="keep")
+    assert _as_read(model, data) == [
+        *("--data.init_args.suffix", "[T1w,FLAIR]"),
+        *("--data.init_args.missing_channels", "keep", "--views.contrasts", "mix"),
+    ]
