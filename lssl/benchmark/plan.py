@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lssl.benchmark.plan_checks import GROUPS, SCRATCH, check_plan
+from lssl.benchmark.plan_checks import GROUPS, ONLY, SCRATCH, check_plan
 from lssl.benchmark.tasks import ONE_TASK, BenchmarkTask, find_task, only_task
 from lssl.cli.compose import Config, load, merged, without_data
 from lssl.utils.errors import InputError
@@ -192,7 +192,8 @@ def _rows(
         given = {"pretrained": weights, **{key: own[key] for key in ("part", "partial") if own and key in own}}
         for task, base in tasks:
             for labelled, budget in _settings(text, task, own is None):
-                tuned = merged(base, text["finetune"]["budgets"][budget])
+                own_settings = text["finetune"]["budgets"][budget]
+                tuned = merged(base, {key: value for key, value in own_settings.items() if key != ONLY})
                 if text.get("rotate"):
                     folds = {"number": text["rotate"], "fold": seed % text["rotate"], "train": labelled}
                     tuned = merged(tuned, {"data": {"init_args": {"folds": folds}}})
@@ -233,11 +234,14 @@ def _tuning(
 
 
 def _settings(text: Mapping[str, Any], task: BenchmarkTask, scratch: bool) -> list[tuple[int | None, str]]:
-    """Numbers of labelled subjects × budgets; and from scratch the ceiling: all labels, the longest budget."""
+    """Numbers of labelled subjects × budgets; and from scratch the ceiling: all labels, the longest budget.
+
+    A budget may be of scratch alone (``only: scratch``): is scratch flat, and does time explain a gain?
+    """
     budgets = text["finetune"]["budgets"]
     own = (text["finetune"].get("tasks") or {}).get(task.name) or {}
     numbers = (own.get("labelled") or text.get("labelled") or [None]) if task.few_labels else [None]
-    every = [(labelled, budget) for labelled in numbers for budget in budgets]
+    every = [(labelled, name) for labelled in numbers for name in budgets if scratch or ONLY not in budgets[name]]
     longest = max(budgets, key=lambda name: budgets[name]["trainer"]["max_steps"])
     return [*every, *([(None, longest)] if scratch and None not in numbers else [])]
 

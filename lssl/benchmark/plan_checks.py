@@ -9,9 +9,10 @@ from typing import Any
 
 from lssl.utils.errors import InputError, nearest
 
-__all__ = ["GROUPS", "SCRATCH", "check_plan"]
+__all__ = ["GROUPS", "ONLY", "SCRATCH", "check_plan"]
 
 SCRATCH = "scratch"
+ONLY = "only"  # of scratch: no other row has that budget
 GROUPS = ("data", "backbone", "views", "model", "monitor", "trainer")
 KEYS = (
     "out",
@@ -138,10 +139,14 @@ def _check_finetune(finetune: Mapping[str, Any]) -> None:
     if not isinstance(budgets, Mapping) or not budgets:
         raise InputError("finetune.budgets is missing; give each a name and trainer: {max_steps: …}.")
     for name, budget in budgets.items():
-        _check_keys(budget or {}, GROUPS, f"finetune.budgets.{name}.")
+        _check_keys(budget or {}, (ONLY, *GROUPS), f"finetune.budgets.{name}.")
         steps = ((budget or {}).get("trainer") or {}).get("max_steps")
         if type(steps) is not int or steps < 1 or not re.fullmatch(r"[\w-]+", str(name)):
             raise InputError(f"finetune.budgets.{name} needs a plain name and trainer: {{max_steps: …}}, above 0.")
+        if budget.get(ONLY, SCRATCH) != SCRATCH:
+            raise InputError(f"finetune.budgets.{name}.only is {budget[ONLY]!r}; give scratch, or leave it out.")
+    if all(ONLY in budget for budget in budgets.values()):
+        raise InputError("finetune.budgets are all of scratch alone (only); give one for all rows.")
 
 
 def _check_tasks(tasks: Any) -> None:

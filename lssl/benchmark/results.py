@@ -53,6 +53,7 @@ class Result:
         clusters: subject → cluster of related subjects.
         task: what is compared.
         rising: why the row is not flat (see :mod:`lssl.benchmark.flatness`), or nothing.
+        flat: what a longer budget adds, where that tells no improvement.
         p: p value of no difference to scratch, Holm-corrected over all rows of the comparison; NaN if unknown.
         difference: of the score to scratch at the same budget and labels; ``None`` for scratch itself.
         equal: the budget of the scratch row of equal total compute, and the difference to it.
@@ -72,6 +73,7 @@ class Result:
     clusters: dict[str, str]
     task: BenchmarkTask = ONE_TASK[""]
     rising: str = ""
+    flat: str = ""
     p: float = float("nan")
     difference: Difference | None = None
     equal: tuple[str, Difference] | None = None
@@ -155,7 +157,7 @@ def entries(table: pd.DataFrame, order: list[str], tasks: Mapping[str, Benchmark
         )
     )
     found = [entry if entry.strategy == SCRATCH else _compared(entry, scratch) for entry in found]
-    found = [dataclasses.replace(entry, rising=_rising(entry, found)) for entry in found]
+    found = [_with_signs(entry, found) for entry in found]
     adjusted = holm([np.nan if entry.difference is None else entry.difference.p for entry in found])
     return [dataclasses.replace(entry, p=p) for entry, p in zip(found, adjusted, strict=True)]
 
@@ -245,17 +247,21 @@ def _compared(entry: Result, scratch: list[Result]) -> Result:
     return dataclasses.replace(entry, difference=difference, equal=(best.budget, equal) if best and equal else None)
 
 
-def _rising(entry: Result, found: list[Result]) -> str:
-    """The sign that a row is not flat; see :mod:`lssl.benchmark.flatness`."""
+def _with_signs(entry: Result, found: list[Result]) -> Result:
+    """The entry, with the signs that it is not flat, or that it is; see :mod:`lssl.benchmark.flatness`."""
+    flat = ""
     for other in found:
         same = (other.task, other.strategy, other.labelled) == (entry.task, entry.strategy, entry.labelled)
         if same and other.means.get("steps", 0) > entry.means.get("steps", 0):
             better, worse = (other, entry) if entry.task.higher else (entry, other)
             gain = paired(better.scores, worse.scores, entry.clusters)
             if gain is not None and gain.low > 0:
-                return f"{other.budget} is better by {gain}"
+                return dataclasses.replace(entry, rising=f"{other.budget} is better by {gain}")
+            if gain is not None:
+                flat = f"{other.budget} is better by {gain}"
     loss = entry.means.get("loss_fall", 0.0)
-    return f"its training loss fell by {loss:.0%} over the last third" if loss > FALL else ""
+    falls = f"its training loss fell by {loss:.0%} over the last third" if loss > FALL else ""
+    return dataclasses.replace(entry, rising=falls, flat="" if falls else flat)
 
 
 def _cell_table(cell: Cell, note: dict, task: BenchmarkTask | None) -> pd.DataFrame:

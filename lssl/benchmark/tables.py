@@ -131,12 +131,13 @@ def _doubts(found: list[Result], seeds: int) -> list[str]:
             "One budget: whether longer fine-tuning would change the order was not measured. The loss cannot say, "
             "as a schedule that ends at 0 flattens it; add a longer budget for a verdict."
         )
-    return notes + [
-        f"Not flat: {f'{entry.task.name}, ' if entry.task.name else ''}{entry.strategy}, {entry.labelled} labelled, "
-        f"{entry.budget}: {entry.rising}."
-        for entry in found
-        if entry.rising
-    ]
+    for entry in found:
+        row = f"{f'{entry.task.name}, ' if entry.task.name else ''}{entry.strategy}, {entry.labelled} labelled, "
+        if entry.rising or entry.flat:
+            notes.append(
+                f"{'Not flat' if entry.rising else 'Flat'}: {row}{entry.budget}: {entry.rising or entry.flat}."
+            )
+    return notes
 
 
 def is_ceiling(entry: Result) -> bool:

@@ -19,6 +19,10 @@ def cell(plan, start, **wanted):
     return found[0]
 
 
+def with_budget(**own):
+    return {**PLAN["finetune"], "budgets": {"short": {"trainer": {"max_steps": 3}, **own}}}
+
+
 def test_every_cell_of_the_grid_and_a_ceiling_is_there(tmp_path):
     plan = read_plan(write_plan(tmp_path))
     pretraining = [c for c in plan.cells if c.stage == "pretrain"]
@@ -29,6 +33,17 @@ def test_every_cell_of_the_grid_and_a_ceiling_is_there(tmp_path):
     assert len({c.name for c in plan.cells}) == len({str(c.folder) for c in plan.cells}) == len(plan.cells)
     assert plan.cells[: len(pretraining)] == pretraining
     assert plan.parts == {"scratch": "–", "good": "network", "bad": "encoder"}
+
+
+def test_a_budget_of_scratch_alone_is_no_other_rows(tmp_path):
+    short, long = PLAN["finetune"]["budgets"].values()
+    budgets = {"short": short, "long": {"only": "scratch", **long}}
+    plan = read_plan(write_plan(tmp_path, finetune={**PLAN["finetune"], "budgets": budgets}))
+    tuning = [c for c in plan.cells if c.stage == "finetune"]
+    assert {(c.strategy, c.budget) for c in tuning if c.labelled == 1 and c.budget == "long"} == {("scratch", "long")}
+    assert len(tuning) == 3 * 3 * 2 + 3 * 2 * 2  # strategies, seeds, rates; and longer from scratch, few labels and all
+    as_it_was = {c.name: c for c in read_plan(write_plan(tmp_path)).cells}
+    assert all(c.config == as_it_was[c.name].config for c in plan.cells)
 
 
 def test_a_cell_is_paired_with_its_sisters_in_all_that_chance_decides(tmp_path):
@@ -151,6 +166,8 @@ def test_a_key_follows_the_users_own_file_and_the_data(tmp_path, monkeypatch):
         ({"labelled": 3}, "labelled is 3"),
         ({"finetune": {**PLAN["finetune"], "learning_rates": []}}, "learning_rates is"),
         ({"finetune": {**PLAN["finetune"], "budgets": {"short": {}}}}, "budgets.short needs"),
+        ({"finetune": with_budget(only="good")}, "short.only is 'good'; give scratch"),
+        ({"finetune": with_budget(only="scratch")}, "budgets are all of scratch alone"),
         ({"pretrain": {"steps": 4}}, "no key 'pretrain.steps'"),
         ({"strategies": {"a b": {}}}, "names a folder"),
         ({"strategies": {"mine": None}}, "'mine' needs settings"),

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from plans import fake, write_plan
 
+from lssl.benchmark.figure import draw_results
 from lssl.benchmark.fingerprints import cell_fingerprints
 from lssl.benchmark.flatness import fall
 from lssl.benchmark.plan import read_plan
@@ -123,6 +124,23 @@ def test_bold_is_corrected_over_the_rows(finished):
     unsure = dataclasses.replace(row, p=0.06, difference=dataclasses.replace(row.difference, low=0.01, p=0.02))
     assert _best([sure]) == {id(sure)}
     assert _best([unsure]) == set()  # its own interval lies above 0
+
+
+def test_a_longer_budget_of_scratch_alone_says_whether_scratch_is_flat(finished, tmp_path):
+    plan, fingerprints = finished
+    table = collect(plan, fingerprints)
+    table = table[(table["budget"] != "long") | (table["strategy"] == "scratch")]
+    found = entries(table, list(plan.parts))
+    scores = sheets(plan, table, found)[0]
+    assert [tuple(row[:3]) for row in scores.rows if row[1] == "long"] == [
+        ("1", "long", "scratch"),
+        ("all (ceiling)", "long", "scratch"),
+    ]
+    told = [note for note in scores.notes if note.startswith("Flat: ")]
+    assert len(told) == 1
+    assert told[0].startswith("Flat: scratch, 1 labelled, short: long is better by ")
+    draw_results(found, list(plan.parts), tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").is_file()
 
 
 def test_a_ceiling_below_a_row_is_a_warning_and_rows_that_rise_are_marked(finished, capsys):
