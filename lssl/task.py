@@ -18,9 +18,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lssl.data.description import CHECKPOINT_FORMAT, check_format, record
 from lssl.data.source import DataSource, learns_partial, refuse_other_channels, refuse_partial, refuse_series
-from lssl.data.whole_batches import place_of_batch
+from lssl.data.whole_batches import place_of_batch, size_of
 from lssl.guards import EvaluationGuard, FiniteGuard, SkippedReads
 from lssl.networks.backbone import Backbone, TakesNetworks
+from lssl.networks.sharding import shard_for
 from lssl.resume import ExactResume
 from lssl.utils.distributed import every_rank, no_sync
 from lssl.utils.errors import InputError
@@ -90,6 +91,7 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         self.logged: dict[str, Tensor] = {}
         self.latest_terms: dict[str, Tensor] = {}
         self._since_log: dict[str, tuple[Tensor, int]] = {}
+        self._record: dict[str, Any] | None = None
         self._chosen_weights = dict(loss_weights or {})
         self.declare_terms(self.LOSS_WEIGHTS)
         backbone.check_size(self.views.size)
@@ -213,7 +215,7 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
 
         A batch without pairs (see :mod:`lssl.data.read_errors`) has none, and changes no weight.
         """
-        if not _size(batch):
+        if not size_of(batch):
             return None
         self.seed("fit", self.global_step, batch_idx)
         loss, terms = self._step(batch)
@@ -227,7 +229,7 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
             self._since_log = {}
             values = {f"train/{name}": value.detach() for name, value in {"loss": loss, **terms, **means}.items()}
             values["learning_rate"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
-            self.log_dict(values, prog_bar=True, batch_size=_size(batch), sync_dist=True)
+            self.log_dict(values, prog_bar=True, batch_size=size_of(batch), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
@@ -259,6 +261,12 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         schedule = self.schedule(optimizer, self.steps_in_all("schedule"))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_model(self) -> None:
+        """Spreads the weights over the devices of a ModelParallelStrategy."""
+        if self.device_mesh is not None:
+            self._record = self._record or record(self, CHECKPOINT_FORMAT)  # torch will make classes of its own
+            shard_for(self.trainer, self)
+
     def configure_callbacks(self) -> list[Callback]:
         """Callbacks that every run has, also one with a plain Trainer; an override adds to these."""
         guards = [FiniteGuard(self.on_nonfinite), EvaluationGuard(), SkippedReads()]
@@ -274,7 +282,7 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         checkpoint["partial_channels"] = learns_partial(self._source, self.views.contrasts)
         checkpoint["places"] = self.backbone.places()
         if "lssl" not in checkpoint:  # no command line, which would have stored its config
-            checkpoint["lssl"] = record(self, CHECKPOINT_FORMAT)
+            checkpoint["lssl"] = self._record or record(self, CHECKPOINT_FORMAT)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores them; refuses a checkpoint of another format."""
@@ -330,7 +338,7 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
         with no_sync():  # the figures of a batch do not depend on other devices
             loss, terms = self._step(batch)
         values = {f"{stage}/{name}": value for name, value in {"loss": loss, **terms, **self.logged}.items()}
-        weight = _size(batch) * self.trainer.world_size * counts  # Lightning rounds the ranks' mean of weights down
+        weight = size_of(batch) * self.trainer.world_size * counts  # Lightning rounds the ranks' mean of weights down
         self.log_dict(values, prog_bar=stage == "val", batch_size=weight, sync_dist=True)
 
     def _check_weights(self, terms: Iterable[str]) -> None:
@@ -340,9 +348,3 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
             raise InputError(
                 f"loss_weights: {type(self).__name__} has no term '{unknown[0]}'; it has {', '.join(sorted(known))}."
             )
-
-
-def _size(batch: Any) -> int:
-    """Number of pairs in a batch, or in the first of several batches; 0 if that one could not be read."""
-    first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
-    return 0 if first is None else len(first)

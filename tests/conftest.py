@@ -23,7 +23,12 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 #: Networks whose measured places depend on nothing but the structure, which `repr` shows: no interpolation, one centre.
 #: By name, as monai takes seconds to import, which not every test needs.
-PLAIN = ("monai.networks.nets.basic_unet.BasicUNet", "test_all_ranks.Network", "test_exact_resume.Noisy")
+PLAIN = (
+    "monai.networks.nets.basic_unet.BasicUNet",
+    "test_all_ranks.Network",
+    "test_sharding.Network",
+    "test_exact_resume.Noisy",
+)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lssl.callbacks.held_out import held_out_batches
 from lssl.evaluation.health import collapses, highest, shortcuts
 from lssl.evaluation.representation import HeldOutPair, held_out_pairs, measure, trained_taps
+from lssl.networks.sharding import whole
 from lssl.task import Task
 from lssl.utils.errors import InputError
 
@@ -87,6 +88,7 @@ class RepresentationMonitor(L.Callback):
         if self._cases is None or step == self._step or not self._due(step):
             return
         self._step = step
+        whole(pl_module)
         self._measure(trainer, cast(Task, pl_module))
         self._warn(trainer, step)
 

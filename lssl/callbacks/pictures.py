@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lssl.callbacks.held_out import held_out_batch
 from lssl.data.batch import PairBatch
 from lssl.evaluation.representation import trained_taps
+from lssl.networks.sharding import whole
 from lssl.task import Task
 from lssl.utils.distributed import no_sync
 from lssl.utils.errors import InputError
@@ -73,6 +74,7 @@ class Pictures(L.Callback):
         step = trainer.global_step
         if self.every and step and step % self.every == 0 and step != self._step:
             self._step = step
+            whole(pl_module)
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

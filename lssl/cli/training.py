@@ -29,7 +29,7 @@ from lssl.checkpoint import read_checkpoint
 from lssl.cli.arguments import asks_for_help, read_arguments
 from lssl.cli.complete import at, complete, refuse_missing_weights
 from lssl.cli.compose import Config, sources_of
-from lssl.cli.devices import refuse_sharding
+from lssl.cli.devices import chosen, refuse_sharding, spread
 from lssl.cli.endings import say_ending
 from lssl.cli.failures import explained, stop_launched
 from lssl.cli.messages import refuse_unknown
@@ -202,7 +202,7 @@ class TrainingCLI(LightningCLI):
         """Resolves the run folder and the initial checkpoint, before anything is built."""
         self.ending.enter_context(self.memory)
         config = self.config[self.subcommand]
-        refuse_sharding(config.trainer.strategy)
+        refuse_sharding(config.trainer.strategy, config.trainer.sync_batchnorm, config.backbone.compile)
         check_settings(str(self.subcommand), config.trainer, config.get("max_lost"))
         folder = self._folder(config)
         path = checkpoint_path(config.get("ckpt_path"), folder)
@@ -273,10 +273,12 @@ class TrainingCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        kwargs["strategy"] = chosen(self._get(self.config_init, "trainer").get("strategy"), str(self.subcommand))
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, ImportError) as error:
             raise input_error(error) or trainer_refusal(error, config.accelerator) from error
+        spread(trainer.strategy, trainer.world_size)
         order = lambda one: (*(not isinstance(one, kind) for kind in (RunFolder, ProgressBar)), isinstance(one, Trace))  # noqa: E731
         trainer.callbacks.sort(key=order)  # type: ignore[attr-defined]
         return trainer  # the folder is said first; the bar has ended when others print; a trace follows the account

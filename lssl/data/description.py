@@ -60,7 +60,7 @@ def record(task: Any, number: int) -> dict[str, Any]:
     }
     about = {"format": number, "version": lssl.__version__, "config": yaml.safe_dump(config)}
     try:
-        structure: Any = pack(task, (task.optimizer, task.schedule))
+        structure: Any = pack(task, (task.optimizer, task.schedule, task.device_mesh))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         structure = str(error)
     return {**about, "data": describe(getattr(task._trainer, "datamodule", None)), "structure": structure}

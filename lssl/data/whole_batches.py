@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 from torch.utils.data import DistributedSampler
 
-__all__ = ["WholeBatches", "place_of_batch"]
+__all__ = ["WholeBatches", "place_of_batch", "size_of"]
 
 
 class WholeBatches(DistributedSampler):
@@ -63,3 +63,9 @@ def place_of_batch(loaders: Any, batch_idx: int, world: int, rank: int) -> tuple
     """
     sampler = getattr(loaders, "sampler", None)
     return sampler.place(batch_idx) if isinstance(sampler, WholeBatches) else (batch_idx * world + rank, True)
+
+
+def size_of(batch: Any) -> int:
+    """Number of pairs in a batch, or in the first of several batches; 0 if that one could not be read."""
+    first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
+    return 0 if first is None else len(first)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import distributed
 
 from lssl.guards.culprits import forget_terms, images_finite, named_visits, odd_visits, some, table_of
@@ -50,7 +50,7 @@ class EvaluationGuard(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stops if any rank has noted something, before a checkpoint is chosen by these figures."""
         problems: list[Any] = [self._problems]
-        if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1:
+        if isinstance(trainer.strategy, ParallelStrategy) and trainer.world_size > 1:
             problems = [None] * trainer.world_size
             distributed.all_gather_object(problems, self._problems)
         everyone = list(dict.fromkeys(problem for part in problems for problem in part))

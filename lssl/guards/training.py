@@ -29,13 +29,15 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from lssl.data.pairs import count
 from lssl.guards.culprits import forget_terms, named_visits, odd_visits, save_batch, some, table_of
+from lssl.guards.finite import largest_of, not_finite, of_all_ranks
+from lssl.utils.distributed import local
 from lssl.utils.errors import InputError
 
 __all__ = ["FiniteGuard"]
@@ -100,7 +102,7 @@ class FiniteGuard(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses weights that are not finite before the first step."""
-        broken = not_finite(dict(pl_module.named_parameters()))
+        broken = of_all_ranks(not_finite(dict(pl_module.named_parameters())))
         if broken:
             raise InputError(
                 f"The weights are not finite before the first step ({some(broken)}); start from another checkpoint."
@@ -131,7 +133,7 @@ class FiniteGuard(L.Callback):
         """Measures the gradient; with ``skip``, prepares that a bad update can be undone."""
         groups = optimizer.param_groups
         weights = [weight for group in groups for weight in group["params"] if weight.grad is not None]
-        largest = torch.nn.utils.get_total_norm([weight.grad for weight in weights], norm_type=torch.inf)
+        largest = largest_of([weight.grad for weight in weights])
         self._largest = largest if self._largest is None else torch.maximum(self._largest, largest)
         if self.on_nonfinite != "skip":
             return
@@ -139,18 +141,19 @@ class FiniteGuard(L.Callback):
         with torch.no_grad():
             bad = ~finite
             for weight in weights:
-                weight.grad.masked_fill_(bad, 0)
+                local(weight.grad).masked_fill_(bad, 0)
             for buffer, before in self._buffers:
                 torch.where(finite, buffer, before, out=buffer)
             self._buffers = []
-            kept = [*weights, *(value for weight in weights for value in _state(optimizer, weight))]
+            kept = [*map(local, weights), *(value for weight in weights for value in _state(optimizer, weight))]
             self._before = [(tensor, tensor.detach().clone()) for tensor in kept]
             self._before += [(weight, None) for weight in weights if not optimizer.state.get(weight)]
 
     @torch.no_grad()
     def _undo(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """After the optimizer's step: a bad one leaves no trace; state that it made anew is 0."""
-        assert self._finite is not None
+        if self._finite is None:  # a step that torch makes to save sharded state before the first one
+            return
         bad = ~self._finite
         for tensor, before in self._before:
             if before is not None:
@@ -214,7 +217,7 @@ class FiniteGuard(L.Callback):
             for group in optimizer.param_groups:
                 for place, weight in enumerate(group["params"]):
                     tensors |= {f"optimizer {place} {n}": v for n, v in enumerate(_state(optimizer, weight))}
-        if broken := not_finite(tensors):
+        if broken := of_all_ranks(not_finite(tensors)):
             raise InputError(
                 f"After step {trainer.global_step}, the weights ({some(broken)}) are not finite, so no "
                 f"checkpoint is written: the updates are too large. {_advice(trainer, odd=False)}"
@@ -250,7 +253,7 @@ class FiniteGuard(L.Callback):
         """Stops, or counts a skipped update; every rank that reduces gradients comes here at the same step."""
         self._in_a_row += 1
         suspects: list[tuple[str, str] | None] = [self._report(trainer, *self._suspect) if self._suspect else None]
-        if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1:
+        if isinstance(trainer.strategy, ParallelStrategy) and trainer.world_size > 1:
             mine, suspects = suspects[0], [None] * trainer.world_size
             distributed.all_gather_object(suspects, mine)
         found = next((one for one in suspects if one), None)
@@ -307,18 +310,8 @@ def _to_host(values: Tensor) -> tuple[Tensor, Any]:
 
 def _state(optimizer: Optimizer, weight: Tensor) -> list[Tensor]:
     """Tensors that an optimizer keeps of a weight, on its device: a step counted on the host is left alone."""
-    values = [value for value in optimizer.state.get(weight, {}).values() if isinstance(value, Tensor)]
+    values = [local(value) for value in optimizer.state.get(weight, {}).values() if isinstance(value, Tensor)]
     return [value for value in values if value.device == weight.device]
-
-
-def not_finite(tensors: Mapping[str, Any]) -> list[str]:
-    """Names of tensors that hold NaN or infinity; waits for the device once."""
-    floats = {n: v for n, v in tensors.items() if isinstance(v, Tensor) and v.is_floating_point() and v.numel()}
-    if not floats:
-        return []
-    device = next(iter(floats.values())).device
-    flags = torch.stack([value.isfinite().all().to(device, non_blocking=True) for value in floats.values()])
-    return [name for name, finite in zip(floats, flags.tolist(), strict=True) if not finite]
 
 
 def _advice(trainer: L.Trainer, odd: bool) -> str:

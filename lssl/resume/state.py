@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lssl.utils.distributed import local
+
 __all__ = ["gradients", "random_state", "set_gradients", "set_random_state", "set_sums", "sums"]
 
 
@@ -40,9 +42,9 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
-    """Name of each parameter that has a gradient → a copy of it on the CPU."""
+    """Name of each parameter that has a gradient → a copy of it on the CPU; of a sharded one, this rank's share."""
     return {
-        name: parameter.grad.detach().cpu().clone()
+        name: local(parameter.grad).detach().cpu().clone()
         for name, parameter in module.named_parameters()
         if parameter.grad is not None
     }
@@ -52,7 +54,8 @@ def set_gradients(module: nn.Module, values: dict[str, Tensor]) -> None:
     """Restores :func:`gradients`; an accumulated step then goes on from them."""
     parameters = dict(module.named_parameters())
     for name, value in values.items():
-        parameters[name].grad = value.to(parameters[name].device)
+        parameters[name].grad = gradient = torch.empty_like(parameters[name])
+        local(gradient).copy_(value)
 
 
 def sums(module: nn.Module) -> dict[str, Tensor]:

@@ -238,7 +238,7 @@ class SegmentationTask(FineTuned[PairBatch | Mapping[str, PairBatch]]):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the head for these weights."""
-        if "spacing" in checkpoint["state_dict"]:  # of checkpoints that were written before the run kept it
+        if "spacing" in checkpoint.get("state_dict", {}):  # of checkpoints that were written before the run kept it
             checkpoint.setdefault("spacing", checkpoint["state_dict"]["spacing"].tolist())
         super().on_load_checkpoint(checkpoint)
         if "classes" not in checkpoint or ("combine" in checkpoint) != (self.previous == "required"):

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-__all__ = ["every_rank", "gather", "no_sync", "rank", "sync_metrics", "weighted_mean", "world_size"]
+__all__ = ["every_rank", "gather", "local", "no_sync", "rank", "sync_metrics", "weighted_mean", "world_size"]
 
 _alone = ContextVar("no_sync", default=False)
 
@@ -52,6 +53,11 @@ def every_rank(value: Any) -> list[Any]:
         everyone *= world_size()
         distributed.all_gather_object(everyone, value)
     return everyone
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's share of a tensor that is spread over ranks, in the same memory; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(rows: Tensor) -> Tensor:

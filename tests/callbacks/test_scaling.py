@@ -1,10 +1,6 @@
-"""The global batch is said in numbers that add up, and sharded weights are refused in one sentence."""
-
-import pytest
+"""The global batch is said in numbers that add up."""
 
 from lssl.callbacks.scaling import scaling
-from lssl.cli.devices import refuse_sharding
-from lssl.utils.errors import InputError
 
 
 def test_the_global_batch_is_stated():
@@ -17,13 +13,3 @@ def test_the_global_batch_is_stated():
     assert "8 steps make an update of 32 pairs" in text
     assert "those of the 4 pairs of a step" in text
     assert "0.016 (linear, for SGD) or 0.004 (square root" in text
-
-
-@pytest.mark.parametrize(
-    "strategy", ["fsdp", "deepspeed_stage_2", "lightning.pytorch.strategies.ModelParallelStrategy"]
-)
-def test_sharding_is_refused(strategy):
-    with pytest.raises(InputError, match="use ddp"):
-        refuse_sharding(strategy)
-    for fine in ("auto", "ddp", "lightning.pytorch.strategies.DDPStrategy", None):
-        refuse_sharding(fine)
