@@ -1,4 +1,4 @@
-"""Real T1w and FLAIR: prepared, pretrained and fine-tuned where a visit lacks one, predicted from what is there."""
+"""Real T1w, T2w and FLAIR: prepared and learned from where a visit lacks one, and predicted from what is there."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not DATA.is_dir(), reason=f"no real MRI at {DATA}; set LSSL_REAL_DATA"),
 ]
-NET = copy.deepcopy(TINY_NET) | {"in_channels": 2}
-NET["network"]["init_args"]["in_channels"] = 2
+NET = copy.deepcopy(TINY_NET) | {"in_channels": 2}  # and so its network
 KEEP = ["--data.init_args.missing_channels=keep", "--views.contrasts=mix"]
 
 
@@ -30,17 +29,26 @@ def image(name: str, session: str, suffix: str) -> Path:
     return Path(name) / session / "anat" / f"{name}_{session}_{suffix}.nii.gz"
 
 
-def test_flair_alone_then_both_are_prepared_and_learned_from(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "suffixes", "channels"),
+    [
+        ("sub-oms19", ("T1w", "FLAIR"), ["FLAIR", "T1w+FLAIR"]),
+        ("sub-oms03", ("T1w", "T2w", "FLAIR"), ["T2w+FLAIR", "T1w+T2w+FLAIR"]),
+    ],
+)
+def test_some_contrasts_then_all_are_prepared_and_learned_from(name, suffixes, channels, tmp_path):
     (tmp_path / "bids").mkdir()
-    (tmp_path / "bids" / "sub-oms19").symlink_to(DATA / "sub-oms19")
-    options = ["--suffix", "T1w", "FLAIR", "--missing-channels", "keep", "--spacing", "3", "--masks", "none"]
+    (tmp_path / "bids" / name).symlink_to(DATA / name)
+    options = ["--suffix", *suffixes, "--missing-channels", "keep", "--spacing", "3", "--masks", "none"]
     main(["prepare", str(tmp_path / "bids"), str(tmp_path / "out"), *options, "--labels", "none"])
     table = pd.read_csv(tmp_path / "out/visits.csv")
-    assert table["channels"].tolist() == ["FLAIR", "T1w+FLAIR"]
+    assert table["channels"].tolist() == channels
     assert table["aligned"].all()
+    assert table["flags"].isna().all()
     data = ["--data=PreparedDataModule", f"--data.init_args.root={tmp_path / 'out'}", *KEEP]
     data += ["--data.init_args.split=[1.0,0.0,0.0]", "--monitor.every=0"]
-    run = fit(tmp_path, "longitudinal_infonce.yaml", options=data, backbone=NET)
+    net = NET | {"in_channels": len(suffixes)}
+    run = fit(tmp_path, "longitudinal_infonce.yaml", options=data, backbone=net)
     assert (run / "checkpoints/last.ckpt").is_file()
 
 
