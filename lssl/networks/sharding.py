@@ -65,10 +65,18 @@ def whole(task: nn.Module) -> None:
 
 
 def reshard(task: nn.Module) -> None:
-    """Ends :func:`whole`."""
+    """Ends :func:`whole`.
+
+    Blocks that one rank ran alone are forgotten: by the order of their calls each rank gathers the next one early in
+    the backward pass, and ranks of different orders would wait for each other for ever.
+    """
     for part in _shards(task):
         part.set_reshard_after_forward(part is not task, recurse=False)
         part.reshard()
+        state = part._get_fsdp_state()
+        state._comm_ctx.post_forward_order.clear()
+        for group in state._fsdp_param_groups:
+            group._post_forward_indices.clear()
 
 
 def shard_for(trainer: Any, task: Any) -> None:

@@ -10,7 +10,7 @@ from plans import PLAN, finish, write_plan
 import lssl.benchmark.report as report
 from lssl.benchmark.fingerprints import cell_fingerprints
 from lssl.benchmark.plan import read_plan
-from lssl.benchmark.results import _compared, _rising, choose, collect, differences, entries
+from lssl.benchmark.results import _compared, _with_signs, choose, collect, differences, entries
 from lssl.benchmark.statistics import holm
 from lssl.benchmark.tables import _best, ceiling_warnings, sheets
 from lssl.utils.errors import InputError
@@ -150,8 +150,8 @@ def test_doubts_follow_the_direction(finished):
     good = found["age", "good", "all"]
     short = dataclasses.replace(good, means={**good.means, "steps": 1.0}, budget="one")
     lower, higher = (dataclasses.replace(good, scores=good.scores + change) for change in (-0.1, 0.1))
-    assert "short is better by +0.1" in _rising(short, [short, lower])
-    assert _rising(short, [short, higher]) == ""
+    assert "short is better by +0.1" in _with_signs(short, [short, lower]).rising
+    assert _with_signs(short, [short, higher]).rising == ""
     scratch = found["age", "scratch", "all"]
     longer = dataclasses.replace(scratch, budget="long", compute=2 * scratch.compute)
     rich = dataclasses.replace(good, pretraining_compute=9 * good.compute)

@@ -39,6 +39,7 @@ from lssl.strategy import Strategy
 from lssl.utils.distributed import local, no_sync
 from lssl.utils.errors import InputError
 from lssl.views.sampler import ViewSampler
+from lssl.views.view import View
 
 HEADS = {"hidden": 16, "projection": 8, "norm": "layer"}
 STEPS = 3
@@ -104,6 +105,8 @@ def trained(name: str, data: Views, rows: slice, mesh=None) -> tuple[dict[str, T
     optimizer = torch.optim.SGD(weights, 1.0, momentum=0.5)
     found = {}
     for step in range(STEPS):
+        if mesh is not None:  # a monitor has looked at it
+            alone(task, data[0])
         task.generator.manual_seed(step)
         with draws_of_the_whole_batch(rows, len(data[0].image), PAIRS):
             loss = task.total(task.losses(data[2]))
@@ -115,6 +118,17 @@ def trained(name: str, data: Views, rows: slice, mesh=None) -> tuple[dict[str, T
         optimizer.step()
         task.on_step_end(step / STEPS)
     return found, task
+
+
+def alone(task: Strategy, view: View) -> Tensor | None:
+    """Features of the first rank; it would wait for the other if anything were still to be gathered."""
+    whole(task)
+    features = None
+    if distributed.get_rank() == 0:
+        with no_sync(), torch.no_grad():
+            features = task.embed(view)["deep"]
+    reshard(task)
+    return features
 
 
 def work(own: int, folder: str) -> None:
@@ -137,11 +151,8 @@ def work(own: int, folder: str) -> None:
         found["share"] = torch.tensor(held / sum(weight.numel() for weight in task.parameters()))
         found["blocks"] = torch.tensor(sum(isinstance(module, FSDPModule) for module in task.modules()) - 1)
         saved = get_model_state_dict(task, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        whole(task)
-        if own == 0:  # alone: it would wait for the other if anything were still to be gathered
-            with no_sync(), torch.no_grad():
-                found["alone"] = task.embed(half[0])["deep"]
-        reshard(task)
+        if (features := alone(task, half[0])) is not None:
+            found["alone"] = features
         assert all(hasattr(weight, "full_tensor") for weight in task.parameters())
         results[name] = found, saved
     if own == 0:
