@@ -24,6 +24,8 @@ from lssl.utils.errors import InputError
 
 __all__ = ["WholeBetweenSteps", "is_sharded", "reshard", "shard", "shard_for", "whole"]
 
+TESTED = "2.13"  # names of torch's own that are used here are other ones in earlier versions
+
 
 def shard(task: Any, mesh: DeviceMesh) -> None:
     """Spreads all parameters over the devices of a mesh, in place; all ranks must call, before the optimizer is made.
@@ -34,6 +36,11 @@ def shard(task: Any, mesh: DeviceMesh) -> None:
         task: with backbones anywhere inside, and a method ``losses`` that takes the place of ``forward``.
         mesh: of one dimension.
     """
+    if torch.__version__ < TESTED:  # torch compares them as versions
+        raise InputError(
+            f"trainer.strategy: ModelParallelStrategy needs torch {TESTED} or later, and this is {torch.__version__}; "
+            f"update torch, or use ddp."
+        )
     _as_first_rank([*task.parameters(), *task.buffers()])
     backbones = [part for part in task.modules() if isinstance(part, Backbone)]
     for backbone in backbones:

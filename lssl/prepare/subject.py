@@ -25,7 +25,7 @@ from lssl.utils.memory import refuse_larger_than_memory
 
 __all__ = ["VERSION", "current", "prepare_subject", "read_record", "record_path", "settings"]
 
-VERSION = 4  # raised when the same inputs and options would give other voxels
+VERSION = 5  # raised when the same inputs and options would give other voxels
 NEIGHBOURS = 3  # visits further apart in the list are not registered with each other directly
 
 

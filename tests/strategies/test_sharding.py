@@ -24,6 +24,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
+from torch.torch_version import TorchVersion
 from two_ranks import AGES, PAIRS, RANKS, SUBJECTS, Views, part
 from whole_batch import draws_of_the_whole_batch
 
@@ -193,6 +194,12 @@ def test_two_ranks_of_half_the_weights_learn_what_one_process_learns(name: str, 
     with torch.no_grad():
         features = fresh.embed(part(batch[0], slice(0, PAIRS // RANKS)))["deep"]
     torch.testing.assert_close(found["alone"], features)
+
+
+def test_an_earlier_torch_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cu126"))  # as text, 2.9 would come after 2.13
+    with pytest.raises(InputError, match=r"needs torch 2\.13 or later, and this is 2\.9\.1\+cu126"):
+        shard(dense(), None)
 
 
 def test_what_cannot_be_sharded_is_refused_before_anything_is():
