@@ -285,8 +285,8 @@ class Task(L.LightningModule, Generic[Batch], metaclass=TakesNetworks):
             checkpoint["lssl"] = self._record or record(self, CHECKPOINT_FORMAT)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores them; refuses a checkpoint of another format."""
-        check_format(checkpoint, "ckpt_path")
+        """Restores them; refuses a checkpoint of another format, and in training one of weights alone."""
+        check_format(checkpoint, "ckpt_path", resumes=self._trainer is not None and self.trainer.training)
         self.backbone.set_places(checkpoint.get("places", {}))
         if (source := self._source) is not None and not self.trainer.training:
             refuse_partial(source, checkpoint)

@@ -6,7 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -16,6 +16,9 @@ from lssl.prepare.commands import Parser
 from lssl.utils.closing import say_next
 from lssl.utils.errors import InputError
 from lssl.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from lssl.segmentation.segmenter import Segmenter
 
 __all__ = ["segment_command", "segment_parser"]
 
@@ -50,22 +53,29 @@ def segment_parser() -> argparse.ArgumentParser:
 def segment_command(args: Sequence[str]) -> None:
     """Runs ``lssl segment``."""
     chosen = segment_parser().parse_args(list(args))
-    source, options = _source(chosen.images, chosen.years, chosen.suffix, chosen.out)
-    volumes = segment_visits(source, options, chosen.weights, chosen.out, chosen.largest)
+    if chosen.years and len(chosen.years) != len(chosen.images):
+        given = f"{len(chosen.images)} images, not {len(chosen.years)}"
+        raise InputError(f"--years: give one number for each of the {given}.")
+    listed = None
+    if len(chosen.images) == 1 and not chosen.years:
+        found = recognise(chosen.images[0])
+        bids = {"suffix": chosen.suffix} if found.kind == "BIDS" else {}
+        source, options = found.class_path, {**found.init_args, **bids}
+    else:
+        listed = _table(chosen.images, chosen.years)
+        source, options = "NiftiDataModule", {"table": str(chosen.out / LISTED)}
+    task = _segmenter(chosen.weights)  # before anything is written
+    if listed is not None:
+        _write(listed, chosen.out)
+    volumes = segment_visits(source, options, task, chosen.out, chosen.largest)
     if volumes["image"].nunique() <= FEW:
         table = volumes.pivot(index="structure", columns="image", values="ml").loc[volumes["structure"].unique()]
         print(table.rename_axis(index="ml", columns=None).to_string(float_format="%.1f"))
     say_next(chosen.out)
 
 
-def _source(images: Sequence[str], years: Sequence[float] | None, suffix: str, out: Path) -> tuple[str, dict[str, Any]]:
-    """Name of the datamodule and its options; several files are listed in a table in the output folder."""
-    if years and len(years) != len(images):
-        raise InputError(f"--years: give one number for each of the {len(images)} images, not {len(years)}.")
-    if len(images) == 1 and not years:
-        found = recognise(images[0])
-        bids = {"suffix": suffix} if found.kind == "BIDS" else {}
-        return found.class_path, {**found.init_args, **bids}
+def _table(images: Sequence[str], years: Sequence[float] | None) -> pd.DataFrame:
+    """The table of visits of several files."""
     for name in images:
         if not name.endswith(NIFTI) or not Path(name).is_file():
             kind = "is no NIfTI file" if Path(name).exists() else "does not exist"
@@ -79,35 +89,20 @@ def _source(images: Sequence[str], years: Sequence[float] | None, suffix: str, o
     table["session" if years else "subject"] = table["session" if years else "subject"].where(~repeated, stems)
     if table.duplicated(["subject", "session"]).any():
         raise InputError("Two of the images have the same name, so that their results would; give a table of visits.")
-    columns = ["subject", "session", "image", *(["days"] if years else [])]
+    return table[["subject", "session", "image", *(["days"] if years else [])]]
+
+
+def _write(table: pd.DataFrame, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with atomic_write(out / LISTED) as part:
-            table[columns].to_csv(part, index=False)
+            table.to_csv(part, index=False)
     except OSError as error:
         raise InputError(f"Nothing can be written to {out} ({error.strerror}).") from error
-    return "NiftiDataModule", {"table": str(out / LISTED)}
 
 
-def segment_visits(
-    source: str, options: dict[str, Any], weights: str, out: Path, largest: bool = False
-) -> pd.DataFrame:
-    """Segments all visits of a datamodule; writes what :class:`lssl.segmentation.writer.SegmentationWriter` does.
-
-    Args:
-        source: name of a datamodule.
-        options: of it.
-        weights: run folder or checkpoint.
-        out: folder of the results.
-        largest: leaves out what does not touch the largest part, as the Segmenter's own option does.
-
-    Returns:
-        ``image`` (subject and session), ``structure``, ``ml``.
-    """
-    import lightning as L
-
+def _segmenter(weights: str) -> Segmenter:
     from lssl.checkpoint import load
-    from lssl.cli.registered import registered
     from lssl.cli.start import hush
     from lssl.segmentation.segmenter import Segmenter
 
@@ -117,6 +112,28 @@ def segment_visits(
         raise InputError(
             f"--weights: {weights} is of a {type(task).__name__}; give a run or checkpoint of a Segmenter."
         )
+    return task
+
+
+def segment_visits(
+    source: str, options: dict[str, Any], task: Segmenter, out: Path, largest: bool = False
+) -> pd.DataFrame:
+    """Segments all visits of a datamodule; writes what :class:`lssl.segmentation.writer.SegmentationWriter` does.
+
+    Args:
+        source: name of a datamodule.
+        options: of it.
+        task: trained.
+        out: folder of the results.
+        largest: leaves out what does not touch the largest part, as the Segmenter's own option does.
+
+    Returns:
+        ``image`` (subject and session), ``structure``, ``ml``.
+    """
+    import lightning as L
+
+    from lssl.cli.registered import registered
+
     task.results, task.largest = out, task.largest or largest
     data: Any = next(cls for cls in registered() if cls.__name__ == source)(**options)
     said = logging.getLogger("lightning.pytorch.utilities.rank_zero")

@@ -66,13 +66,19 @@ def record(task: Any, number: int) -> dict[str, Any]:
     return {**about, "data": describe(getattr(task._trainer, "datamodule", None)), "structure": structure}
 
 
-def check_format(checkpoint: Mapping[str, Any], where: str) -> None:
-    """Refuses a checkpoint of ``lssl fit`` in another format.
+def check_format(checkpoint: Mapping[str, Any], where: str, resumes: bool = False) -> None:
+    """Refuses a checkpoint of ``lssl fit`` in another format, and weights alone where a run shall go on.
 
     Args:
         checkpoint: content of the checkpoint. A checkpoint of another program passes.
         where: path of the checkpoint, or the option that named it.
+        resumes: a run goes on from it.
     """
+    if resumes and "optimizer_states" not in checkpoint:
+        raise InputError(
+            f"{where}: this file holds weights alone, so no run can go on from it; start a new run from its weights, "
+            f"--model.init_args.pretrained FILE, or give the checkpoint of a run."
+        )
     if "lssl" in checkpoint and (found := checkpoint["lssl"].get("format", 1)) != CHECKPOINT_FORMAT:
         raise InputError(
             f"{where}: the checkpoint has format {found} and this version of lssl reads format {CHECKPOINT_FORMAT}; "

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import TINY_NET, fit, sentence
+from helpers import TINY_NET, fit, sentence, tiny
 
 import lssl
 from lssl.checkpoint import read_checkpoint
@@ -101,14 +101,14 @@ def test_what_lies_apart_is_kept_unless_the_user_says_otherwise(weights, scans, 
         (["a.nii.gz", "b.nii.gz"], "a.nii.gz does not exist"),
         (["{0}", "--years", "1", "2"], "give one number for each of the 1 images, not 2"),
         (["{0}", "{0}"], "the same name"),
-        (["{0}", "--weights", "runs/none"], "runs/none is neither a checkpoint nor a run folder"),
+        (["{0}", "{1}", "--weights", "runs/none"], "runs/none is neither a checkpoint nor a run folder"),
     ],
 )
 def test_mistakes_are_one_sentence(args, said, weights, scans, tmp_path, capsys):
     args = [arg.format(*scans) for arg in args]
     args += [] if "--weights" in args else ["--weights", str(weights)]
     assert said in sentence(capsys, "segment", *args, "-o", str(tmp_path / "out"))
-    assert not list(tmp_path.rglob("*_dseg.nii.gz"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_of_a_pretraining_are_refused(scans, tmp_path, capsys):
@@ -133,6 +133,12 @@ def test_a_small_file_starts_a_fine_tuning(weights, tmp_path, caplog):
     options = [f"--model.init_args.pretrained={weights}", "--trainer.limit_val_batches=0"]
     fit(tmp_path, "finetune.yaml", options=options)
     assert "parameters of the network matched" in caplog.text
+
+
+def test_a_small_file_is_no_run_to_go_on_with(weights, tmp_path, capsys):
+    model = tiny(tmp_path, model=MODEL, backbone=TINY_NET)
+    said = sentence(capsys, "fit", "--config", "finetune", *model, "--ckpt_path", str(weights))
+    assert "weights alone, so no run can go on" in said
 
 
 def test_islands_are_left_out():
