@@ -65,19 +65,18 @@ def register(first: Volume, second: Volume, kind: Kind = "rigid") -> Match:
         second: another image of the same head, of any contrast, grid and place.
         kind: six degrees of freedom, or twelve.
     """
-    turn = _laid_down(first, second)
+    turn, *coarse = _laid_down(first, second)
     second = _turned(second, turn.T)
     finest = _finest(first, second)
-    pyramids = [
-        {COARSE: _level(volume, COARSE), MIDDLE: _level(volume, MIDDLE), finest: _deep(volume, _level(volume, finest))}
-        for volume in (first, second)
-    ]
+    pyramids = []
+    for volume, level in zip((first, second), coarse, strict=True):
+        fine, last = _levels(volume, MIDDLE, finest)
+        pyramids.append({COARSE: level, MIDDLE: fine, finest: _deep(volume, last)})
     centres = [volume.centre() for volume in (first, second)]
     there = _search(pyramids[0][COARSE], pyramids[1][COARSE], centres[0], centres[1])
     back = _search(pyramids[1][COARSE], pyramids[0][COARSE], centres[1], centres[0])
     candidates = (there, np.linalg.inv(back))
-    costs = [_cost(pyramids, matrix) for matrix in candidates]
-    start = candidates[int(np.argmin(costs))]
+    start = min(candidates, key=lambda matrix: _cost(pyramids, matrix))
     forward, backward = start, np.linalg.inv(start)
     for size in (MIDDLE, finest):
         forward = _refine(pyramids[0][size], pyramids[1][size], centres[0], forward, "rigid", size)
@@ -105,15 +104,16 @@ def mirror_information(first: Volume, second: Volume, matrix: np.ndarray) -> tup
     """
     turn = right_turn(matrix)
     second, matrix = _turned(second, turn.T), turn.T @ matrix
-    one, two = _level(first, MIDDLE), _level(second, MIDDLE)
+    (one,), (two,) = _levels(first, MIDDLE), _levels(second, MIDDLE)
     inner = _within(first, one, MIDDLE if first.brain else DEPTH)
     if inner.samples < FEWEST:
         return float("nan"), float("nan")
     flip = np.diag([-1.0, 1.0, 1.0, 1.0])
     flip[0, 3] = 2 * second.centre()[0]
     turned = Volume(second.voxels, flip @ second.affine, second.foreground, second.brain)
+    (mirrored,) = _levels(turned, MIDDLE)
     straight = _refine(one, two, first.centre(), matrix, "rigid", MIDDLE)
-    return _shared(inner, two, straight), _shared(inner, _level(turned, MIDDLE), roughly(first, turned))
+    return _shared(inner, two, straight), _shared(inner, mirrored, roughly(first, turned))
 
 
 def _shared(fixed: _Level, moving: _Level, matrix: np.ndarray) -> float:
@@ -128,11 +128,11 @@ def _shared(fixed: _Level, moving: _Level, matrix: np.ndarray) -> float:
 
 def roughly(first: Volume, second: Volume) -> np.ndarray:
     """The rigid map of the first image onto the second to a millimetre or so, from 4 mm voxels, in one direction."""
-    turn = _laid_down(first, second)
+    turn, fixed, moving = _laid_down(first, second)
     second = _turned(second, turn.T)
-    coarse = [_level(volume, COARSE) for volume in (first, second)]
-    start = _search(coarse[0], coarse[1], first.centre(), second.centre())
-    return turn @ _refine(_level(first, MIDDLE), _level(second, MIDDLE), first.centre(), start, "rigid", MIDDLE)
+    start = _search(fixed, moving, first.centre(), second.centre())
+    (one,), (two,) = _levels(first, MIDDLE), _levels(second, MIDDLE)
+    return turn @ _refine(one, two, first.centre(), start, "rigid", MIDDLE)
 
 
 def _turned(volume: Volume, turn: np.ndarray) -> Volume:
@@ -140,14 +140,16 @@ def _turned(volume: Volume, turn: np.ndarray) -> Volume:
     return Volume(volume.voxels, turn @ volume.affine, volume.foreground, volume.brain)
 
 
-def _laid_down(first: Volume, second: Volume) -> np.ndarray:
+def _laid_down(first: Volume, second: Volume) -> tuple[np.ndarray, _Level, _Level]:
     """``(4, 4)`` turn by right angles by which the second head lies against the first; nearly always the identity.
+
+    And both coarse levels, the second one turned back.
 
     Patients are scanned feet first or on their side, and headers are wrong. Heads are so nearly symmetric that a half
     turn can look good at first sight, so the best are followed before they are compared. The second head is turned
     back for all that follows: angles about three axes are singular at a right angle.
     """
-    fixed, moving = _level(first, COARSE), _level(second, COARSE)
+    (fixed,), (moving,) = _levels(first, COARSE), _levels(second, COARSE)
     centre, other = first.centre(), second.centre()
     cases = []
     for turn in right_turns():
@@ -155,10 +157,10 @@ def _laid_down(first: Volume, second: Volume) -> np.ndarray:
         start[:3, 3] = place - centre
         cases.append((_value(fixed, level, start), turn, level, place))
     if min(case[0] for case in cases) == cases[0][0]:
-        return cases[0][1]
+        return cases[0][1], fixed, cases[0][2]
     followed = [cases[0], *sorted(cases[1:], key=lambda case: case[0])[:TURNED]]
-    ends = [_value(fixed, level, _search(fixed, level, centre, place)) for _, _, level, place in followed]
-    return followed[int(np.argmin(ends))][1]
+    best = min(followed, key=lambda case: _value(fixed, case[2], _search(fixed, case[2], centre, case[3])))
+    return best[1], fixed, best[2]
 
 
 def _level_turned(level: _Level, turn: np.ndarray) -> _Level:
@@ -177,13 +179,17 @@ def _finest(first: Volume, second: Volume) -> float:
     return float(max(FINEST, np.median(first.spacing()), np.median(second.spacing())))
 
 
-def _level(volume: Volume, size: float) -> _Level:
+def _levels(volume: Volume, *sizes: float) -> list[_Level]:
+    image = to_itk(without_hot_voxels(volume.voxels.astype(np.float32)), volume.affine)
+    mask = to_itk(volume.foreground.astype(np.float32), volume.affine)
+    return [_shrunk(image, mask, size) for size in sizes]
+
+
+def _shrunk(image: sitk.Image, mask: sitk.Image, size: float) -> _Level:
     """Averages the axes that are finer than ``size`` mm; thick slices stay as they are.
 
     Blocks of voxels are averaged: ITK's plain shrinking by an even factor displaces the image by half a voxel.
     """
-    image = to_itk(without_hot_voxels(volume.voxels.astype(np.float32)), volume.affine)
-    mask = to_itk(volume.foreground.astype(np.float32), volume.affine)
     factors = [
         min(max(1, round(size / spacing)), length)
         for spacing, length in zip(image.GetSpacing(), image.GetSize(), strict=True)
@@ -253,8 +259,7 @@ def _euler(matrix: np.ndarray, centre: np.ndarray) -> sitk.Euler3DTransform:
     transform = sitk.Euler3DTransform()
     pivot = LPS[:3, :3] @ centre
     transform.SetCenter(pivot.tolist())
-    turn = left @ right
-    transform.SetMatrix(turn.ravel().tolist(), 1e-6)
+    transform.SetMatrix((left @ right).ravel().tolist(), 1e-6)
     transform.SetTranslation((lps[:3, :3] @ pivot + lps[:3, 3] - pivot).tolist())
     return transform
 
@@ -300,6 +305,8 @@ def _starts(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
 def _value(fixed: _Level, moving: _Level, matrix: np.ndarray) -> float:
     """Negative mutual information; 0, the worst, where the images hardly overlap."""
     method = _method(fixed, fixed.samples)
+    method.MetricUseFixedImageGradientFilterOff()  # a value needs no gradients, which take as long again
+    method.MetricUseMovingImageGradientFilterOff()
     method.SetInitialTransform(_affine(matrix, np.zeros(3)))
     try:
         return float(method.MetricEvaluate(fixed.image, moving.image))
