@@ -39,6 +39,9 @@ REAL = {
 }
 
 
+SMALL = {**PLAN["finetune"], "learning_rates": [0.01], "budgets": {"short": {"trainer": {"max_steps": 3}}}}
+
+
 @pytest.fixture
 def real(tmp_path, monkeypatch):
     """A plan that trains, beside a user's own strategy."""
@@ -95,20 +98,20 @@ def test_rotation_tests_each_seed_on_what_it_has_not_seen_and_refuses_its_own_pr
     from lssl.benchmark.checks import _data, _instantiate
 
     options = {key: value for key, value in DATA["init_args"].items() if key != "split"}
-    data = {**DATA, "init_args": {**options, "subjects": 7}}
+    data = {**DATA, "init_args": {**options, "subjects": 5}}
     finetune = {**REAL["finetune"], "learning_rates": [0.01]}
-    scratch = read_plan(real(data=data, rotate=7, seeds=[*range(7)], labelled=[1, 3], strategies={}, finetune=finetune))
+    scratch = read_plan(real(data=data, rotate=5, seeds=[*range(5)], labelled=[1, 2], strategies={}, finetune=finetune))
     check_leakage(scratch.cells, rotate=True)
     with pytest.raises(InputError, match="is tested on in"):
         check_leakage(scratch.cells)
-    counts = {1: Counter(), 3: Counter(), None: Counter()}
+    counts = {1: Counter(), 2: Counter(), None: Counter()}
     for cell in scratch.cells:
         table = _instantiate(_data(cell)).table.drop_duplicates("subject")
         many = table["split"].value_counts()
-        assert (many["train"], many["val"]) == (cell.labelled or 5, 1)
+        assert (many["train"], many["val"]) == (cell.labelled or 3, 1)
         counts[cell.labelled].update(table["subject"][table["split"] == "train"])
-    assert all(counts[many] == dict.fromkeys(table["subject"], times) for many, times in ((1, 1), (3, 3), (None, 5)))
-    plan = read_plan(real(data=data, rotate=7, finetune=finetune))
+    assert all(counts[many] == dict.fromkeys(table["subject"], times) for many, times in ((1, 1), (2, 2), (None, 3)))
+    plan = read_plan(real(data=data, rotate=5, finetune=finetune))
     with pytest.raises(InputError, match=r"tested on in finetune/.* trained or validated on in pretrain/"):
         check_leakage(plan.cells, rotate=True)
 
@@ -124,23 +127,23 @@ def test_the_command_ends_in_tables_and_says_what_failed(tmp_path, monkeypatch, 
     program = fake(tmp_path, monkeypatch)
     monkeypatch.setattr(command, "run_cells", functools.partial(run_cells, program=program))
     monkeypatch.setattr("lssl.benchmark.checks.check_cells", lambda *args: None)
-    path = write_plan(tmp_path, seeds=[0], strategies={"good": PLAN["strategies"]["good"]})
+    path = write_plan(tmp_path, seeds=[0], finetune=SMALL, strategies={"good": PLAN["strategies"]["good"]})
     monkeypatch.setenv("FAKE_FAIL", "pretrain")
     with pytest.raises(SystemExit) as stop:
         main(["benchmark", "--config", str(path)])
     assert stop.value.code == 1
     said = capsys.readouterr().out
-    assert "1 failed, 4 skipped, as their pretraining failed" in said
+    assert "1 failed, 1 skipped, as their pretraining failed" in said
     assert "missing: rows rest on what is there" in (tmp_path / "out" / "table.md").read_text()
     monkeypatch.delenv("FAKE_FAIL")
     main(["benchmark", "--config", str(path), "--jobs", "2", "--report"])
     said = capsys.readouterr().out
-    assert "5 finished now" in said
+    assert "2 finished now" in said
     assert (tmp_path / "out" / "report.html").is_file()
     ran(tmp_path)
     main(["benchmark", "--config", str(path)])
     assert not ran(tmp_path)
-    assert "0 finished now, 11 before" in capsys.readouterr().out
+    assert "0 finished now, 4 before" in capsys.readouterr().out
 
 
 def test_a_dry_run_shows_cells_commands_and_an_estimate_and_leaves_nothing(tmp_path, monkeypatch, capsys):
@@ -231,7 +234,7 @@ def test_slurm_says_what_it_needs_and_runs_what_it_is_given(tmp_path, monkeypatc
     import lssl.benchmark.slurm as slurm
 
     program = fake(tmp_path, monkeypatch)
-    plan = read_plan(write_plan(tmp_path, seeds=[0], slurm={"timeout_min": 7}))
+    plan = read_plan(write_plan(tmp_path, seeds=[0], finetune=SMALL, slurm={"timeout_min": 7}))
     fingerprints = dict.fromkeys((cell.name for cell in plan.cells), "key")
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(InputError, match=r"pip install 'lssl\[slurm\]'"):
@@ -264,8 +267,8 @@ def test_slurm_says_what_it_needs_and_runs_what_it_is_given(tmp_path, monkeypatc
     outcome = slurm.run_on_slurm(plan, fingerprints, 3, lambda *event: None)
     assert given == {"name": "lssl-benchmark", "slurm_array_parallelism": 3, "timeout_min": 7}
     assert outcome.failed == {"pretrain/bad/seed-0": "it was told to fail"}
-    assert len(outcome.skipped) == 4
-    assert len(outcome.finished) == len(plan.cells) - 5
+    assert len(outcome.skipped) == 1
+    assert len(outcome.finished) == len(plan.cells) - 2
 
     def interrupt(*event):
         raise KeyboardInterrupt

@@ -66,7 +66,7 @@ def test_what_a_library_refuses_is_told_and_our_own_bugs_are_not_hidden():
 
 @pytest.mark.smoke
 def test_a_list_that_is_not_read_to_its_end_ends_quietly():
-    code = "import sys; from lssl.cli.main import main; main(['strategies'])"
+    code = "import sys; from lssl.cli.main import main; main(['help'])"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""

@@ -28,7 +28,7 @@ def told(capsys, *args: str) -> dict:
 def bids(tmp_path_factory) -> Path:
     """a: one image twice; b: flipped; c: constant; d: moved although on one grid; e: no orientation, thick slices."""
     root = tmp_path_factory.mktemp("inspect") / "bids"
-    coarse = (6.0, 6.0, 6.0)
+    coarse = (8.0, 8.0, 8.0)
     first = save(scan(None, coarse), image_path(root, "a", "M000"))
     image_path(root, "a", "M006").parent.mkdir(parents=True)
     shutil.copy(first, image_path(root, "a", "M006"))
@@ -68,8 +68,8 @@ def test_a_bids_folder_is_counted_and_doubted(bids, capsys, tmp_path):
         5.0: 0,
         10.0: 0,
     }
-    assert report["shapes"] == {"32×32×32": 7, "48×48×21": 1}
-    assert report["spacings_mm"] == {"6×6×6": 7, "4×4×9": 1}
+    assert report["shapes"] == {"24×24×24": 7, "48×48×21": 1}
+    assert report["spacings_mm"] == {"8×8×8": 7, "4×4×9": 1}
     assert report["orientations"]["none"] == 1
     assert report["without_age"] == 6
     found = {(entry["visit"], entry["reason"].split(":")[0]) for entry in report["suspicious"]}

@@ -39,7 +39,8 @@ def test_every_strategy_is_counted():
 
 @pytest.mark.parametrize("name", TERMS)
 def test_a_step_asks_for_few_operations(name: str):
-    parts = bench.operations(bench.built(name, 64), bench.batch(2, 80))
+    size, source = (64, 80) if "PriorGuided" in name else (32, 40)  # the former refuses views of 32 voxels
+    parts = bench.operations(bench.built(name, size), bench.batch(2, source))
     for part, most in (("views", VIEWS), ("terms", TERMS[name])):
         counted = parts[part]
         assert 0 < counted.total <= most, f"{part}: {counted.total}, {counted.found.most_common(12)}"
