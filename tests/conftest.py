@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,8 +14,10 @@ import pytest
 import torch
 
 from lssl.data.batch import PairBatch
+from lssl.datamodules import phantom
 from lssl.networks import backbone
 from lssl.networks.feature_geometry import Measured
+from lssl.synthetic.phantom_image import Scan
 from lssl.views import geometry as geo
 
 
@@ -49,6 +54,28 @@ def _measured_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone, "measure", once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _drawn_once() -> Iterator[None]:
+    """Small phantoms are drawn once a process: it takes a third of a second, and hundreds of runs show the same ones.
+
+    Whoever tests how they are drawn calls `lssl.synthetic.phantom_image.scan`, or draws each in a process of its own.
+    """
+    draw = phantom.scan
+    known = functools.lru_cache(maxsize=150)(draw)  # of 48 voxels a side at most, 100 MB
+
+    def once(*which, **options) -> Scan:
+        _, _, _, _, size, _, _, _, lesions = which
+        if math.prod(size) > 48**3 or lesions:
+            return draw(*which, **options)
+        kept = known(*which, **options)
+        parts = {part.name: getattr(kept, part.name) for part in dataclasses.fields(kept)}
+        return Scan(**{name: value if value is None else value.clone() for name, value in parts.items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantom, "scan", once)
         yield
 
 
