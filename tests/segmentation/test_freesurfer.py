@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from lssl.segmentation.classes import Classes, LabelCounts
@@ -45,4 +44,4 @@ def test_other_schemes_keep_their_numbers():
 def test_one_lone_vessel_does_not_hide_the_names():
     names = freesurfer_names(ASEG, ASEG.__getitem__)
     assert names[30] == "Left-vessel"
-    assert np.all([names[value] for value in ASEG if value])
+    assert all(names[value] for value in ASEG if value)

@@ -32,7 +32,7 @@ import lssl
 from lssl.callbacks import RepresentationMonitor
 from lssl.callbacks.pictures import Pictures
 from lssl.networks.backbone import Backbone
-from lssl.networks.sharding import reshard, shard, shard_for, whole
+from lssl.networks.sharding import TESTED, reshard, shard, shard_for, whole
 from lssl.runs.loggers import RunCSVLogger
 from lssl.strategies.global_contrastive import BYOL, GlobalContrastive, MoCo
 from lssl.strategies.prior_guided_local import PriorGuidedLocal
@@ -169,6 +169,8 @@ def batch(make_batch) -> Views:
 
 @pytest.fixture(scope="module")
 def together(batch, tmp_path_factory) -> dict:
+    if torch.__version__ < TESTED:
+        pytest.skip(f"FSDP2 needs torch {TESTED}")
     folder = tmp_path_factory.mktemp("ranks")
     dense()  # its network is measured once, for the ranks too
     torch.save(batch, folder / "batch.pt")

@@ -281,5 +281,6 @@ def test_a_chain_is_its_transforms_one_after_another_and_leaves_its_input(probab
     for transform, _, count in changes._steps:
         chosen, *parameters = (next(rest) for _ in range(1 + count))
         expected[chosen] = transform.apply(expected[chosen], generator, *parameters)
-    assert torch.equal(changed, expected)
+    # Chosen images lie elsewhere in memory, which older torch rounds otherwise in a resampling
+    torch.testing.assert_close(changed, expected, rtol=1e-5, atol=1e-6)
     assert len({tuple(arrays[0].tolist()), tuple(range(6))}) == 2 - int(probability)
