@@ -24,8 +24,8 @@ PAGES = [*CITIZENS, *DOCS]
 WORDS = 700
 RUN_FOR_REAL = ("show", "inspect", "strategies", "datamodules", "--version")
 TRAINER = ("fit", "validate", "test", "predict", "profile")
-BALL = (np.linalg.norm(np.mgrid[:40, :40, :40] - 19.5, axis=0) < 15).astype(np.float32)
-PATTERN = 1 + np.random.default_rng(0).random((10, 10, 10)).repeat(4, 0).repeat(4, 1).repeat(4, 2).astype(np.float32)
+BALL = (np.linalg.norm(np.mgrid[:24, :24, :24] - 11.5, axis=0) < 9).astype(np.float32)
+PATTERN = 1 + np.random.default_rng(0).random((6, 6, 6)).repeat(4, 0).repeat(4, 1).repeat(4, 2).astype(np.float32)
 LONG = (
     "prepare",
     "import",
@@ -144,7 +144,7 @@ def write_bids(root: Path) -> None:
         for session in ("M000", "M012"):
             path = root / f"sub-{subject}/ses-{session}/anat/sub-{subject}_ses-{session}_T1w.nii.gz"
             path.parent.mkdir(parents=True)
-            nib.save(nib.Nifti1Image(BALL * PATTERN, np.diag([2.0, 2.0, 2.0, 1.0])), path)
+            nib.save(nib.Nifti1Image(BALL * PATTERN, np.diag([4.0, 4.0, 4.0, 1.0])), path)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def place(tmp_path_factory) -> Path:
     """A folder in which the commands make sense: data, a method, and the run folders that they name."""
     place = tmp_path_factory.mktemp("place")
     write_bids(place / "my_bids")
-    main(["prepare", str(place / "my_bids"), str(place / "prepared"), "--suffix", "T1w", "--spacing", "2"])
+    main(["prepare", str(place / "my_bids"), str(place / "prepared"), "--suffix", "T1w", "--spacing", "4"])
     (place / "MAPS").mkdir()
     nib.save(nib.Nifti1Image((17 * (BALL > 0)).astype(np.int16), np.eye(4)), place / "MAPS/a.nii.gz")
     write_files(place)

@@ -17,24 +17,24 @@ from lssl.cli.main import main
 from lssl.datamodules.prepared import PreparedDataModule
 from lssl.utils.errors import InputError
 
-VOXELS = (30, 30, 30)
+VOXELS = (20, 20, 20)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """As `lssl prepare` leaves it: three subjects of two visits."""
     place = tmp_path_factory.mktemp("hostile")
-    ball = np.linalg.norm(np.mgrid[:30, :30, :30] - 14.5, axis=0) < 11
+    ball = np.linalg.norm(np.mgrid[:20, :20, :20] - 9.5, axis=0) < 8
     for subject in range(3):
-        head = gaussian_filter(np.random.default_rng(subject).random(VOXELS), 2) * 1000
+        head = gaussian_filter(np.random.default_rng(subject).random(VOXELS), 1.5) * 1000
         for visit in range(2):
             folder = place / "bids" / f"sub-{subject}" / f"ses-M{visit}2" / "anat"
             folder.mkdir(parents=True)
             draw = np.random.default_rng([subject, visit])
             voxels = (ball * (head - 300 + 10 * draw.random(VOXELS))).clip(0).astype(np.int16)
             path = folder / f"sub-{subject}_ses-M{visit}2_T1w.nii.gz"
-            nib.save(nib.Nifti1Image(voxels, np.diag([5.0, 5.0, 5.0, 1.0])), path)
-    main(["prepare", str(place / "bids"), str(place / "out"), "--spacing", "5"])
+            nib.save(nib.Nifti1Image(voxels, np.diag([8.0, 8.0, 8.0, 1.0])), path)
+    main(["prepare", str(place / "bids"), str(place / "out"), "--spacing", "8"])
     return place / "out"
 
 
@@ -56,7 +56,7 @@ def used(folder):
         return sentence if str(folder) in sentence else None
     assert all(bool(batch.images.isfinite().all()) for batch in batches)
     assert all(bool(batch.affines.isfinite().all()) for batch in batches)
-    assert all(np.linalg.norm(batch.affines[0, 0, :3, :3], axis=0) == pytest.approx(5, abs=0.01) for batch in batches)
+    assert all(np.linalg.norm(batch.affines[0, 0, :3, :3], axis=0) == pytest.approx(8, abs=0.01) for batch in batches)
     return source
 
 
@@ -193,7 +193,7 @@ def test_odd_bytes_of_a_table(folder, name, kind):
 def test_a_damaged_record_is_made_anew(folder, whole, text):
     record = folder / "records" / "sub-0.json"
     record.write_text(text)
-    main(["prepare", str(whole.parent / "bids"), str(folder), "--spacing", "5"])
+    main(["prepare", str(whole.parent / "bids"), str(folder), "--spacing", "8"])
     assert record.stat().st_size > 100
     assert len(used(folder).table) == 6
 
