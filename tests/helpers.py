@@ -26,6 +26,10 @@ TINY_NET = {
 }
 
 
+#: Of a run that is wanted for its checkpoint alone.
+CHECKPOINT = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.callbacks=null"]
+
+
 def few(cases, quick):
     """Cases of one kind: the first ones for every run of the suite, all others marked slow."""
     cases = [*cases]

@@ -184,17 +184,17 @@ def test_the_cortex_is_thinned_from_outside(data):
 def test_volumes_by_counting_a_fine_lattice(data):
     """Random points of what the subject shows at either time; the map's nearest voxel says the class."""
     subject = data.subject(4)
-    box = [torch.arange(-84, 84, 2.0).double() for _ in range(3)]
+    box = [torch.arange(-84, 84, 2.5).double() for _ in range(3)]
     points = torch.stack(torch.meshgrid(*box, indexing="ij"), -1).flatten(0, 2)
     points += (
-        torch.rand(points.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
+        torch.rand(points.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2.5
     )  # no lattice, no beats
     counted = []
     for time in (0.0, 5.0):
         index = subject.anatomy.index(canonical(subject, points, time)).round().long()
         inside = ((index >= 0) & (index < torch.tensor(subject.anatomy.code.shape))).all(1)
         number = subject.anatomy.numbers[subject.anatomy.code.long()][tuple(index[inside].T)]
-        counted.append([torch.isin(number, torch.tensor(n)).sum() * 2.0**3 for n in ((4, 5, 43, 44), (3, 42))])
+        counted.append([torch.isin(number, torch.tensor(n)).sum() * 2.5**3 for n in ((4, 5, 43, 44), (3, 42))])
     before, after = torch.tensor(counted)
     data.time = lambda index, visit: 5.0 * visit  # type: ignore[method-assign]
     try:
@@ -260,6 +260,7 @@ def test_a_surface_encloses_its_cells():
 
 
 @pytest.mark.real
+@pytest.mark.slow  # test_nothing_folds_for_the_longest_time looks at drawn maps
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no label maps in {REAL}; set LSSL_REAL_DATA")
 def test_real_maps_do_not_fold():
     data, index = LabelMapDataModule(REAL), 3  # the one of fifteen that is deformed most

@@ -47,8 +47,8 @@ def same(first, second) -> bool:
 
 
 def test_a_visit_depends_on_seed_subject_and_visit_alone():
-    forward = PhantomDataModule(subjects=4, visits=2, size=24, spacing=8.0)
-    backward = PhantomDataModule(subjects=9, visits=3, size=24, spacing=8.0, cache=False)
+    forward = PhantomDataModule(subjects=2, visits=2, size=24, spacing=8.0)
+    backward = PhantomDataModule(subjects=5, visits=3, size=24, spacing=8.0, cache=False)
     forward.setup()
     backward.setup()
     subject.cache_clear()
@@ -64,7 +64,7 @@ def test_a_visit_depends_on_seed_subject_and_visit_alone():
         key = tuple(backward.table.loc[row, ["index", "visit"]])
         if key in wanted:
             assert same(backward.read(row), wanted[key])
-    other = PhantomDataModule(subjects=4, size=24, spacing=8.0, seed=1)
+    other = PhantomDataModule(subjects=2, size=24, spacing=8.0, seed=1)
     assert not torch.equal(other.scan(0, 0).image, forward.scan(0, 0).image)
 
 
@@ -201,7 +201,7 @@ def test_labels_move_with_the_deformation():
 
 def test_deformation_is_invertible_for_the_longest_time():
     points = head_points()
-    for index in (4, 5, 11, 14):  # those that age fastest
+    for index in (11, 14):  # those that age fastest, and whose smallest determinant is lowest
         assert ageing.jacobian(subject(0, index), points, ageing.LONGEST).min() > 0.2
 
 

@@ -196,10 +196,11 @@ def test_a_config_pretrains_fine_tunes_and_predicts(tmp_path, monkeypatch):
         "num_workers": 0,
     }
     data = {"class_path": "lssl.datamodules.SubjectsDataModule", "init_args": options}
-    run = fit(tmp_path, "longitudinal_infonce.yaml", backbone=TINY_NET, data=data)
+    short = ["--trainer.max_steps", "1"]
+    run = fit(tmp_path, "longitudinal_infonce.yaml", backbone=TINY_NET, data=data, options=short)
     assert (run / "checkpoints/last.ckpt").is_file()
     options |= {"label": "seg", "few_shot": {"subjects": 1, "visits": 1}}
-    start = ["--model.init_args.pretrained", str(run / "checkpoints/last.ckpt")]
+    start = ["--model.init_args.pretrained", str(run / "checkpoints/last.ckpt"), *short]
     tuned = fit(tmp_path, "finetune.yaml", backbone=TINY_NET, data=data, options=start)
     tuned = max(tuned.parent.glob("run*"), key=lambda folder: folder.stat().st_mtime)
     arguments = ["--config", str(tuned / "config.yaml"), *tiny(tmp_path, backbone=TINY_NET, data=data)]

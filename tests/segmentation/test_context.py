@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, TINY_NET, fit, sentence, tiny
+from helpers import CHECKPOINT, ROOT, TINY_NET, fit, sentence, tiny
 from monai.networks.nets import BasicUNet
 from torch import nn
 
@@ -230,8 +230,8 @@ def test_mistakes_are_one_sentence(options, says, tmp_path, capsys):
 def test_pretrained_weights_of_one_visit_are_adapted(tmp_path, caplog):
     caplog.set_level("INFO")
     (tmp_path / "before").mkdir()
-    off = "--trainer.callbacks=null"
-    before = fit(tmp_path / "before", "masked_autoencoder.yaml", options=[SMALL[0], off], data=DATA, backbone=TINY_NET)
+    options = [SMALL[0], *CHECKPOINT]
+    before = fit(tmp_path / "before", "masked_autoencoder.yaml", options=options, data=DATA, backbone=TINY_NET)
     start = [f"--model.init_args.pretrained={before / 'checkpoints/last.ckpt'}", "--trainer.max_steps=1"]
     fit(tmp_path, "finetune_previous.yaml", options=[*SMALL, CLASSES, *start], data=DATA)
     assert "The first convolution was averaged over channels and repeated" in caplog.text

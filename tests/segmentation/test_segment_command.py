@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import TINY_NET, fit, sentence, tiny
+from helpers import CHECKPOINT, TINY_NET, fit, sentence, tiny
 
 import lssl
 from lssl.checkpoint import read_checkpoint
@@ -112,7 +112,7 @@ def test_mistakes_are_one_sentence(args, said, weights, scans, tmp_path, capsys)
 
 
 def test_weights_of_a_pretraining_are_refused(scans, tmp_path, capsys):
-    run = fit(tmp_path, "masked_autoencoder.yaml", options=["--model.init_args.block=8"], backbone=TINY_NET)
+    run = fit(tmp_path, "masked_autoencoder.yaml", options=CHECKPOINT, backbone=TINY_NET)
     said = sentence(capsys, "segment", scans[0], "-o", str(tmp_path / "out"), "--weights", str(run))
     assert "is of a MaskedAutoencoder" in said
 

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 import yaml
-from helpers import TINY_NET, fit
+from helpers import CHECKPOINT, TINY_NET, fit
 
 from lssl.checkpoint import load_task, read_checkpoint
 from lssl.cli.complete import complete
@@ -144,7 +144,7 @@ def test_classes_and_factories_under_class_path_are_no_commands():
 
 
 def test_a_changed_checkpoint_imports_nothing(tmp_path, trap, monkeypatch):
-    run = fit(tmp_path, "global_contrastive.yaml", backbone=TINY_NET, options=["--trainer.max_steps=1"])
+    run = fit(tmp_path, "global_contrastive.yaml", backbone=TINY_NET, options=CHECKPOINT)
     path = run / "checkpoints" / "last.ckpt"
     for group in ("model", "backbone"):
         checkpoint = torch.load(path, weights_only=True)
