@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo benchmark perf test coverage slow fuzz lint docs notebook wheel release clean
+.PHONY: help setup demo benchmark perf test coverage slow lowest fuzz lint docs notebook wheel release clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +17,7 @@ $(BIN)/lssl: pyproject.toml constraints.txt
 demo: setup ## pretrain on procedural heads and show what was learned: minutes on two cores
 	$(BIN)/lssl fit --config configs/demo.yaml
 
-benchmark: setup ## three strategies against scratch on procedural heads, about two hours on two cores: table, figure and page in runs/benchmark/demo
+benchmark: setup ## three strategies against scratch on procedural heads, about three hours on two cores: table, figure and page in runs/benchmark/demo
 	$(BIN)/lssl benchmark --config configs/benchmark/demo.yaml --jobs 2 --report
 
 perf: setup ## the measurements of benchmarks/ that take minutes, one after the other: views, reading, steps, growth, whole runs, precision, processes, start
@@ -32,6 +32,13 @@ coverage: lint ## as test, and the share of lines that it ran
 
 slow: setup ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+lowest: ## the quick tests with the lowest versions that pyproject.toml allows, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct \
+		--editable ".[hdf5,torchio,trajectories,wandb]" "pytest>=9" "pytest-xdist>=3.6" "hypothesis>=6.100"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 fuzz: setup ## damaged files, odd tables and odd settings, minutes; LSSL_FUZZ=2000 tries more of each
 	OMP_NUM_THREADS=1 LSSL_FUZZ=$${LSSL_FUZZ:-200} $(BIN)/python -m pytest -n 2 --dist load tests/fuzz
