@@ -61,7 +61,8 @@ class RunCost:
         flops_per_step: floating-point operations of the first step, forward and backward, as torch counts them
             (convolutions, matrix products, attention). Unlike time it does not depend on the machine and its load.
         peak_flops: what one device can do in a second at this precision; 0 where that is not known.
-        pairs_per_step: pairs in the last batch; in fine-tuning, labelled visits and unlabelled pairs.
+        pairs_per_step: pairs in the last batch, a series of more visits is one; in fine-tuning, labelled visits and
+            unlabelled pairs.
         steps: number of steps.
         first_step: seconds up to the end of the first step, which starts workers and chooses kernels.
         monitor: seconds of monitors, pictures and reports.
