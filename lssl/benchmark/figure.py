@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -34,8 +35,12 @@ def draw_results(found: list[Result], strategies: list[str], path: Path) -> None
     axes = figure.subplots(len(rows), len(ratios), width_ratios=ratios, height_ratios=heights, squeeze=False)
     for row, entries in zip(axes, rows, strict=True):
         _draw_task(row, entries, budgets, strategies)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
+    shown: dict[str, Any] = {}
+    for axis in axes[:, :-1].flat:  # a row may have but one of the budgets
+        handles, names = axis.get_legend_handles_labels()
+        shown |= dict(zip(names, handles, strict=True))
+    names = [name for name in strategies if name in shown]
+    figure.legend([shown[name] for name in names], names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
     _save(figure, path)
 
 

@@ -139,6 +139,15 @@ def test_a_longer_budget_of_scratch_alone_says_whether_scratch_is_flat(finished,
     assert (tmp_path / "figure.png").is_file()
 
 
+def test_the_legend_names_rows_of_any_budget(finished, tmp_path, monkeypatch):
+    plan, fingerprints = finished
+    table, drawn = collect(plan, fingerprints), []
+    table = table[(table["budget"] == "long") | (table["strategy"] == "scratch")]  # the first panel has scratch alone
+    monkeypatch.setattr("lssl.benchmark.figure._save", lambda figure, path: drawn.append(figure))
+    draw_results(entries(table, list(plan.parts)), list(plan.parts), tmp_path / "figure.png")
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == list(plan.parts)
+
+
 def test_a_ceiling_below_a_row_is_a_warning_and_rows_that_rise_are_marked(finished, capsys):
     plan, fingerprints = finished
     table = collect(plan, fingerprints)
