@@ -40,7 +40,9 @@ def draw_results(found: list[Result], strategies: list[str], path: Path) -> None
         handles, names = axis.get_legend_handles_labels()
         shown |= dict(zip(names, handles, strict=True))
     names = [name for name in strategies if name in shown]
-    figure.legend([shown[name] for name in names], names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
+    figure.legend(
+        [shown[name] for name in names], names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False
+    )
     _save(figure, path)
 
 
