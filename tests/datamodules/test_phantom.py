@@ -340,18 +340,3 @@ def test_groups_of_rates_differ_in_nothing_but_declared_rates():
     grown = math.log(total(after, "ventricles") / total(before, "ventricles")) / data.time(1, 1)
     assert grown == pytest.approx(0.10, rel=0.05)
     assert "group" not in PhantomDataModule(subjects=2).visit_table()
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"rate_groups": {"a": {"amygdala": 0.1}}}, "a has a rate of amygdala"),
-        ({"rate_groups": {"a": {"ventricles": 0.5}}}, "is 0.5 a year; give 0 to 0.1"),
-        ({"rate_groups": {"a": {"hippocampus": 0.01}}}, "give -0.05 to 0"),
-        ({"rate_groups": GROUPS, "fast": 0.5}, "give one of the two"),
-        ({"rate_groups": GROUPS, "visits": 4, "interval": 2.0}, "age for 6 years"),
-    ],
-)
-def test_rates_that_the_phantom_cannot_follow_are_refused(options, says):
-    with pytest.raises(InputError, match=says):
-        PhantomDataModule(**options)

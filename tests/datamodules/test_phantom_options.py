@@ -8,6 +8,8 @@ import torch
 from lssl.datamodules.phantom import PhantomDataModule
 from lssl.utils.errors import InputError
 
+GROUPS = {"stable": {"ventricles": 0.02}, "fast": {"ventricles": 0.10, "hippocampus": -0.05}}
+
 
 @pytest.mark.parametrize(
     ("options", "word"),
@@ -41,3 +43,18 @@ def test_contrast_changes_the_order_of_tissues_and_nothing_else():
     assert any(whiter[i] != whiter[i + 1] for i in range(0, 8, 2))  # it differs between the visits of a subject
     with pytest.raises(InputError, match=r"contrast is 1\.5; give a share"):
         PhantomDataModule(contrast=1.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"rate_groups": {"a": {"amygdala": 0.1}}}, "a has a rate of amygdala"),
+        ({"rate_groups": {"a": {"ventricles": 0.5}}}, "is 0.5 a year; give 0 to 0.1"),
+        ({"rate_groups": {"a": {"hippocampus": 0.01}}}, "give -0.05 to 0"),
+        ({"rate_groups": GROUPS, "fast": 0.5}, "give one of the two"),
+        ({"rate_groups": GROUPS, "visits": 4, "interval": 2.0}, "age for 6 years"),
+    ],
+)
+def test_rates_that_the_phantom_cannot_follow_are_refused(options, says):
+    with pytest.raises(InputError, match=says):
+        PhantomDataModule(**options)
