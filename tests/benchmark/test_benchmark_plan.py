@@ -246,3 +246,17 @@ def test_a_row_may_start_from_a_file(tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             read_plan(write_plan(tmp_path, strategies={"file": wrong}))
+
+
+def test_estimates_add_up():
+    from lssl.benchmark.estimate import Timing, estimate
+
+    class Cell:
+        def __init__(self, stage, strategy, steps):
+            self.stage, self.strategy, self.steps, self.task = stage, strategy, steps, ""
+
+    cells = [Cell("pretrain", "a", 100), Cell("finetune", "a", 50), Cell("finetune", "scratch", 50)]
+    timings = {"a": Timing(10.0, 2.0, 3.0), "fine-tuning": Timing(20.0, 1.0, 1.0)}
+    hours, memory = estimate(cells, timings, 2)
+    assert hours * 3600 == pytest.approx((10 + 200 + 70 + 70) / 2)
+    assert memory == 4.0
